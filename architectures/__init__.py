@@ -1,0 +1,1 @@
+"""The built-in backbones. They come through the same entry points as anybody's plug-in."""

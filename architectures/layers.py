@@ -1,0 +1,32 @@
+"""What the built-in backbones share: how width scales channels, how weights start, the usual head."""
+
+import torch
+from torch import nn
+
+
+def scaled(channels: int, width: float) -> int:
+    """`channels` times `width`, rounded, at least 1. Raises ValueError unless `width` is above 0."""
+    if not isinstance(width, int | float) or not 0 < width <= 64:
+        raise ValueError(f"width must be above 0 and at most 64, not {width!r}")
+    return max(1, round(channels * width))
+
+
+def initialise(module: nn.Module) -> None:
+    """Convs as in He et al. 2015 (arXiv:1502.01852) and torchvision; their biases 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def pooled_linear(channels: int, num_classes: int) -> nn.Sequential:
+    """Features (N, channels, h, w) of any size to logits (N, num_classes)."""
+    return nn.Sequential(GlobalAveragePool(), nn.Linear(channels, num_classes))
+
+
+class GlobalAveragePool(nn.Module):
+    """(N, c, h, w) -> (N, c)."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features.mean(dim=(2, 3))

@@ -1,0 +1,83 @@
+"""Train one convolutional network, take smaller ones out of it.
+
+    import cnsn_cli
+
+    network = cnsn_cli.load("runs/demo/best.safetensors")   # a whole network: .base, .submodels[i]
+    cnsn_cli.detach("runs/demo/best.safetensors", "submodel1", "small.safetensors")
+    small = cnsn_cli.load("small.safetensors")
+    logits = small(small.preprocess(image)[None])
+
+Names are resolved when they are first used, because importing torch takes seconds.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from cnsn_cli.backbone import Backbone, DetachPoint, detach_points
+    from cnsn_cli.checkpoint import load
+    from cnsn_cli.complexity import count_macs
+    from cnsn_cli.data import load_dataset, load_test
+    from cnsn_cli.detaching import detach
+    from cnsn_cli.errors import CnsnError
+    from cnsn_cli.evaluation import evaluate
+    from cnsn_cli.loss import multi_model_loss
+    from cnsn_cli.network import Cnsn, Model
+    from cnsn_cli.recipe import Recipe, load_recipe
+    from cnsn_cli.run import train
+    from cnsn_cli.task import Task
+
+_HOMES = {
+    "Backbone": "backbone",
+    "Cnsn": "network",
+    "CnsnError": "errors",
+    "DetachPoint": "backbone",
+    "Model": "network",
+    "Recipe": "recipe",
+    "Task": "task",
+    "count_macs": "complexity",
+    "detach": "detaching",
+    "detach_points": "backbone",
+    "evaluate": "evaluation",
+    "load": "checkpoint",
+    "load_dataset": "data",
+    "load_recipe": "recipe",
+    "load_test": "data",
+    "multi_model_loss": "loss",
+    "train": "run",
+}
+
+__all__ = [
+    "Backbone",
+    "Cnsn",
+    "CnsnError",
+    "DetachPoint",
+    "Model",
+    "Recipe",
+    "Task",
+    "__version__",
+    "count_macs",
+    "detach",
+    "detach_points",
+    "evaluate",
+    "load",
+    "load_dataset",
+    "load_recipe",
+    "load_test",
+    "multi_model_loss",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

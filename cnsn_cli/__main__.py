@@ -1,0 +1,6 @@
+"""`python -m cnsn_cli`."""
+
+from cnsn_cli.main import main
+
+if __name__ == "__main__":
+    main()

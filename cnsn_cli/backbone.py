@@ -1,0 +1,123 @@
+"""The contract that an architecture fulfils, and the detach points that follow from it."""
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from cnsn_cli.errors import ArchitectureError, DetachPointError
+
+LARGEST_IMAGE = 1024  # how far the search for a workable image size goes
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """An architecture as a sequence of units and a head.
+
+    `units` map images (N, C, H, W) to features (N, c, h, w), `head` maps features to logits
+    (N, num_classes). A unit is the smallest piece that a cut may not split: conv+BN+ReLU(+pool) in VGG,
+    a residual block in ResNet. `conv_counts` says how many conv layers lie on the main path of each
+    unit; shortcut convs do not count. All layers but BatchNorm must treat samples independently.
+    """
+
+    units: nn.Sequential
+    head: nn.Module
+    conv_counts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.units, nn.Sequential) or not isinstance(self.head, nn.Module):
+            raise TypeError("a Backbone takes units as nn.Sequential and a head as nn.Module")
+        if len(self.conv_counts) != len(self.units):
+            raise ValueError(f"conv_counts has {len(self.conv_counts)} entries for {len(self.units)} units")
+
+
+class DetachPoint(NamedTuple):
+    """A legal cut: the first `drops` conv layers go, `unit` is the first unit kept.
+
+    `shape` (c, h, w) is the feature map that this unit expects.
+    """
+
+    drops: int
+    unit: int
+    shape: tuple[int, int, int]
+
+
+def feature_shapes(backbone: Backbone, image_shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
+    """The shape (c, h, w) before each unit and after the last, found on the meta device in eval mode.
+
+    Raises ArchitectureError where `image_shape` (C, H, W) makes a feature map vanish.
+    """
+    try:
+        return _trace_shapes(backbone, image_shape)
+    except RuntimeError as error:
+        channels, height, _ = image_shape
+        for size in range(height + 1, LARGEST_IMAGE + 1):
+            if _fits(backbone, (channels, size, size)):
+                hint = f"the smallest size that fits is {size}"
+                raise ArchitectureError(f"image size {height} is too small: {hint}") from error
+        raise ArchitectureError(f"the backbone takes no image of shape {image_shape}: {error}") from error
+
+
+def _fits(backbone: Backbone, image_shape: tuple[int, int, int]) -> bool:
+    try:
+        return bool(_trace_shapes(backbone, image_shape))
+    except RuntimeError:
+        return False
+
+
+def _trace_shapes(backbone: Backbone, image_shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
+    features = torch.empty(1, *image_shape, device="meta")
+    shapes = [tuple(features.shape[1:])]
+    for unit in backbone.units:
+        features = _on_meta(unit, features)
+        shapes.append(tuple(features.shape[1:]))
+    _on_meta(backbone.head, features)
+    return shapes
+
+
+def _on_meta(module: nn.Module, features: Tensor) -> Tensor:
+    """What `module` returns in eval mode, computed on shapes only; the module itself stays as it is."""
+    modes = {child: child.training for child in module.modules()}
+    tensors = {name: tensor.to("meta") for name, tensor in module.state_dict(keep_vars=True).items()}
+    try:
+        output: Tensor = functional_call(module.eval(), tensors, features)
+    finally:
+        for child, mode in modes.items():
+            child.training = mode
+    return output
+
+
+def detach_points(backbone: Backbone, image_shape: tuple[int, int, int]) -> list[DetachPoint]:
+    """Every legal cut for images of `image_shape` (C, H, W), ascending in dropped convs.
+
+    Legal is 1 <= k < number of conv layers. Where several unit borders have the same k, the last one
+    before the next conv counts. A step-down conv shrinks, so the feature map must not exceed the image.
+    """
+    shapes = feature_shapes(backbone, image_shape)
+    total = sum(backbone.conv_counts)
+    points = {}
+    for unit, drops in enumerate(accumulate(backbone.conv_counts), start=1):
+        match shapes[unit]:
+            case (channels, height, width) if height <= image_shape[1] and width <= image_shape[2]:
+                points[drops] = DetachPoint(drops, unit, (channels, height, width))
+    return [point for drops, point in points.items() if 1 <= drops < total]
+
+
+def choose_exits(points: list[DetachPoint], exits: tuple[int, ...]) -> list[DetachPoint]:
+    """The detach points named by `exits`, in the same order.
+
+    Raises DetachPointError unless `exits` ascend and each is legal.
+    """
+    if list(exits) != sorted(set(exits)):
+        tidy = ",".join(map(str, sorted(set(exits))))
+        given = ",".join(map(str, exits))
+        raise DetachPointError(f"exits must ascend without repeats, not {given}: use {tidy}")
+    by_drops = {point.drops: point for point in points}
+    for drops in exits:
+        if drops not in by_drops:
+            legal = ", ".join(map(str, by_drops)) or "none"
+            raise DetachPointError(f"{drops} is no detach point: choose from {legal}")
+    return [by_drops[drops] for drops in exits]

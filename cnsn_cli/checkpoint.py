@@ -1,0 +1,97 @@
+"""Saving and loading networks. A file never makes code run: its architecture is looked up by name."""
+
+import hashlib
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cnsn_cli import __version__, registry
+from cnsn_cli.errors import CheckpointError, CnsnError
+from cnsn_cli.files import replacing
+from cnsn_cli.metadata import KEY, Metadata, read_metadata
+from cnsn_cli.network import Cnsn, Model
+from cnsn_cli.tensorfile import Header, read_header
+
+
+def versions() -> dict[str, str]:
+    """What a network was made with."""
+    return {"cnsn-cli": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def save(path: Path, network: Cnsn, metadata: Metadata) -> None:
+    """Write a whole network; the digests of `metadata` are filled in. Raises OutputError."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    digests = {name: digest(tensor) for name, tensor in tensors.items()}
+    text = metadata.model_copy(update={"sha256": digests}).to_json()
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={KEY: text})
+
+
+def load(path: str | Path) -> Cnsn | Model:
+    """Read a whole network or a detached model, in eval mode on the CPU.
+
+    Every tensor is checked against the architecture before it is read, and against its digest after.
+    Raises CheckpointError, and ArchitectureError where the architecture is not installed.
+    """
+    path = Path(path)
+    network, metadata = load_blank(path)
+    network.load_state_dict(_read_tensors(path, metadata), assign=True)
+    return network.eval()
+
+
+def load_blank(path: Path) -> tuple[Cnsn | Model, Metadata]:
+    """The network that a file tells of, on the meta device, checked against the tensors in the file."""
+    header = read_header(path)
+    metadata = read_metadata(path, header)
+    network = _blank(path, metadata)
+    _check_tensors(path, header, network)
+    return network, metadata
+
+
+def digest(tensor: Tensor) -> str:
+    """SHA-256 of the bytes of a contiguous tensor on the CPU."""
+    return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+
+
+def _blank(path: Path, metadata: Metadata) -> Cnsn | Model:
+    try:
+        backbone = registry.build_blank(metadata.arch, metadata.task)
+        with torch.device("meta"):
+            network = Cnsn(backbone, metadata.exits, metadata.task, metadata.bn)
+    except CnsnError as error:
+        raise type(error)(f"{path}, made with {metadata.provider}: {error}") from error
+    if metadata.kind == "network":
+        return network
+    model = network.models()[-1]
+    model.name = metadata.models[0].name
+    return model
+
+
+def _check_tensors(path: Path, header: Header, network: nn.Module) -> None:
+    expected = network.state_dict()
+    for name in sorted(expected.keys() | header.entries.keys()):
+        if name not in header.entries:
+            raise CheckpointError(f"{path} lacks tensor {name!r} of its architecture")
+        if name not in expected:
+            raise CheckpointError(f"{path} has a tensor {name!r} that its architecture does not know")
+        entry, tensor = header.entries[name], expected[name]
+        if entry.shape != tuple(tensor.shape):
+            shape = tuple(tensor.shape)
+            raise CheckpointError(f"{path}: {name!r} has shape {entry.shape}, its architecture wants {shape}")
+        if ("F" in entry.dtype) != tensor.is_floating_point():
+            raise CheckpointError(f"{path}: {name!r} has dtype {entry.dtype}, wanted {tensor.dtype}")
+
+
+def _read_tensors(path: Path, metadata: Metadata) -> dict[str, Any]:
+    tensors = {}
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - not a dictionary
+            tensors[name] = file.get_tensor(name)
+            if digest(tensors[name]) != metadata.sha256.get(name):
+                raise CheckpointError(f"{path} is damaged: tensor {name!r} is not as it was saved")
+    return tensors

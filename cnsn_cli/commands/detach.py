@@ -1,0 +1,56 @@
+"""`cnsn detach`: a sub-model as a file of its own."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnsn_cli.commands.options import Force, Json
+from cnsn_cli.commands.output import print_json, print_models
+from cnsn_cli.metadata import Metadata
+
+
+def detach(
+    checkpoint: Annotated[Path, typer.Argument(help="A network, as cnsn train writes it.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write; a folder with --all.")],
+    submodel: Annotated[str | None, typer.Option(help="A number such as 1, or base.")] = None,
+    max_macs: Annotated[
+        str | None, typer.Option(help="Take the most accurate model with at most so many MACs, such as 150M.")
+    ] = None,
+    all_models: Annotated[bool, typer.Option("--all", help="Write every model into the folder.")] = False,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Write a sub-model as a stand-alone file: its step-down conv, the kept layers and the head."""
+    from cnsn_cli import detaching
+
+    if sum([submodel is not None, max_macs is not None, all_models]) != 1:
+        raise typer.BadParameter("give one of --submodel, --max-macs and --all")
+    if all_models:
+        written = detaching.detach_all(checkpoint, output, force)
+    else:
+        name = submodel or detaching.most_accurate(checkpoint, _parse_count(max_macs or ""))
+        written = {output: detaching.detach(checkpoint, name, output, force)}
+    _report(written, json)
+
+
+def _parse_count(text: str) -> int:
+    factors = {"K": 10**3, "M": 10**6, "G": 10**9}
+    factor = factors.get(text[-1:].upper(), 1)
+    try:
+        return int(float(text[:-1] if factor > 1 else text) * factor)
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"{text!r} is no number such as 150M or 0.15G") from None
+
+
+def _report(written: dict[Path, Metadata], json: bool) -> None:
+    models = [
+        {"file": str(path), **metadata.models[0].model_dump(exclude_none=True)}
+        for path, metadata in written.items()
+    ]
+    if json:
+        print_json({"models": models})
+        return
+    print_models(models)
+    for path in written:
+        print(f"written: {path} ({path.stat().st_size / 2**20:,.2f} MiB)")

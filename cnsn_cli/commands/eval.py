@@ -1,0 +1,53 @@
+"""`cnsn eval`: how good every model in a file is."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cnsn_cli.commands.options import DataDir, Device, Json
+from cnsn_cli.commands.output import print_json, print_models, print_table
+
+if TYPE_CHECKING:
+    from cnsn_cli.evaluation import ClassResult
+
+
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A network, or a detached model.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="cifar10, cifar100, digits or a folder; default: what it was trained on."),
+    ] = None,
+    data_dir: DataDir = Path("data"),
+    device: Device = "auto",
+    per_class: Annotated[bool, typer.Option(help="Show precision and recall of every class too.")] = False,
+    json: Json = False,
+) -> None:
+    """Measure accuracy and loss of every model in a file on the test images."""
+    from cnsn_cli.evaluation import evaluate_file
+
+    report = evaluate_file(checkpoint, data, data_dir, device, per_class)
+    models = [
+        {**asdict(cost), **asdict(result)} for cost, result in zip(report.costs, report.results, strict=True)
+    ]
+    if json:
+        print_json(
+            {"data": report.data, "images": report.images, "models": _with_classes(models, report.classes)}
+        )
+        return
+    print_models(models, f"{checkpoint} on {report.images:,} test images of {report.data}")
+    for name, classes in report.classes.items():
+        rows = [
+            (c.class_name, f"{c.precision:.2%}", f"{c.recall:.2%}", f"{c.f1:.4f}", f"{c.images:,}")
+            for c in classes
+        ]
+        print_table(("class", "precision", "recall", "F1", "images"), rows, name)
+
+
+def _with_classes(
+    models: list[dict[str, Any]], classes: "dict[str, list[ClassResult]]"
+) -> list[dict[str, Any]]:
+    if not classes:
+        return models
+    return [{**model, "classes": [asdict(c) for c in classes[model["name"]]]} for model in models]

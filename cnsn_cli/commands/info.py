@@ -1,0 +1,45 @@
+"""`cnsn info`: what a file is."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnsn_cli.commands.options import Json
+from cnsn_cli.commands.output import print_json, print_models, printable
+from cnsn_cli.metadata import Metadata, read_metadata
+from cnsn_cli.tensorfile import read_header
+
+
+def info(
+    file: Annotated[Path, typer.Argument(help="A network, or a detached model.")],
+    json: Json = False,
+) -> None:
+    """Show what a file says of itself, without reading its weights."""
+    metadata = read_metadata(file, read_header(file))
+    if json:
+        print_json(metadata.model_dump(mode="json", exclude_none=True))
+        return
+    for label, text in _lines(metadata).items():
+        print(f"{label:<13}{printable(text)}")
+    print_models([model.model_dump() for model in metadata.models])
+
+
+def _lines(metadata: Metadata) -> dict[str, str]:
+    task = metadata.task
+    names = ", ".join(task.class_names[:10]) + ", ..." * (task.num_classes > 10)
+    lines = {
+        "kind": "a detached model" if metadata.kind == "detached" else "a network with its sub-models",
+        "architecture": f"{metadata.arch} ({metadata.provider})",
+        "images": f"{task.in_channels} x {task.image_size} x {task.image_size}",
+        "classes": f"{task.num_classes}: {names}",
+        "BN": f"{metadata.bn} statistics",
+        "trained on": metadata.data or "unknown",
+        "recipe": ", ".join(f"{key} {value}" for key, value in metadata.recipe.items()),
+        "made with": ", ".join(f"{name} {version}" for name, version in metadata.versions.items()),
+    }
+    if metadata.selection:
+        lines["selected"] = f"epoch {metadata.selection.epoch}, on the {metadata.selection.images} images"
+    if metadata.parent:
+        lines["parent"] = metadata.parent
+    return lines

@@ -1,0 +1,55 @@
+"""`cnsn mac`: what models cost, before or after training."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cnsn_cli.commands.options import ImageSize, InChannels, Json, parse_exits
+from cnsn_cli.commands.output import print_json, print_models, print_table
+
+if TYPE_CHECKING:
+    from cnsn_cli.network import Cnsn, Model
+
+
+def mac(
+    checkpoint: Annotated[Path | None, typer.Argument(help="A network, or a detached model.")] = None,
+    arch: Annotated[str | None, typer.Option(help="An architecture, such as vgg16:width=0.5.")] = None,
+    exits: Annotated[
+        str | None, typer.Option(help="Detach points such as 2,7; default: all of them, as drop<k>.")
+    ] = None,
+    image_size: ImageSize = 32,
+    classes: Annotated[int, typer.Option(min=1, help="Number of classes.")] = 10,
+    in_channels: InChannels = 3,
+    layers: Annotated[bool, typer.Option("--layers", help="Show every part of the network too.")] = False,
+    json: Json = False,
+) -> None:
+    """Count MACs, operations, parameters and bytes of a network and of its sub-models."""
+    if (checkpoint is None) == (arch is None):
+        raise typer.BadParameter("give a checkpoint or --arch")
+    if checkpoint is not None and exits is not None:
+        raise typer.BadParameter("--exits goes with --arch: a checkpoint knows its own")
+    cuts = None if exits is None else parse_exits(exits)
+    from cnsn_cli import complexity
+    from cnsn_cli.checkpoint import load_blank
+    from cnsn_cli.task import Task
+
+    if arch is not None:
+        task = Task.plain(classes, image_size or 32, in_channels)
+        network: Cnsn | Model = complexity.blank_network(arch, cuts, task)
+    else:
+        network, _ = load_blank(checkpoint or Path())
+    costs = complexity.model_costs(network)
+    parts = complexity.layer_costs(network) if layers else []
+    if json:
+        content = {"models": [asdict(cost) for cost in costs]}
+        print_json(content | ({"layers": [asdict(part) for part in parts]} if layers else {}))
+        return
+    print_models([asdict(cost) for cost in costs], str(checkpoint or arch))
+    if layers:
+        rows = [
+            (p.name, " x ".join(map(str, p.shape)), f"{p.macs:,}", f"{p.operations:,}", f"{p.parameters:,}")
+            for p in parts
+        ]
+        print_table(("part", "output", "MACs", "operations", "parameters"), rows)

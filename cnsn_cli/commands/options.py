@@ -1,0 +1,22 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def parse_exits(text: str) -> tuple[int, ...]:
+    """`2,7` to (2, 7); the empty string to ()."""
+    try:
+        return tuple(int(part) for part in text.split(",")) if text.strip() else ()
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no list of numbers such as 2,7") from None
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what exists.")]
+DataDir = Annotated[Path, typer.Option(help="Where CIFAR lies, or is downloaded to.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+ImageSize = Annotated[int | None, typer.Option(min=1, help="Side of the images in pixels.")]
+InChannels = Annotated[int, typer.Option(min=1, help="Channels of the images: 3, or 1 for grey.")]

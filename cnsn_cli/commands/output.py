@@ -1,0 +1,54 @@
+"""What commands print: tables for people, JSON for programs, and nothing that a terminal would obey."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "name": ("model", str),
+    "drops": ("drops", str),
+    "macs": ("MACs", lambda n: f"{n / 1e6:,.1f} M"),
+    "operations": ("operations", lambda n: f"{n / 1e6:,.1f} M"),
+    "parameters": ("parameters", lambda n: f"{n:,}"),
+    "bytes": ("size", lambda n: f"{n / 2**20:,.2f} MiB"),
+    "accuracy": ("accuracy", lambda x: f"{x:.2%}"),
+    "loss": ("loss", lambda x: f"{x:.4f}"),
+}
+
+
+def printable(text: str) -> str:
+    """`text` with control characters spelled out, so that names from files cannot steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    print(json.dumps(content, indent=2))
+
+
+def print_models(models: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
+    """A row a model, a column for every field that is known."""
+    known = [field for field in COLUMNS if models[0].get(field) is not None]
+    # With figures of quality a row would no longer fit 80 columns, and MACs say nearly the same.
+    fields = [field for field in known if field != "operations" or "accuracy" not in known]
+    columns = [COLUMNS[field][0] for field in fields]
+    rows = [[COLUMNS[field][1](model[field]) for field in fields] for model in models]
+    print_table(columns, rows, title)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
+    """A table on stdout; the first column is text, the others are flush right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    heading = Text(printable(title)) if title else None
+    table = Table(title=heading, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 10_000  # a pipe is as wide as the table needs
+    console.print(table)

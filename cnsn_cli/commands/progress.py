@@ -1,0 +1,85 @@
+"""What people see while a network trains: live bars on a terminal, a line an epoch elsewhere. On stderr."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cnsn_cli.evaluation import ModelResult
+from cnsn_cli.recipe import Recipe
+from cnsn_cli.run import Started, Watch
+from cnsn_cli.training import Epoch, Step
+
+
+@contextmanager
+def progress(recipe: Recipe) -> Iterator[Watch]:
+    """Yields what to call with every event of a training run."""
+    console = Console(stderr=True, highlight=False, markup=False)
+    if not console.is_terminal:
+        yield lambda event: _print_event(console, event, recipe)
+        return
+    with Progress(
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[models]}"),
+        console=console,
+        transient=True,
+    ) as bars:
+        yield _Live(bars, recipe)
+
+
+class _Live:
+    """A bar over all steps of all epochs, so that the time left is that of the whole run."""
+
+    def __init__(self, bars: Progress, recipe: Recipe) -> None:
+        self.bars, self.recipe = bars, recipe
+        self.task = bars.add_task("", total=None, epoch=f"1/{recipe.epochs}", speed="", models="")
+
+    def __call__(self, event: Started | Step | Epoch) -> None:
+        if isinstance(event, Started):
+            self.bars.update(self.task, total=event.steps_per_epoch * self.recipe.epochs)
+            self.steps = event.steps_per_epoch
+        else:
+            step = event.step if isinstance(event, Step) else self.steps
+            results = event.results if isinstance(event, Step) else event.train
+            self.bars.update(
+                self.task,
+                completed=(event.epoch - 1) * self.steps + step,
+                epoch=f"{event.epoch}/{self.recipe.epochs}",
+                speed=f"{event.images_per_second:,.0f} images/s",
+                models=_models(results),
+            )
+        _print_event(self.bars.console, event, self.recipe)
+
+
+def _print_event(console: Console, event: Started | Step | Epoch, recipe: Recipe) -> None:
+    if isinstance(event, Started):
+        console.print(_opening(event, recipe), soft_wrap=True)
+    elif isinstance(event, Epoch):
+        console.print(
+            f"epoch {event.epoch}/{recipe.epochs}  {_models(event.results)}  "
+            f"{event.images_per_second:,.0f} images/s  {event.seconds:.0f} s  lr {event.lr:.2g}",
+            soft_wrap=True,
+        )
+
+
+def _opening(event: Started, recipe: Recipe) -> str:
+    lines = [
+        f"training on {event.train_images:,} images on {event.device}; "
+        f"the best epoch is chosen on {event.held_out_images:,} {event.selection} images"
+    ]
+    if event.selection == "test":
+        lines[0] += ", as the paper did: its accuracy is no estimate for new images (see --val-split)"
+    if late := recipe.unreached_milestones():
+        listed = ", ".join(map(str, late))
+        lines.append(f"warning: training ends after {recipe.epochs} epochs, before the milestones {listed}")
+    return "\n".join(lines)
+
+
+def _models(results: Sequence[ModelResult]) -> str:
+    return "  ".join(f"{r.name} {r.accuracy:.2%} (loss {r.loss:.3f})" for r in results)

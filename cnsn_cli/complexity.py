@@ -1,0 +1,177 @@
+"""What a model costs: multiply-accumulates, operations, parameters and bytes.
+
+fvcore counts on a trace of torch.jit, which torch has deprecated; whoever replaces it needs this file only.
+"""
+
+import copy
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from cnsn_cli import registry
+from cnsn_cli.backbone import detach_points
+from cnsn_cli.network import Cnsn, Model
+from cnsn_cli.task import Task
+
+ACTIVATIONS = (
+    "relu", "hardtanh", "leaky_relu", "elu", "silu", "gelu", "sigmoid", "tanh",
+    "hardswish", "hardsigmoid", "mish",
+)  # fmt: skip
+
+
+class Cost(NamedTuple):
+    """`macs`: multiply-adds of conv and linear layers for one image.
+
+    `operations`, the count of the paper's table 1: MACs, plus 1 per output element of a conv with bias,
+    2 per element of BatchNorm, 1 per activation, 1 per input element of a max-pool.
+    """
+
+    macs: int
+    operations: int
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """The costs of one model; `parameters` are those that are learnt, `bytes` all that a file must hold."""
+
+    name: str
+    drops: int
+    macs: int
+    operations: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """The costs of one unit, of the head, or of a step-down conv; `shape` (c, h, w) is what it returns."""
+
+    name: str
+    shape: tuple[int, ...]
+    macs: int
+    operations: int
+    parameters: int
+
+
+def count_macs(arch: str, exits: tuple[int, ...] | None = None, task: Task | None = None) -> list[ModelCost]:
+    """The costs of the base-model and of a sub-model at each of the `exits`, or at every detach point.
+
+    Without `exits` the sub-models are called `drop<k>`. `task` says how large the images are (default:
+    3 x 32 x 32, 10 classes). Raises ArchitectureError and DetachPointError.
+    """
+    return model_costs(blank_network(arch, exits, task or Task.plain()))
+
+
+def blank_network(arch: str, exits: tuple[int, ...] | None, task: Task) -> Cnsn:
+    """A network on the meta device; without `exits`, one with every sub-model, called `drop<k>`."""
+    backbone = registry.build_blank(arch, task)
+    with torch.device("meta"):
+        if exits is not None:
+            return Cnsn(backbone, exits, task)
+        network = Cnsn(backbone, tuple(p.drops for p in detach_points(backbone, task.image_shape)), task)
+    for submodel in network.submodels:
+        submodel.name = f"drop{submodel.drops}"  # type: ignore[assignment]
+    return network
+
+
+def model_costs(network: Cnsn | Model) -> list[ModelCost]:
+    """The costs of every model in a network. Shared parts are counted once and added up."""
+    first, *others = network.models()
+    shared = _trace(first, first.task)
+    costs = [_total(first, {name: shared[name] for name in _parts(first)})]
+    for model in others:
+        own = {**shared, "step_down": _trace(model.step_down, model.task)[""]}
+        costs.append(_total(model, {name: own[name] for name in _parts(model)}))
+    return costs
+
+
+def layer_costs(network: Cnsn | Model) -> list[LayerCost]:
+    """The costs of each part of the first model, then of the other models' step-down convs."""
+    first, *others = network.models()
+    shared = _trace(first, first.task)
+    layers = []
+    features = torch.empty(1, *first.task.image_shape, device="meta")
+    for name, part in _parts(first).items():
+        features = _on_meta(part)(features)
+        layers.append(_layer(name, features, shared[name], part))
+    for model in others:
+        features = _on_meta(model.step_down)(torch.empty(1, *model.task.image_shape, device="meta"))
+        cost = _trace(model.step_down, model.task)[""]
+        layers.append(_layer(f"{model.name}.step_down", features, cost, model.step_down))
+    return layers
+
+
+def _parts(model: Model) -> dict[str, nn.Module]:
+    """Step-down conv, units and head by the name that they have in the model."""
+    units = {f"units.{name}": unit for name, unit in model.units.named_children()}
+    step_down = {} if model.drops == 0 else {"step_down": model.step_down}
+    return {**step_down, **units, "head": model.head}
+
+
+def _total(model: Model, parts: dict[str, Cost]) -> ModelCost:
+    return ModelCost(
+        model.name,
+        model.drops,
+        sum(cost.macs for cost in parts.values()),
+        sum(cost.operations for cost in parts.values()),
+        _parameters(model),
+        sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()),
+    )
+
+
+def _layer(name: str, features: torch.Tensor, cost: Cost, part: nn.Module) -> LayerCost:
+    return LayerCost(name, tuple(features.shape[1:]), *cost, _parameters(part))
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _on_meta(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).to("meta").eval()
+
+
+def _trace(module: nn.Module, task: Task) -> dict[str, Cost]:
+    """The costs of `module`, which takes images of `task`, and of each module below it, by name."""
+    blank = _on_meta(module).to_empty(device="cpu")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and fvcore rests on it
+        from fvcore.nn import FlopCountAnalysis
+
+        analysis = FlopCountAnalysis(blank, torch.zeros(1, *task.image_shape))
+        analysis.clear_op_handles().set_op_handle(**_handles())
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        counts = analysis.by_module_and_operator()
+    return {name: Cost(int(count["macs"]), int(count["operations"])) for name, count in counts.items()}
+
+
+def _handles() -> dict[str, Any]:
+    """What each operator of a trace costs, as fvcore wants to be told."""
+    from fvcore.nn import jit_handles
+
+    def macs(count: int) -> Counter[str]:
+        return Counter(macs=count, operations=count)
+
+    def conv(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+        bias = _elements(outputs[0]) if jit_handles.get_shape(inputs[2]) else 0
+        return macs(jit_handles.conv_flop_jit(inputs, outputs)["conv"]) + Counter(operations=bias)
+
+    def linear(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+        return macs(jit_handles.linear_flop_jit(inputs, outputs))
+
+    def per_input(factor: int) -> Any:
+        return lambda inputs, outputs: Counter(operations=factor * _elements(inputs[0]))
+
+    handles = {"aten::_convolution": conv, "aten::linear": linear}
+    handles |= {"aten::batch_norm": per_input(2), "aten::max_pool2d": per_input(1)}
+    in_place = tuple(f"{name}_" for name in ACTIVATIONS)
+    return handles | {f"aten::{name}": per_input(1) for name in ACTIVATIONS + in_place}
+
+
+def _elements(value: Any) -> int:
+    return prod(value.type().sizes())

@@ -1,0 +1,206 @@
+"""Data sets: where images and labels come from, and the task that they define."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from urllib.error import URLError
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from cnsn_cli.errors import DataError
+from cnsn_cli.images import to_pixels
+from cnsn_cli.task import Task
+
+NAMED = ("cifar10", "cifar100", "digits")
+DIGITS_SIZE = 32  # the 8x8 digits are enlarged to what a CIFAR network takes
+LARGEST_DEFAULT_SIZE = 224
+MEMORY_LIMIT = 8 * 2**30  # bytes of pixels
+SplitName = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pixels uint8 (N, C, H, W) and labels int64 (N,), in memory."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> "Split":
+        """The samples `indices`, in that order."""
+        return Split(self.pixels[indices], self.labels[indices])
+
+    def to(self, device: torch.device) -> "Split":
+        return Split(self.pixels.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and test images, and the task that they define."""
+
+    train: Split
+    test: Split
+    task: Task
+
+
+class Source(NamedTuple):
+    """Images that are not read yet: `read(i)` opens image i."""
+
+    class_names: tuple[str, ...]
+    labels: list[int]
+    read: Callable[[int], Image.Image]
+
+
+def load_dataset(
+    data: str, data_dir: Path = Path("data"), image_size: int | None = None, in_channels: int = 3
+) -> Dataset:
+    """Read `cifar10`, `cifar100`, `digits` or an image folder with `train/` and `test/` or `val/`.
+
+    `image_size` resizes; without it images keep their size, as the first one shows it, up to 224 px.
+    The mean and standard deviation are those of the training images. Raises DataError.
+    """
+    source = open_source(data, "train", data_dir)
+    size = image_size or _default_size(data, source)
+    train = _read_all(source, size, in_channels)
+    mean, std = channel_statistics(train.pixels)
+    task = Task(source.class_names, size, in_channels, mean, std)
+    return Dataset(train, load_test(data, task, data_dir), task)
+
+
+def load_test(data: str, task: Task, data_dir: Path = Path("data")) -> Split:
+    """Read the test images, with labels numbered as in `task`. Raises DataError for unknown classes."""
+    source = open_source(data, "test", data_dir)
+    numbers = {name: number for number, name in enumerate(task.class_names)}
+    for name in source.class_names:
+        if name not in numbers:
+            raise DataError(
+                f"class {name!r} of the test images in {data} is none of the {task.num_classes} "
+                f"classes to tell apart: {_listed(task.class_names)}"
+            )
+    labels = [numbers[source.class_names[label]] for label in source.labels]
+    return _read_all(source._replace(labels=labels), task.image_size, task.in_channels)
+
+
+def open_source(data: str, split: SplitName, data_dir: Path) -> Source:
+    """Find the images of one split without reading them."""
+    if data == "digits":
+        return _digits(split)
+    if data in NAMED:
+        return _cifar(data, split, data_dir)
+    return _folder(data, split)
+
+
+def channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of uint8 (N, C, H, W), on values scaled to 0..1; exact."""
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in range(pixels.shape[1]):
+        counts = torch.bincount(pixels[:, channel].flatten(), minlength=256).double()
+        average = (counts @ values / counts.sum()).item()
+        variance = (counts @ (values - average) ** 2 / counts.sum()).item()
+        mean.append(average)
+        std.append(max(variance**0.5, 1 / 255))  # a channel that never changes must not divide by 0
+    return tuple(mean), tuple(std)
+
+
+def _digits(split: SplitName) -> Source:
+    """The 1,797 handwritten digits of scikit-learn, 8x8, values 0..16; every fifth one is for the test."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    grey = (digits.images * (255 / 16)).round().astype("uint8")
+    chosen = [i for i in range(len(grey)) if (i % 5 == 0) == (split == "test")]
+    labels = [int(digits.target[i]) for i in chosen]
+    return Source(tuple("0123456789"), labels, lambda i: Image.fromarray(grey[chosen[i]]))
+
+
+def _cifar(data: str, split: SplitName, data_dir: Path) -> Source:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[data]
+    dataset = _existing_or_downloaded(kind, data_dir, train=split == "train")
+    return Source(tuple(dataset.classes), dataset.targets, lambda i: Image.fromarray(dataset.data[i]))
+
+
+def _existing_or_downloaded(kind: Any, data_dir: Path, train: bool) -> Any:
+    try:
+        return kind(data_dir, train=train, download=False)
+    except RuntimeError:  # neither the unpacked folder nor a sound copy of it
+        pass
+    try:
+        return kind(data_dir, train=train, download=True)
+    except (URLError, OSError, RuntimeError) as error:
+        raise DataError(
+            f"cannot download {kind.__name__} ({error}): put {kind.filename} or the folder "
+            f"{kind.base_folder} into {data_dir}/ (--data-dir), or try --data digits, which works offline"
+        ) from error
+
+
+def _folder(data: str, split: SplitName) -> Source:
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+    folder = _split_folder(Path(data), split)
+    class_names = tuple(sorted(d.name for d in folder.iterdir() if d.is_dir() and d.name[0] != "."))
+    numbers = {name: number for number, name in enumerate(class_names)}
+    found = make_dataset(folder, numbers, IMG_EXTENSIONS, allow_empty=True) if numbers else []
+    samples = [(path, label) for path, label in found if not Path(path).name.startswith(".")]
+    if not samples:
+        raise DataError(f"no images in {folder}: expected {folder}/<class>/<image>, one folder a class")
+    empty = set(range(len(class_names))) - {label for _, label in samples}
+    if empty and split == "train":
+        raise DataError(f"no images of class {class_names[min(empty)]!r} in {folder}")
+    return Source(class_names, [label for _, label in samples], lambda i: _open(samples[i][0]))
+
+
+def _split_folder(root: Path, split: SplitName) -> Path:
+    if not root.is_dir():
+        raise DataError(
+            f"no data set or folder {str(root)!r}: choose {', '.join(NAMED)} or an image folder "
+            "with train/ and test/ or val/"
+        )
+    names = ("train",) if split == "train" else ("test", "val")
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    raise DataError(f"{root} has no folder {' or '.join(f'{name}/' for name in names)}")
+
+
+def _open(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"cannot read image {path}: {error}") from error
+
+
+def _default_size(data: str, source: Source) -> int:
+    return DIGITS_SIZE if data == "digits" else min(*source.read(0).size, LARGEST_DEFAULT_SIZE)
+
+
+def _read_all(source: Source, size: int, channels: int) -> Split:
+    count = len(source.labels)
+    if count * channels * size * size > MEMORY_LIMIT:
+        raise DataError(
+            f"{count} images of {size} x {size} take more than {MEMORY_LIMIT / 2**30:.0f} GiB of memory: "
+            "give a smaller --image-size"
+        )
+    pixels = torch.empty(count, channels, size, size, dtype=torch.uint8)
+
+    def fill(index: int) -> None:
+        pixels[index] = to_pixels(source.read(index), size, channels)
+
+    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
+        for _ in pool.map(fill, range(count), chunksize=1):
+            pass
+    return Split(pixels, torch.tensor(source.labels))
+
+
+def _listed(names: tuple[str, ...], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -1,0 +1,80 @@
+"""Taking one model out of a network's file. It reads only the bytes that it keeps, and needs no torch."""
+
+from pathlib import Path
+
+from cnsn_cli.errors import CheckpointError, OutputError
+from cnsn_cli.files import check_output, replacing
+from cnsn_cli.metadata import Metadata, ModelRecord, read_metadata
+from cnsn_cli.tensorfile import Header, copy_tensors, read_header
+
+
+def detach(checkpoint: str | Path, submodel: str, output: str | Path, force: bool = False) -> Metadata:
+    """Write the model `base`, `submodel0`, `submodel1`, ... of a network as a file of its own.
+
+    A number stands for a sub-model. Returns the metadata of the new file. Raises CheckpointError where
+    there is no such model or the checkpoint is damaged, OutputError where `output` may not be written.
+    """
+    checkpoint, output = Path(checkpoint), Path(output)
+    header = read_header(checkpoint)
+    whole = read_metadata(checkpoint, header)
+    if whole.kind == "detached":
+        raise CheckpointError(f"{checkpoint} is detached already: it holds {whole.models[0].name} alone")
+    record = whole.find(f"submodel{submodel}" if submodel.isdecimal() else submodel)
+    if output.exists() and output.samefile(checkpoint):
+        raise OutputError(f"{output} is the checkpoint itself: give another name")
+    check_output(output, force)
+    names = kept_names(header, record)
+    metadata = detached_metadata(whole, header, record, names)
+    with replacing(output) as temporary:
+        copy_tensors(checkpoint, header, names, temporary, metadata.to_json(), metadata.sha256)
+    return metadata
+
+
+def detach_all(checkpoint: str | Path, folder: str | Path, force: bool = False) -> dict[Path, Metadata]:
+    """Write every model of a network as `<name>.safetensors` into `folder`; raises like `detach`."""
+    checkpoint, folder = Path(checkpoint), Path(folder)
+    models = read_metadata(checkpoint, read_header(checkpoint)).models
+    outputs = {folder / f"{model.name}.safetensors": model.name for model in models}
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file: --all writes into a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for output in outputs:
+        check_output(output, force)
+    return {output: detach(checkpoint, name, output, force) for output, name in outputs.items()}
+
+
+def most_accurate(checkpoint: str | Path, max_macs: int) -> str:
+    """The name of the most accurate model with at most `max_macs`; raises CheckpointError where none fits."""
+    checkpoint = Path(checkpoint)
+    models = read_metadata(checkpoint, read_header(checkpoint)).models
+    fitting = [model for model in models if model.macs <= max_macs]
+    if not fitting:
+        smallest = min(models, key=lambda model: model.macs)
+        raise CheckpointError(
+            f"no model of {checkpoint} fits {max_macs:,} MACs: the smallest, {smallest.name}, "
+            f"takes {smallest.macs:,}"
+        )
+    return max(fitting, key=lambda model: (model.accuracy or 0.0, model.macs)).name
+
+
+def kept_names(header: Header, model: ModelRecord) -> dict[str, str]:
+    """New name -> name in the whole file, of all tensors that a detached model keeps.
+
+    These are the units from the cut on and the head, with all that is private to the sub-model laid over
+    them.
+    """
+    kept = {name: name for name in header.entries if _is_kept(name, model.first_unit)}
+    prefix = f"submodels.{model.name.removeprefix('submodel')}."
+    private = {name.removeprefix(prefix): name for name in header.entries if name.startswith(prefix)}
+    return {**kept, **private}
+
+
+def _is_kept(name: str, first_unit: int) -> bool:
+    part, number, *_ = [*name.split("."), ""]
+    return part == "head" or (part == "units" and number.isdecimal() and int(number) >= first_unit)
+
+
+def detached_metadata(whole: Metadata, header: Header, model: ModelRecord, names: dict[str, str]) -> Metadata:
+    sha256 = {new: whole.sha256[old] for new, old in names.items() if old in whole.sha256}
+    changes = {"kind": "detached", "models": [model], "sha256": sha256, "parent": header.sha256}
+    return whole.model_copy(update=changes)

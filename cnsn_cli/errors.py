@@ -1,0 +1,48 @@
+"""What cnsn raises. Each message is one line: the value, the limit, and the valid choices or the remedy.
+
+CnsnError
+├── ArchitectureError   an architecture that is unknown, broken, or cannot take the image size
+├── DetachPointError    exits that are no legal detach points
+├── RecipeError         a hyper-parameter that is unknown or out of range
+├── DataError           a data set that is missing, empty or unreadable
+├── CheckpointError     a file that is missing, broken, or not ours
+├── DeviceError         a device that this machine lacks
+├── OutputError         a file or folder that would be overwritten, or cannot be written
+└── TrainingError       a training run that cannot go on
+"""
+
+
+class CnsnError(Exception):
+    """The root of everything that cnsn raises on purpose."""
+
+
+class ArchitectureError(CnsnError):
+    """An architecture that is unknown, broken, or cannot take the image size."""
+
+
+class DetachPointError(CnsnError):
+    """Exits that are no legal detach points of the architecture."""
+
+
+class RecipeError(CnsnError):
+    """A hyper-parameter that is unknown or out of range."""
+
+
+class DataError(CnsnError):
+    """A data set that is missing, empty or unreadable."""
+
+
+class CheckpointError(CnsnError):
+    """A file that is missing, broken, or not one of ours."""
+
+
+class DeviceError(CnsnError):
+    """A device that this machine lacks."""
+
+
+class OutputError(CnsnError):
+    """A file or folder that would be overwritten, or cannot be written."""
+
+
+class TrainingError(CnsnError):
+    """A training run that cannot go on."""

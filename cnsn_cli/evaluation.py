@@ -1,0 +1,119 @@
+"""Accuracy and loss of every model in a network."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cnsn_cli.checkpoint import load
+from cnsn_cli.complexity import ModelCost, model_costs
+from cnsn_cli.data import NAMED, Split, load_test
+from cnsn_cli.device import choose_device, place
+from cnsn_cli.errors import DataError
+from cnsn_cli.images import normalise
+from cnsn_cli.metadata import Metadata, read_metadata
+from cnsn_cli.network import Cnsn, Model
+from cnsn_cli.tensorfile import read_header
+
+BATCH_SIZE = 200  # one for all, so that whole and detached files agree to the last digit
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """`accuracy` 0..1 and mean cross-entropy `loss` of one model on a split."""
+
+    name: str
+    accuracy: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """How one model does on one class: `precision`, `recall` and `f1` 0..1, over `images` of that class."""
+
+    class_name: str
+    precision: float
+    recall: float
+    f1: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """How all models of a file do on `images` test images of `data`; `classes` by model, where asked for."""
+
+    data: str
+    images: int
+    costs: list[ModelCost]
+    results: list[ModelResult]
+    classes: dict[str, list[ClassResult]]
+
+
+def evaluate_file(
+    path: Path,
+    data: str | None = None,
+    data_dir: Path = Path("data"),
+    device: str = "auto",
+    per_class: bool = False,
+) -> Report:
+    """Evaluate every model of a file on test images, those of the data it was trained on by default.
+
+    Raises CheckpointError for the file, DataError for the data.
+    """
+    metadata = read_metadata(path, read_header(path))
+    data = data or metadata.data
+    if data is None:
+        raise DataError(f"{path} does not say what it was trained on: give --data")
+    chosen = choose_device(device)
+    network = load(path)
+    split = _test_images(data, metadata, data_dir)
+    costs = model_costs(network)
+    network = place(network, chosen)
+    classes = {m.name: evaluate_classes(m, split) for m in network.models()} if per_class else {}
+    return Report(data, len(split), costs, evaluate(network, split), classes)
+
+
+def _test_images(data: str, metadata: Metadata, data_dir: Path) -> Split:
+    try:
+        return load_test(data, metadata.task, data_dir)
+    except DataError as error:
+        if data != metadata.data or data in NAMED:
+            raise
+        raise DataError(f"{error} (the file was trained on {data}; --data names another place)") from error
+
+
+def evaluate(network: Cnsn | Model, split: Split) -> list[ModelResult]:
+    """Run each model by itself, in eval mode, on the device that the network is on."""
+    results = []
+    for model in network.models():
+        logits = predict(model, split)
+        correct = (logits.argmax(1) == split.labels.cpu()).sum().item()
+        loss = F.cross_entropy(logits.double(), split.labels.cpu()).item()
+        results.append(ModelResult(model.name, correct / len(split), loss))
+    return results
+
+
+def evaluate_classes(model: Model, split: Split) -> list[ClassResult]:
+    """Precision, recall and F1 of each class."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    predictions = predict(model, split).argmax(1)
+    names = model.task.class_names
+    columns = precision_recall_fscore_support(
+        split.labels.cpu().numpy(), predictions.numpy(), labels=range(len(names)), zero_division=0.0
+    )
+    return [
+        ClassResult(name, float(precision), float(recall), float(f1), int(images))
+        for name, precision, recall, f1, images in zip(names, *columns, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def predict(model: Model, split: Split) -> Tensor:
+    """Logits (N, classes) of all images of a split, on the CPU."""
+    device = next(model.parameters()).device
+    model = model.eval()
+    batches = torch.split(split.pixels, BATCH_SIZE)
+    return torch.cat([model(normalise(batch.to(device), model.task)).cpu() for batch in batches])

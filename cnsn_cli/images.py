@@ -1,0 +1,26 @@
+"""From pictures to pixels, from pixels to what a network takes."""
+
+from PIL import Image, ImageOps
+from torch import Tensor, from_numpy, tensor
+
+from cnsn_cli.task import Task
+
+
+def to_pixels(image: Image.Image, image_size: int, in_channels: int) -> Tensor:
+    """A picture to uint8 (C, S, S): grey for one channel, else RGB; cut to a square around its middle."""
+    import numpy as np
+
+    if in_channels not in (1, 3):
+        raise ValueError(f"pictures have 1 or 3 channels, not {in_channels}")
+    image = image.convert("L" if in_channels == 1 else "RGB")
+    if image.size != (image_size, image_size):
+        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
+    pixels = np.array(image).reshape(image_size, image_size, in_channels)
+    return from_numpy(pixels).permute(2, 0, 1)
+
+
+def normalise(pixels: Tensor, task: Task) -> Tensor:
+    """uint8 (N, C, H, W) to float32: scaled to 0..1, minus the mean, divided by the standard deviation."""
+    mean = tensor(task.mean, device=pixels.device).view(-1, 1, 1)
+    std = tensor(task.std, device=pixels.device).view(-1, 1, 1)
+    return (pixels / 255 - mean) / std

@@ -1,0 +1,51 @@
+"""The command line. Errors of ours become one line on stderr and exit code 1."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from cnsn_cli import __version__
+from cnsn_cli.commands.archs import archs
+from cnsn_cli.commands.detach import detach
+from cnsn_cli.commands.eval import evaluate
+from cnsn_cli.commands.info import info
+from cnsn_cli.commands.mac import mac
+from cnsn_cli.commands.output import printable
+from cnsn_cli.commands.train import train
+from cnsn_cli.errors import CnsnError
+
+app = typer.Typer(name="cnsn", no_args_is_help=True, pretty_exceptions_enable=False)
+app.command("train")(train)
+app.command("eval")(evaluate)
+app.command("detach")(detach)
+app.command("mac")(mac)
+app.command("archs")(archs)
+app.command("info")(info)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"cnsn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def cnsn(
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where an error comes from.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train one convolutional network, and take smaller ones out of it."""
+
+
+def main() -> None:
+    """The entry point of the command `cnsn`."""
+    try:
+        app()
+    except (CnsnError, OSError) as error:
+        if "--traceback" in sys.argv:
+            raise
+        print(f"cnsn: {printable(str(error))}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,114 @@
+"""What a file of ours says about the models in it: one JSON text in the safetensors header."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cnsn_cli.errors import CheckpointError
+from cnsn_cli.task import Task
+from cnsn_cli.tensorfile import Header
+
+KEY = "cnsn"  # the only one: safetensors shuffles several keys, and files would not be reproducible
+FORMAT = 1
+
+
+class ModelRecord(BaseModel):
+    """One model of a file. `first_unit` is where it enters the backbone; figures as in `ModelCost`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    drops: int = Field(ge=0)
+    first_unit: int = Field(ge=0)
+    macs: int
+    operations: int
+    parameters: int
+    bytes: int
+    accuracy: float | None = None
+    loss: float | None = None
+
+
+class Selection(BaseModel):
+    """Which images chose the epoch that a file holds."""
+
+    images: Literal["test", "validation"]
+    epoch: int
+
+
+class Metadata(BaseModel):
+    """`kind` is `network` for base and sub-models together, `detached` for one model.
+
+    `provider` is the distribution that `arch` comes from. `sha256` holds a digest per tensor, `parent` that
+    of the header of the file that a model was detached from, which commits to all tensors in it.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int
+    kind: Literal["network", "detached"]
+    arch: str
+    provider: str
+    task: Task
+    bn: Literal["private", "shared"]
+    models: list[ModelRecord] = Field(min_length=1)
+    data: str | None = None
+    recipe: dict[str, Any] = {}
+    selection: Selection | None = None
+    versions: dict[str, str] = {}
+    sha256: dict[str, str] = {}
+    parent: str | None = None
+
+    @property
+    def exits(self) -> tuple[int, ...]:
+        return tuple(model.drops for model in self.models if model.drops)
+
+    def find(self, name: str) -> ModelRecord:
+        """The record of a model; raises CheckpointError with the valid names."""
+        for model in self.models:
+            if model.name == name:
+                return model
+        raise CheckpointError(f"no model {name!r}: choose {', '.join(model.name for model in self.models)}")
+
+    def to_json(self) -> str:
+        return json.dumps(
+            self.model_dump(mode="json", exclude_none=True), sort_keys=True, separators=(",", ":")
+        )
+
+
+def read_metadata(path: Path, header: Header) -> Metadata:
+    """The metadata of a file; raises CheckpointError where they are not ours, or of another version."""
+    text = header.metadata.get(KEY)
+    if text is None:
+        raise CheckpointError(f"{path} was not written by cnsn: its metadata have no key {KEY!r}")
+    try:
+        version = json.loads(text).get("format")
+        if version != FORMAT:
+            raise CheckpointError(
+                f"{path} has format {version!r}, this version reads format {FORMAT}: update cnsn-cli"
+            )
+        metadata = Metadata.model_validate_json(text, strict=True)
+        _check(metadata)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise CheckpointError(f"{path} has broken metadata: {where}: {problem['msg']}") from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} has broken metadata: {error}") from error
+    return metadata
+
+
+def _check(metadata: Metadata) -> None:
+    task, first = metadata.task, metadata.models[0]
+    if not (task.class_names and task.image_size > 0 and task.in_channels > 0):
+        raise ValueError("its task has no classes or no pixels")
+    if not len(task.mean) == len(task.std) == task.in_channels or min(task.std) <= 0:
+        raise ValueError("mean and std do not fit the channels")
+    names = [model.name for model in metadata.models]
+    if metadata.kind == "network" and names != ["base", *(f"submodel{i}" for i in range(len(names) - 1))]:
+        raise ValueError(f"a network holds base, submodel0, ..., not {', '.join(names)}")
+    if metadata.kind == "detached" and len(names) != 1:
+        raise ValueError(f"a detached file holds 1 model, not {len(names)}")
+    if (metadata.kind == "network" and first.drops) or any(model.drops == 0 for model in metadata.models[1:]):
+        raise ValueError("base drops nothing, and every sub-model something")

@@ -1,0 +1,202 @@
+"""The network: a base-model and its sub-models, all logits from one forward pass."""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from cnsn_cli.backbone import Backbone, DetachPoint, choose_exits, detach_points
+from cnsn_cli.norm import SharedBatchNorm, fresh_statistics
+from cnsn_cli.task import Task
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+BatchNormMode = Literal["private", "shared"]
+
+
+def step_down_conv(image_shape: tuple[int, int, int], feature_shape: tuple[int, int, int]) -> nn.Sequential:
+    """Images (N, C, S, S) -> features (N, c, f, f): a conv without padding, then BN and ReLU.
+
+    Per axis, stride = S // f and kernel = S - (f - 1) * stride; where f divides S the kernel is the
+    stride, as in the paper.
+    """
+    (channels, height, width), (out, target_height, target_width) = image_shape, feature_shape
+    stride = height // target_height, width // target_width
+    kernel = height - (target_height - 1) * stride[0], width - (target_width - 1) * stride[1]
+    conv = nn.Conv2d(channels, out, kernel, stride)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return nn.Sequential(conv, nn.BatchNorm2d(out), nn.ReLU(inplace=True))
+
+
+class Model(nn.Module):
+    """One model by itself: the step-down conv (none in the base-model), the kept units and the head.
+
+    Units keep the numbers that they have in the backbone, also in the names of their tensors. `name` is
+    `base`, `submodel0`, ...; `drops` is the number of conv layers that the step-down conv stands for.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        drops: int,
+        step_down: nn.Module | None,
+        units: Mapping[str, nn.Module],
+        head: nn.Module,
+        task: Task,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.drops = drops
+        self.step_down = step_down or nn.Identity()
+        self.units = nn.Sequential(OrderedDict(units))
+        self.head = head
+        self.task = task
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, C, H, W) -> logits (N, classes)."""
+        logits: Tensor = self.head(self.units(self.step_down(images)))
+        return logits
+
+    @property
+    def first_unit(self) -> int:
+        """The number of the first unit kept."""
+        return int(next(iter(self.units._modules)))
+
+    def models(self) -> list["Model"]:
+        """This one alone, so that a detached model can be handled like a whole network."""
+        return [self]
+
+    def preprocess(self, image: "Image") -> Tensor:
+        """A PIL image to the normalised tensor (C, H, W) that the model takes."""
+        return self.task.preprocess(image)
+
+
+class SubModel(nn.Module):
+    """What is private to a sub-model: its step-down conv, and its BN statistics in the shared layers."""
+
+    def __init__(self, name: str, network: "Cnsn", point: DetachPoint) -> None:
+        super().__init__()
+        self.name = name
+        self.step_down = step_down_conv(network.task.image_shape, point.shape)
+        self.drops = point.drops
+        self.first_unit = point.unit
+        self._network = (network,)  # a tuple, so that torch does not register the network below its own part
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, C, H, W) -> logits (N, classes), of this sub-model alone."""
+        logits: Tensor = self.model()(images)
+        return logits
+
+    def model(self) -> Model:
+        """This sub-model as an ordinary network that shares its tensors with the whole one."""
+        (network,) = self._network
+        index = next(i for i, submodel in enumerate(network.submodels) if submodel is self)
+        return network.model(index + 1)
+
+    def keep(self, name: str, statistics: nn.Module) -> None:
+        """Register `statistics` under a dotted name, as torch registers nested modules."""
+        parent: nn.Module = self
+        *containers, last = name.split(".")
+        for container in containers:
+            if container not in parent._modules:
+                parent.add_module(container, nn.Module())
+            parent = parent.get_submodule(container)
+        parent.add_module(last, statistics)
+
+
+class Cnsn(nn.Module):
+    """A base-model with a sub-model at each of the `exits`; all weights but the step-down convs are shared.
+
+    `bn="private"` gives each model its own BN statistics, `bn="shared"` one running set for all. Raises
+    DetachPointError where `exits` are no legal detach points, ArchitectureError for too small images.
+    """
+
+    def __init__(
+        self, backbone: Backbone, exits: tuple[int, ...], task: Task, bn: BatchNormMode = "private"
+    ) -> None:
+        super().__init__()
+        self.task = task
+        self.bn = bn
+        self.exits = exits
+        points = choose_exits(detach_points(backbone, task.image_shape), exits)
+        self.units = backbone.units
+        self.head = backbone.head
+        self.submodels = nn.ModuleList(
+            SubModel(f"submodel{index}", self, point) for index, point in enumerate(points)
+        )
+        self._share_norms()
+
+    def _share_norms(self) -> None:
+        for name, norm in list(self.named_modules()):
+            part, _, rest = name.partition(".")
+            if part not in ("units", "head") or not isinstance(norm, _BatchNorm):
+                continue
+            passing = [
+                s for s in self._submodels() if part == "head" or s.first_unit <= int(rest.split(".")[0])
+            ]
+            statistics = [norm if self.bn == "shared" else fresh_statistics(norm) for _ in passing]
+            if self.bn == "private":
+                for submodel, own in zip(passing, statistics, strict=True):
+                    submodel.keep(name, own)
+            if passing:
+                self.set_submodule(name, SharedBatchNorm(norm, statistics))
+
+    def _submodels(self) -> list[SubModel]:
+        return [cast(SubModel, submodel) for submodel in self.submodels]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Normalised images (N, C, H, W) -> logits (N, classes) of the base-model, sub-model 0, 1, ...
+
+        The units run once, in order. Where a sub-model joins, its step-down features are appended to
+        the batch; as all layers but BN treat samples independently, the result is that of separate passes.
+        """
+        joining = {submodel.first_unit: submodel for submodel in self._submodels()}
+        features = images
+        for index, unit in enumerate(self.units):
+            if index in joining:
+                features = torch.cat([features, joining[index].step_down(images)])
+            features = unit(features)
+        logits: Tensor = self.head(features)
+        return list(logits.chunk(1 + len(self.submodels)))
+
+    @property
+    def base(self) -> Model:
+        """The base-model as an ordinary network that shares its tensors with the whole one."""
+        return self.model(0)
+
+    def models(self) -> list[Model]:
+        """The base-model, sub-model 0, 1, ... as ordinary networks."""
+        return [self.model(index) for index in range(1 + len(self.submodels))]
+
+    def model(self, index: int) -> Model:
+        """Model 0 is the base-model, 1 is sub-model 0, and so on."""
+        submodel = self._submodels()[index - 1] if index else None
+        units = {
+            name: _single(unit, index)
+            for name, unit in self.units.named_children()
+            if submodel is None or int(name) >= submodel.first_unit
+        }
+        head = _single(self.head, index)
+        if submodel is None:
+            return Model("base", 0, None, units, head, self.task).train(self.training)
+        step_down = _single(submodel.step_down, index)
+        return Model(submodel.name, submodel.drops, step_down, units, head, self.task).train(self.training)
+
+    def preprocess(self, image: "Image") -> Tensor:
+        """A PIL image to the normalised tensor (C, H, W) that every model takes."""
+        return self.task.preprocess(image)
+
+
+def _single(module: nn.Module, index: int) -> nn.Module:
+    """A copy of the module tree that shares all tensors, with the BN statistics of one model."""
+    if isinstance(module, SharedBatchNorm):
+        return copy.copy(module.norms[index])
+    view = copy.copy(module)
+    view._modules = {name: child and _single(child, index) for name, child in module._modules.items()}
+    return view

@@ -1,0 +1,1 @@
+"""The recipes that come with cnsn, one TOML file each."""

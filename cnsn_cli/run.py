@@ -1,0 +1,197 @@
+"""A training run in a folder: from names of an architecture and a data set to files on the disk."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import save_file
+
+from cnsn_cli import registry
+from cnsn_cli.checkpoint import load, save, versions
+from cnsn_cli.complexity import model_costs
+from cnsn_cli.data import Dataset, Split, load_dataset
+from cnsn_cli.device import choose_device, place
+from cnsn_cli.errors import DataError, OutputError, RecipeError
+from cnsn_cli.evaluation import ModelResult, evaluate
+from cnsn_cli.files import replacing, write_text
+from cnsn_cli.metadata import FORMAT, Metadata, ModelRecord, Selection
+from cnsn_cli.network import Cnsn
+from cnsn_cli.recipe import Recipe
+from cnsn_cli.task import Task
+from cnsn_cli.training import Epoch, Step, Trainer
+
+FILES = ("best.safetensors", "last.safetensors", "state.safetensors", "metrics.jsonl", "recipe.toml")
+
+
+@dataclass(frozen=True)
+class Started:
+    """All is ready: what will be trained, on how many images, and which images choose the best epoch."""
+
+    train_images: int
+    held_out_images: int
+    steps_per_epoch: int
+    selection: Literal["test", "validation"]
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, the best epoch, and how every model of it does on the test images."""
+
+    folder: Path
+    best_epoch: int
+    selection: Literal["test", "validation"]
+    models: list[ModelRecord]
+
+
+Watch = Callable[[Started | Step | Epoch], None]
+
+
+def train(
+    arch: str,
+    exits: tuple[int, ...],
+    data: str,
+    recipe: Recipe,
+    out: Path,
+    *,
+    data_dir: Path = Path("data"),
+    image_size: int | None = None,
+    in_channels: int = 3,
+    classes: int | None = None,
+    device: str = "auto",
+    force: bool = False,
+    watch: Watch = lambda event: None,
+) -> Run:
+    """Train a network and write the run folder `out`; `watch` is told of every event.
+
+    Raises a CnsnError; files of epochs before it are then whole and stay.
+    """
+    registry.find(arch)
+    chosen = choose_device(device)
+    refuse_existing(out, force)
+    dataset = load_dataset(data, data_dir, image_size, in_channels)
+    if classes not in (None, dataset.task.num_classes):
+        raise DataError(f"{data} has {dataset.task.num_classes} classes, not {classes}: leave out --classes")
+    fitted, held_out = split_off(dataset, recipe)
+    network = build_network(arch, exits, dataset.task, recipe)
+    trainer = Trainer(place(network, chosen), fitted, held_out, recipe)
+    metadata = describe(network, arch, data, recipe)
+    recorder = Recorder(out, trainer, metadata)
+    watch(Started(len(fitted), len(held_out), trainer.steps_per_epoch, recipe.selection, chosen))
+    for event in trainer.run():
+        if isinstance(event, Epoch):
+            recorder.record(event)
+        watch(event)
+    return recorder.finish(dataset.test)
+
+
+def refuse_existing(folder: Path, force: bool) -> None:
+    """Raises OutputError where `folder` holds a run and `force` is not given."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file: give --out another name")
+    if not force and any((folder / name).exists() for name in FILES):
+        raise OutputError(
+            f"{folder} holds a run already: give --force to replace it, or --out another folder"
+        )
+
+
+def split_off(dataset: Dataset, recipe: Recipe) -> tuple[Split, Split]:
+    """The images to train on and those that choose the best epoch: the test images without `val_split`."""
+    if recipe.selection == "test":
+        return dataset.train, dataset.test
+    from sklearn.model_selection import train_test_split
+
+    labels = dataset.train.labels
+    try:
+        fitted, held_out = train_test_split(
+            torch.arange(len(labels)), test_size=recipe.val_split, stratify=labels, random_state=recipe.seed
+        )
+    except ValueError as error:
+        raise RecipeError(f"val_split = {recipe.val_split} of {len(labels)} images: {error}") from error
+    return dataset.train.take(fitted), dataset.train.take(held_out)
+
+
+def build_network(arch: str, exits: tuple[int, ...], task: Task, recipe: Recipe) -> Cnsn:
+    """A network with random weights, drawn with the seed of the recipe."""
+    torch.manual_seed(recipe.seed)
+    return Cnsn(registry.build(arch, task), exits, task, recipe.bn)
+
+
+def describe(network: Cnsn, arch: str, data: str, recipe: Recipe) -> Metadata:
+    """All that can be said of a network before it is trained."""
+    models = [
+        ModelRecord(first_unit=model.first_unit, **vars(cost))
+        for model, cost in zip(network.models(), model_costs(network), strict=True)
+    ]
+    return Metadata(
+        format=FORMAT,
+        kind="network",
+        arch=arch,
+        provider=registry.provider(registry.find(arch)),
+        task=network.task,
+        bn=network.bn,
+        models=models,
+        data=data,
+        recipe=recipe.model_dump(mode="json"),
+        versions=versions(),
+    )
+
+
+class Recorder:
+    """Writes the run folder: the recipe first, then after each epoch its metrics and the networks."""
+
+    def __init__(self, folder: Path, trainer: Trainer, metadata: Metadata) -> None:
+        self.folder, self.trainer, self.metadata = folder, trainer, metadata
+        self.best: Epoch | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
+        write_text(folder / "recipe.toml", trainer.recipe.to_toml())
+
+    def record(self, epoch: Epoch) -> None:
+        """Append the metrics; write `last`, the state of the training, and `best` if it is the best yet."""
+        self._save("last.safetensors", epoch)
+        if self.best is None or epoch.mean_accuracy > self.best.mean_accuracy:
+            self.best = epoch
+            self._save("best.safetensors", epoch)
+        self._save_state(epoch)
+        line = {**asdict(epoch), "selection": self.trainer.recipe.selection}
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def finish(self, test: Split) -> Run:
+        """Load the best network, and see how it does on the test images."""
+        assert self.best is not None  # a recipe has at least one epoch
+        results = self.best.results
+        if self.trainer.recipe.selection == "validation":
+            network = load(self.folder / "best.safetensors")
+            results = evaluate(place(network, self.trainer.device), test)
+        selection = self.trainer.recipe.selection
+        return Run(self.folder, self.best.epoch, selection, with_results(self.metadata.models, results))
+
+    def _save(self, name: str, epoch: Epoch) -> None:
+        selection = Selection(images=self.trainer.recipe.selection, epoch=epoch.epoch)
+        models = with_results(self.metadata.models, epoch.results)
+        metadata = self.metadata.model_copy(update={"models": models, "selection": selection})
+        save(self.folder / name, self.trainer.network, metadata)
+
+    def _save_state(self, epoch: Epoch) -> None:
+        """What the optimizer remembers, beside the epoch that it belongs to."""
+        state = self.trainer.optimizer.state
+        momentum = {
+            name: state[parameter]["momentum_buffer"].cpu().contiguous()
+            for name, parameter in self.trainer.network.named_parameters()
+            if state[parameter].get("momentum_buffer") is not None
+        }
+        with replacing(self.folder / "state.safetensors") as temporary:
+            save_file(momentum, temporary, metadata={"cnsn-state": json.dumps({"epoch": epoch.epoch})})
+
+
+def with_results(models: list[ModelRecord], results: list[ModelResult]) -> list[ModelRecord]:
+    return [
+        model.model_copy(update={"accuracy": result.accuracy, "loss": result.loss})
+        for model, result in zip(models, results, strict=True)
+    ]

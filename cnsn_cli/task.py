@@ -1,0 +1,43 @@
+"""What a network is for: its classes, and the images that it takes."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Task:
+    """Classes by name, and square images of `image_size` pixels a side.
+
+    `mean` and `std` are per channel, on pixel values scaled to 0..1.
+    """
+
+    class_names: tuple[str, ...]
+    image_size: int
+    in_channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def plain(cls, classes: int = 10, image_size: int = 32, in_channels: int = 3) -> "Task":
+        """A task without data behind it: numbered classes, pixels not normalised."""
+        names = tuple(map(str, range(classes)))
+        return cls(names, image_size, in_channels, (0.0,) * in_channels, (1.0,) * in_channels)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.in_channels, self.image_size, self.image_size
+
+    def preprocess(self, image: "Image") -> "Tensor":
+        """A PIL image to the normalised tensor (C, H, W) that the network takes."""
+        from cnsn_cli.images import normalise, to_pixels
+
+        return normalise(to_pixels(image, self.image_size, self.in_channels)[None], self)[0]
