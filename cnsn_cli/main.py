@@ -43,7 +43,7 @@ def cnsn(
 def main() -> None:
     """The entry point of the command `cnsn`."""
     try:
-        app()
+        app(prog_name="cnsn")
     except (CnsnError, OSError) as error:
         if "--traceback" in sys.argv:
             raise

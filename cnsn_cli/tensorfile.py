@@ -111,9 +111,7 @@ def copy_tensors(
                 digest.update(chunk)
                 writer.write(chunk)
             if digest.hexdigest() != sha256.get(name):
-                raise CheckpointError(
-                    f"{source} is damaged: tensor {names[name]!r} has changed since it was saved"
-                )
+                raise CheckpointError(f"{source} is damaged: tensor {names[name]!r} is not as it was saved")
 
 
 def _new_header(entries: dict[str, Entry], metadata: str) -> bytes:

@@ -1,0 +1,89 @@
+"""What tests share: a tiny backbone, a tiny data set, the command line, and made-up distributions."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from cnsn_cli.main import main
+from cnsn_cli.recipe import Recipe, load_recipe
+from cnsn_cli.run import train
+
+TINY = "vgg11:width=0.0625"  # 4 to 32 channels
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cnsn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Runs the command line in this process."""
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["cnsn", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes told apart by brightness, 32 + 8 images each of 32 x 32."""
+    root = tmp_path_factory.mktemp("folder")
+    generator = torch.Generator().manual_seed(1)
+    for split, count in (("train", 32), ("test", 8)):
+        for name, low in (("bright", 150), ("dark", 20)):
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = torch.randint(low, low + 80, (32, 32, 3), generator=generator, dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(root / split / name / f"{index:02}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def quick() -> Recipe:
+    return load_recipe("quick", {"epochs": 1, "lr": 0.02, "batch_size": 8})
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, image_folder: Path, quick: Recipe) -> Path:
+    """A tiny trained VGG with exits 1 and 4."""
+    folder = tmp_path_factory.mktemp("run")
+    train(TINY, (1, 4), str(image_folder), quick, folder)
+    return folder / "best.safetensors"
+
+
+@pytest.fixture
+def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Installs a made-up distribution: modules by name, and its entry points."""
+
+    def install(name: str, modules: dict[str, str], entry_points: dict[str, str]) -> None:
+        site = tmp_path / f"site-{name}"
+        info = site / f"{name}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        lines = [f"{key} = {value}" for key, value in entry_points.items()]
+        (info / "entry_points.txt").write_text("\n".join(["[cnsn.architectures]", *lines]))
+        for module, source in modules.items():
+            (site / f"{module}.py").write_text(source)
+            monkeypatch.delitem(sys.modules, module, raising=False)
+        monkeypatch.syspath_prepend(site)
+
+    return install

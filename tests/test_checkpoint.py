@@ -1,0 +1,259 @@
+"""Files: what is written is read back, what is detached is equal, what is broken is refused."""
+
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from cnsn_cli import registry
+from cnsn_cli.backbone import detach_points
+from cnsn_cli.checkpoint import load, save
+from cnsn_cli.detaching import detach, detach_all, most_accurate
+from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError, OutputError
+from cnsn_cli.metadata import read_metadata
+from cnsn_cli.network import Cnsn
+from cnsn_cli.recipe import load_recipe
+from cnsn_cli.run import describe
+from cnsn_cli.task import Task
+from cnsn_cli.tensorfile import read_header
+
+TASK = Task(("cat", "dog", "eel"), 32, 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+
+
+def write(path: Path, arch: str, exits: tuple[int, ...], bn: str = "private") -> Cnsn:
+    """A network whose statistics are not those of a fresh one, in a file."""
+    torch.manual_seed(0)
+    network = Cnsn(registry.build(arch, TASK), exits, TASK, bn)
+    for _ in range(2):
+        network(torch.randn(4, 3, 32, 32) * 2 + 1)
+    save(path, network, describe(network, arch, "digits", load_recipe("paper")))
+    return network.eval()
+
+
+@pytest.mark.parametrize("bn", ["private", "shared"])
+def test_what_is_saved_is_loaded(tmp_path, bn):
+    network = write(tmp_path / "a.safetensors", "vgg11:width=0.1", (1, 4), bn)
+    loaded = load(tmp_path / "a.safetensors")
+    assert loaded.state_dict().keys() == network.state_dict().keys()
+    assert all(torch.equal(t, network.state_dict()[name]) for name, t in loaded.state_dict().items())
+    assert loaded.task == TASK
+    assert not loaded.training
+    images = torch.randn(2, 3, 32, 32)
+    assert all(torch.equal(a, b) for a, b in zip(loaded(images), network(images), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arch", "bn"),
+    [("vgg16:width=0.1", "private"), ("resnet20:width=0.5", "private"), ("vgg11:width=0.1", "shared")],
+)
+def test_a_detached_model_is_the_submodel(tmp_path, arch, bn):
+    whole = tmp_path / "whole.safetensors"
+    exits = tuple(point.drops for point in detach_points(registry.build_blank(arch, TASK), TASK.image_shape))
+    network = write(whole, arch, exits, bn)
+    images = torch.randn(3, 3, 32, 32)
+    for index, model in enumerate(load(whole).models()):
+        small = tmp_path / f"{model.name}.safetensors"
+        metadata = detach(whole, model.name, small)
+        alone = load(small)
+        assert torch.equal(alone(images), model(images))
+        assert torch.equal(alone(images), network.models()[index](images))
+        assert (alone.name, alone.drops) == (model.name, model.drops)
+        assert alone.state_dict().keys() == model.state_dict().keys()
+        with safe_open(small, framework="pt") as file:
+            assert set(file.keys()) == set(model.state_dict())
+        held = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+        assert metadata.models[0].bytes == held
+        assert held < small.stat().st_size <= held + 16 * 1024 + 256 * len(model.state_dict())
+
+
+def test_detaching_twice_gives_identical_files(checkpoint, tmp_path):
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    detach(checkpoint, "submodel1", first)
+    detach(checkpoint, "1", second)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_saving_twice_gives_identical_files(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.safetensors", "vgg11:width=0.1", (1, 4))
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_a_detached_file_commits_to_its_parent(checkpoint, tmp_path):
+    small = tmp_path / "small.safetensors"
+    detach(checkpoint, "0", small)
+    metadata = read_metadata(small, read_header(small))
+    assert metadata.parent == read_header(checkpoint).sha256
+    assert metadata.kind == "detached"
+    assert metadata.data
+    with pytest.raises(CheckpointError, match=r"is detached already: it holds submodel0 alone"):
+        detach(small, "0", tmp_path / "smaller.safetensors")
+
+
+def flip_bit(path: Path, tensor: str) -> None:
+    header = read_header(path)
+    data = bytearray(path.read_bytes())
+    data[header.data_start + header.entries[tensor].start + 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_detach_reads_only_what_it_keeps(checkpoint, tmp_path):
+    """Damage in a dropped layer goes unnoticed, damage in a kept one does not."""
+    copy, expected = tmp_path / "copy.safetensors", tmp_path / "expected.safetensors"
+    copy.write_bytes(checkpoint.read_bytes())
+    detach(checkpoint, "submodel1", expected)
+    flip_bit(copy, "units.0.0.weight")
+    detach(copy, "submodel1", tmp_path / "small.safetensors")
+    assert (tmp_path / "small.safetensors").read_bytes() == expected.read_bytes()
+    flip_bit(copy, "units.7.0.weight")
+    with pytest.raises(CheckpointError, match=r"is damaged: tensor 'units.7.0.weight' is not as it was"):
+        detach(copy, "submodel1", tmp_path / "new.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "copy.safetensors", "expected.safetensors", "small.safetensors",
+    ]  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"is damaged"):
+        load(copy)
+
+
+def test_detach_needs_no_torch(checkpoint, tmp_path):
+    code = (
+        "import sys, cnsn_cli\n"
+        f"cnsn_cli.detach({str(checkpoint)!r}, 'submodel1', {str(tmp_path / 's.safetensors')!r})\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_all_models_into_a_folder(checkpoint, tmp_path):
+    written = detach_all(checkpoint, tmp_path / "all")
+    assert [path.name for path in written] == [f"{n}.safetensors" for n in ("base", "submodel0", "submodel1")]
+    assert all(load(path).name == path.stem for path in written)
+    with pytest.raises(OutputError, match=r"exists: give --force"):
+        detach_all(checkpoint, tmp_path / "all")
+
+
+def test_the_most_accurate_model_that_fits(checkpoint):
+    models = read_metadata(checkpoint, read_header(checkpoint)).models
+    assert most_accurate(checkpoint, models[2].macs) == "submodel1"
+    assert most_accurate(checkpoint, 10**12) == max(models, key=lambda m: (m.accuracy, m.macs)).name
+    with pytest.raises(CheckpointError, match=f"the smallest, submodel1, takes {models[2].macs:,}"):
+        most_accurate(checkpoint, models[2].macs - 1)
+
+
+def test_output_is_never_overwritten_by_accident(checkpoint, tmp_path):
+    before, target = checkpoint.read_bytes(), tmp_path / "small.safetensors"
+    target.write_text("mine")
+    with pytest.raises(OutputError, match=r"exists: give --force"):
+        detach(checkpoint, "0", target)
+    assert target.read_text() == "mine"
+    with pytest.raises(OutputError, match=r"is the checkpoint itself"):
+        detach(checkpoint, "0", checkpoint, force=True)
+    assert checkpoint.read_bytes() == before
+    with pytest.raises(OutputError, match=r"no folder .*nowhere: create it first"):
+        detach(checkpoint, "0", tmp_path / "nowhere" / "small.safetensors")
+    detach(checkpoint, "0", target, force=True)
+    assert load(target).name == "submodel0"
+
+
+def test_an_unknown_submodel_names_the_known(checkpoint, tmp_path):
+    with pytest.raises(CheckpointError, match=r"no model 'submodel9': choose base, submodel0, submodel1"):
+        detach(checkpoint, "9", tmp_path / "small.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def rewrite(path: Path, change) -> None:
+    """Pass the JSON header of a file through `change`."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    content = json.loads(data[8 : 8 + length])
+    meta = json.loads(content["__metadata__"]["cnsn"])
+    change(content, meta)
+    if "__metadata__" in content and "cnsn" in content["__metadata__"]:
+        content["__metadata__"]["cnsn"] = json.dumps(meta)
+    raw = json.dumps(content).encode()
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + data[8 + length :])
+
+
+def first_tensor(content: dict) -> dict:
+    return content["units.0.0.weight"]
+
+
+BROKEN = {
+    "not ours": (lambda c, m: c.pop("__metadata__"), "was not written by cnsn"),
+    "other version": (lambda c, m: m.update(format=9), "has format 9, this version reads format 1: update"),
+    "no models": (lambda c, m: m.update(models=[]), "has broken metadata: models:"),
+    "missing field": (lambda c, m: m.pop("arch"), "has broken metadata: arch: Field required"),
+    "wrong type": (lambda c, m: m.update(arch=3), "arch: Input should be a valid string"),
+    "no pixels": (lambda c, m: m["task"].update(image_size=0), "its task has no classes or no pixels"),
+    "no deviation": (lambda c, m: m["task"].update(std=[0, 1, 1]), "mean and std do not fit"),
+    "odd names": (lambda c, m: m["models"][1].update(name="x"), "a network holds base, submodel0"),
+    "overlap": (lambda c, m: first_tensor(c).update(data_offsets=[0, 432]), "is broken or truncated"),
+    "wrong size": (lambda c, m: first_tensor(c).update(shape=[4, 3, 3, 4]), "not those of its shape"),
+    "odd dtype": (lambda c, m: first_tensor(c).update(dtype="F33"), "has an impossible description"),
+    "other shape": (
+        lambda c, m: first_tensor(c).update(shape=[3, 4, 3, 3]),
+        "architecture wants (4, 3, 3, 3)",
+    ),
+    "other tensor": (lambda c, m: c.update(x=c.pop("head.1.bias")), "lacks tensor 'head.1.bias'"),
+    "other exits": (lambda c, m: m["models"][1].update(drops=2), "its architecture wants (8,)"),
+    "illegal exits": (lambda c, m: m["models"][1].update(drops=99), "exits must ascend"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files_are_refused(checkpoint, tmp_path, name):
+    change, message = BROKEN[name]
+    path = tmp_path / "broken.safetensors"
+    path.write_bytes(checkpoint.read_bytes())
+    rewrite(path, change)
+    with pytest.raises(CnsnError) as caught:
+        load(path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_an_architecture_that_is_not_installed(checkpoint, tmp_path):
+    path = tmp_path / "other.safetensors"
+    path.write_bytes(checkpoint.read_bytes())
+    rewrite(path, lambda c, m: m.update(arch="wavenet", provider="waves 2.0"))
+    with pytest.raises(ArchitectureError, match=r"made with waves 2.0: unknown architecture 'wavenet'"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is no safetensors file: it has 0 bytes"),
+        (b"PK\x03\x04" + bytes(100), "is no safetensors file: it starts with a header length of"),
+        (struct.pack("<Q", 2) + b"[]", "is broken or truncated"),
+        (struct.pack("<Q", 8) + b"not json", "is broken or truncated"),
+        (struct.pack("<Q", 200_000) + b'{"a":' + b"[" * 199_995, "is broken or truncated"),
+        (struct.pack("<Q", 2) + b"{}" + b"more", "its header tells of 0"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, content, message):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        load(path)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
+def test_truncated_files_are_refused(checkpoint, tmp_path, share):
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(checkpoint.read_bytes()[: int(checkpoint.stat().st_size * share)])
+    with pytest.raises(CheckpointError, match=r"truncated|no safetensors file"):
+        load(path)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(CheckpointError, match=r"cannot read .*nothing.safetensors: No such file"):
+        load(tmp_path / "nothing.safetensors")
+    with pytest.raises(CheckpointError, match=r"cannot read .*: Is a directory"):
+        load(tmp_path)

@@ -1,0 +1,230 @@
+"""The command line, from typed words to printed lines."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from cnsn_cli.commands.output import printable
+from tests.conftest import TINY
+
+
+def one_line(result) -> str:
+    """The error that a command ended in."""
+    assert result.code == 1
+    assert result.out == ""
+    lines = result.err.splitlines()
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("cnsn: ")
+    return lines[0].removeprefix("cnsn: ")
+
+
+def test_mac_prints_the_figures_of_the_paper(cnsn):
+    result = cnsn("mac", "--arch", "vgg16", "--exits", "2,7", "--json")
+    models = json.loads(result.out)["models"]
+    assert [model["name"] for model in models] == ["base", "submodel0", "submodel1"]
+    assert [model["drops"] for model in models] == [0, 2, 7]
+    assert [model["macs"] for model in models] == [313201664, 273880064, 123474944]
+    assert [f"{model['operations'] / 1e9:.3f}" for model in models] == ["0.314", "0.275", "0.124"]
+    assert set(models[0]) == {"name", "drops", "macs", "operations", "parameters", "bytes"}
+
+
+def test_mac_without_exits_lists_every_detach_point(cnsn):
+    result = cnsn("mac", "--arch", "resnet18:width=0.25", "--layers")
+    assert re.findall(r"^ (drop\d+) ", result.out, re.M) == [f"drop{k}" for k in range(1, 16, 2)]
+    assert "units.8" in result.out
+    assert "drop15.step_down" in result.out
+
+
+def test_mac_takes_the_size_of_the_images(cnsn):
+    result = cnsn("mac", "--arch", TINY, "--image-size", 64, "--classes", 3, "--in-channels", 1, "--json")
+    # Convs 1-4-8-16-16-32-32-32-32 with bias and BN, and 32 -> 3.
+    weights = 9 * (1 * 4 + 4 * 8 + 8 * 16 + 16 * 16 + 16 * 32 + 3 * 32 * 32)
+    channels = 4 + 8 + 16 + 16 + 4 * 32
+    assert json.loads(result.out)["models"][0]["parameters"] == weights + 3 * channels + 32 * 3 + 3
+
+
+def test_the_whole_way(cnsn, image_folder, tmp_path):
+    run = tmp_path / "run"
+    words = ("--arch", TINY, "--exits", "1,4", "--data", image_folder, "--recipe", "quick")
+    trained = cnsn("train", *words, "--epochs", 2, "--batch-size", 8, "--lr", 0.02, "--out", run, "--json")
+    assert trained.code == 0, trained.err
+    content = json.loads(trained.out)
+    assert content["selected_on"] == "test"
+    assert "as the paper did" in trained.err
+    assert len(re.findall(r"^epoch \d/2  base .* submodel1 .* images/s", trained.err, re.M)) == 2
+
+    whole = json.loads(cnsn("eval", run / "best.safetensors", "--json").out)
+    fields = ("name", "drops", "macs", "operations", "parameters", "bytes", "accuracy", "loss")
+    assert [set(model) for model in whole["models"]] == [set(fields)] * 3
+    assert whole["models"] == [{field: m[field] for field in fields} for m in content["models"]]
+
+    small = tmp_path / "small.safetensors"
+    detached = cnsn("detach", run / "best.safetensors", "--submodel", 1, "-o", small)
+    assert detached.code == 0, detached.err
+    assert f"written: {small}" in detached.out
+    alone = json.loads(cnsn("eval", small, "--json").out)
+    assert alone["models"] == whole["models"][2:]
+    counted = json.loads(cnsn("mac", small, "--json").out)
+    assert counted["models"][0]["macs"] == whole["models"][2]["macs"]
+
+
+def test_eval_per_class(cnsn, checkpoint):
+    result = cnsn("eval", checkpoint, "--per-class", "--json")
+    rows = json.loads(result.out)["models"][0]["classes"]
+    assert [(row["class_name"], row["images"]) for row in rows] == [("bright", 8), ("dark", 8)]
+    assert "bright" in cnsn("eval", checkpoint, "--per-class").out
+
+
+def test_detach_by_budget_and_all(cnsn, checkpoint, tmp_path):
+    models = json.loads(cnsn("mac", checkpoint, "--json").out)["models"]
+    budget = f"{models[2]['macs'] / 1e6}M"
+    result = cnsn("detach", checkpoint, "--max-macs", budget, "-o", tmp_path / "s.safetensors", "--json")
+    assert json.loads(result.out)["models"][0]["name"] == "submodel1"
+    result = cnsn("detach", checkpoint, "--all", "-o", tmp_path / "all", "--json")
+    assert [model["name"] for model in json.loads(result.out)["models"]] == ["base", "submodel0", "submodel1"]
+
+
+def test_info(cnsn, checkpoint):
+    out = cnsn("info", checkpoint).out
+    for part in (TINY, "cnsn-cli", "2: bright, dark", "private statistics", "epoch 1, on the test images"):
+        assert part in out
+    assert json.loads(cnsn("info", checkpoint, "--json").out)["kind"] == "network"
+
+
+def test_archs(cnsn):
+    assert re.search(r"vgg16 +cnsn-cli", cnsn("archs").out)
+    assert {"name": "vgg16"}.items() <= json.loads(cnsn("archs", "--json").out)["architectures"][12].items()
+    shown = json.loads(cnsn("archs", "resnet18", "--json").out)
+    assert shown["options"] == {"width": 1.0}
+    assert [point["drops"] for point in shown["detach_points"]] == list(range(1, 16, 2))
+    assert "64 x 32 x 32" in cnsn("archs", "resnet18").out
+
+
+def test_version(cnsn):
+    import cnsn_cli
+
+    assert cnsn("--version").out == f"cnsn {cnsn_cli.__version__}\n"
+
+
+TRAIN = ("train", "--data", "digits", "--recipe", "quick", "--out", "never")
+TRAIN_TINY = (*TRAIN, "--arch", TINY, "--exits", "1")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((*TRAIN, "--arch", "vgg-16", "--exits", "2"), "unknown architecture 'vgg-16': did you mean vgg16, "),
+        (
+            (*TRAIN, "--arch", "resnet18:width=0.1", "--exits", "4"),
+            "4 is no detach point: choose from 1, 3, 5, 7, 9, 11, 13, 15",
+        ),
+        ((*TRAIN, "--arch", TINY, "--exits", "4,1"), "exits must ascend without repeats, not 4,1: use 1,4"),
+        ((*TRAIN, "--arch", TINY, "--exits", "1,1"), "exits must ascend without repeats, not 1,1: use 1"),
+        (
+            (*TRAIN, "--arch", TINY, "--exits", "1", "--image-size", "16"),
+            "image size 16 is too small: the smal",
+        ),
+        (
+            (*TRAIN, "--arch", TINY, "--exits", "1", "--batch-size", "0"),
+            "recipe 'quick': batch_size = 0: input sh",
+        ),
+        (
+            (*TRAIN, "--arch", TINY, "--exits", "1", "--batch-size", "2000"),
+            "a batch of 2000 is more than the 1437",
+        ),
+        ((*TRAIN_TINY, "--device", "tpu"), "no device 'tpu' here: choose auto, "),
+        ((*TRAIN_TINY, "--classes", "9"), "digits has 10 classes, not 9"),
+        (
+            (*TRAIN, "--arch", TINY, "--exits", "1", "--recipe", "best?"),
+            "no recipe 'best?': choose paper, quick or",
+        ),
+        (
+            ("train", "--arch", TINY, "--exits", "1", "--data", "nowhere"),
+            "no data set or folder 'nowhere': choose",
+        ),
+        (("mac", "--arch", "vgg16", "--exits", "13"), "13 is no detach point: choose from 1, 2, 3, "),
+        (
+            ("mac", "--arch", "vgg16", "--image-size", "31"),
+            "image size 31 is too small: the smallest size that f",
+        ),
+        (("eval", "nothing.safetensors"), "cannot read nothing.safetensors: No such file or directory"),
+        (("info", "pyproject.toml"), "pyproject.toml is no safetensors file: it starts with a header length"),
+        (("archs", "vggg"), "unknown architecture 'vggg': did you mean vgg"),
+    ],
+)
+def test_bad_input_ends_in_one_line(cnsn, words, message):
+    from pathlib import Path
+
+    assert one_line(cnsn(*words)).startswith(message)
+    assert not Path("never").exists()
+
+
+def test_bad_input_for_detach(cnsn, checkpoint, tmp_path):
+    target = tmp_path / "small.safetensors"
+    assert "no model 'submodel9'" in one_line(cnsn("detach", checkpoint, "--submodel", 9, "-o", target))
+    assert "is the checkpoint" in one_line(cnsn("detach", checkpoint, "--submodel", 1, "-o", checkpoint))
+    assert "fits 1,000 MACs" in one_line(cnsn("detach", checkpoint, "--max-macs", "1K", "-o", target))
+    assert not target.exists()
+    target.write_text("mine")
+    assert "give --force" in one_line(cnsn("detach", checkpoint, "--submodel", 1, "-o", target))
+    assert target.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "--arch", TINY, "--exits", "2,x"),
+        ("train", "--arch", TINY),
+        ("mac",),
+        ("mac", "--arch", TINY, "--image-size", "0"),
+        ("detach", "x.safetensors", "-o", "y.safetensors"),
+        ("detach", "x.safetensors", "-o", "y.safetensors", "--max-macs", "many"),
+        ("fly",),
+    ],
+)
+def test_malformed_words_get_the_usage_panel(cnsn, words):
+    result = cnsn(*words)
+    assert result.code == 2
+    assert "Usage: cnsn" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_traceback_on_request(cnsn):
+    from cnsn_cli.errors import CheckpointError
+
+    with pytest.raises(CheckpointError):
+        cnsn("--traceback", "info", "nothing.safetensors")
+
+
+def test_names_cannot_steer_the_terminal(cnsn):
+    assert printable("a\x1b[31mb\n") == "a\\x1b[31mb\\n"
+    assert "\x1b" not in cnsn("info", "\x1b[31mred").err
+
+
+@pytest.mark.parametrize("words", [["--help"], ["archs"], ["train", "--help"]])
+def test_light_commands_do_not_import_torch(words):
+    code = (
+        f"import sys; sys.argv = ['cnsn', *{words!r}]\n"
+        "from cnsn_cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_detach_does_not_import_torch(checkpoint, tmp_path):
+    small = tmp_path / "s.safetensors"
+    words = ["detach", str(checkpoint), "--submodel", "1", "-o", str(small)]
+    code = (
+        f"import sys; sys.argv = ['cnsn', *{words!r}]\n"
+        "from cnsn_cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    assert small.exists()

@@ -1,0 +1,100 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from cnsn_cli.checkpoint import load
+from cnsn_cli.data import Split, load_dataset
+from cnsn_cli.detaching import detach
+from cnsn_cli.errors import DataError
+from cnsn_cli.evaluation import evaluate, evaluate_classes, evaluate_file
+from cnsn_cli.network import Model
+from cnsn_cli.task import Task
+
+
+class Brightness(nn.Module):
+    """Logits (0, 0, x) with x the mean of an image on a scale of 0 to 1, minus one half, times 10."""
+
+    def forward(self, images):
+        brightness = (images.mean((1, 2, 3)) - 0.5) * 10
+        return torch.stack([torch.zeros_like(brightness), -torch.ones_like(brightness), brightness], 1)
+
+
+@pytest.fixture
+def model():
+    head = Brightness()
+    head.register_parameter("unused", nn.Parameter(torch.zeros(1)))
+    return Model("base", 0, None, {"0": nn.Identity()}, head, Task.plain(3, 2, 1))
+
+
+def images(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+
+
+def test_accuracy_and_loss_by_hand(model):
+    split = Split(images(0, 255, 255), torch.tensor([0, 2, 0]))
+    (result,) = evaluate(model, split)
+
+    def loss(scores: list[float], label: int) -> float:
+        return math.log(sum(map(math.exp, scores))) - scores[label]
+
+    expected = (loss([0, -1, -5], 0) + loss([0, -1, 5], 2) + loss([0, -1, 5], 0)) / 3
+    assert result.accuracy == 2 / 3
+    assert result.loss == pytest.approx(expected, rel=1e-6)
+
+
+def test_per_class_by_hand(model):
+    split = Split(images(0, 0, 255, 255, 255), torch.tensor([0, 1, 2, 2, 0]))
+    rows = [(c.precision, c.recall, c.images) for c in evaluate_classes(model, split)]
+    assert rows == [(0.5, 0.5, 2), (0.0, 0.0, 1), (pytest.approx(2 / 3), 1.0, 2)]
+
+
+def test_more_images_than_a_batch(model):
+    split = Split(images(*([0, 255] * 300)), torch.tensor([0, 2] * 300))
+    assert evaluate(model, split)[0].accuracy == 1.0
+
+
+def test_a_detached_file_agrees_with_the_network_to_the_last_digit(checkpoint, tmp_path):
+    whole = evaluate_file(checkpoint, device="cpu")
+    for index, name in enumerate(("base", "submodel0", "submodel1")):
+        detach(checkpoint, name, tmp_path / f"{name}.safetensors")
+        alone = evaluate_file(tmp_path / f"{name}.safetensors", device="cpu")
+        assert alone.results == [whole.results[index]]
+        assert alone.costs == [whole.costs[index]]
+
+
+def test_figures_in_the_file_are_those_of_eval(checkpoint):
+    from cnsn_cli.metadata import read_metadata
+    from cnsn_cli.tensorfile import read_header
+
+    recorded = read_metadata(checkpoint, read_header(checkpoint)).models
+    results = evaluate_file(checkpoint, device="cpu").results
+    assert [(m.accuracy, m.loss) for m in recorded] == [(r.accuracy, r.loss) for r in results]
+
+
+def test_when_the_images_are_gone_eval_names_the_option(checkpoint, image_folder, tmp_path):
+    from cnsn_cli.recipe import load_recipe
+    from cnsn_cli.run import train
+
+    moved = tmp_path / "moved"
+    moved.symlink_to(image_folder)
+    recipe = load_recipe("quick", {"epochs": 1, "batch_size": 32})
+    train("vgg11:width=0.03", (), str(moved), recipe, tmp_path / "run")
+    moved.unlink()
+    with pytest.raises(DataError, match=r"no data set or folder .* --data names another place"):
+        evaluate_file(tmp_path / "run" / "best.safetensors")
+    assert evaluate_file(tmp_path / "run" / "best.safetensors", str(image_folder)).images == 16
+
+
+def test_api_of_the_whole_and_the_detached(checkpoint, image_folder, tmp_path):
+    import cnsn_cli
+
+    network = cnsn_cli.load(checkpoint)
+    cnsn_cli.detach(checkpoint, "submodel1", tmp_path / "small.safetensors")
+    small = cnsn_cli.load(tmp_path / "small.safetensors")
+    split = cnsn_cli.load_test(str(image_folder), small.task)
+    assert small.task == network.task == load_dataset(str(image_folder)).task
+    assert cnsn_cli.evaluate(small, split) == cnsn_cli.evaluate(network, split)[2:]
+    assert isinstance(load(checkpoint), cnsn_cli.Cnsn)
+    assert not small.training

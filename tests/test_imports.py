@@ -1,0 +1,82 @@
+"""Imports point one way, and heavy ones wait until they are needed."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cnsn_cli
+
+ROOT = Path(__file__).parents[1]
+LIGHT = ("__init__", "__main__", "main", "errors", "registry", "task", "recipe", "files", "tensorfile")
+LIGHT += ("metadata", "detaching", "device")
+HEAVY = {"torch", "torchvision", "fvcore", "sklearn", "numpy", "PIL"}
+ONLY_IN = {"typer": {"main", "commands"}, "rich": {"main", "commands"}, "fvcore": {"complexity"}}
+
+
+def sources() -> dict[str, ast.Module]:
+    files = sorted((ROOT / "cnsn_cli").rglob("*.py"))
+    return {str(f.relative_to(ROOT / "cnsn_cli").with_suffix("")): ast.parse(f.read_text()) for f in files}
+
+
+def imported(nodes: list[ast.AST]) -> set[str]:
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module}
+    return names
+
+
+@pytest.mark.parametrize("module", sources())
+def test_libraries_stay_in_their_rooms(module):
+    names = {name.split(".")[0] for name in imported(list(ast.walk(sources()[module])))}
+    room = module.split("/")[0]
+    for library, rooms in ONLY_IN.items():
+        assert library not in names or room in rooms, f"{module} imports {library}"
+    if "/" in module or module in LIGHT:
+        top = {name.split(".")[0] for name in imported(sources()[module].body)}
+        assert not top & HEAVY, f"{module} imports {top & HEAVY} at module level"
+
+
+@pytest.mark.parametrize("module", [name for name in sources() if "/" not in name and name != "main"])
+def test_the_library_does_not_know_its_commands(module):
+    names = imported(list(ast.walk(sources()[module])))
+    assert not {name for name in names if name.startswith(("cnsn_cli.commands", "cnsn_cli.architectures"))}
+
+
+@pytest.mark.parametrize("module", ["network", "norm", "loss", "backbone", "task", "errors"])
+def test_the_network_does_not_know_what_is_done_with_it(module):
+    below = {"cnsn_cli.backbone", "cnsn_cli.errors", "cnsn_cli.images", "cnsn_cli.norm", "cnsn_cli.task"}
+    ours = {name for name in imported(list(ast.walk(sources()[module]))) if name.startswith("cnsn_cli")}
+    assert ours <= below
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "architectures").glob("*.py")), ids=lambda path: path.stem)
+def test_architectures_know_the_contract_only(path):
+    names = imported(list(ast.walk(ast.parse(path.read_text()))))
+    assert names <= {"cnsn_cli.backbone", "layers", "torch", "torch.nn.functional"}
+
+
+def test_public_names():
+    assert cnsn_cli.__all__ == [
+        "Backbone", "Cnsn", "CnsnError", "DetachPoint", "Model", "Recipe", "Task", "__version__",
+        "count_macs", "detach", "detach_points", "evaluate", "load", "load_dataset", "load_recipe",
+        "load_test", "multi_model_loss", "train",
+    ]  # fmt: skip
+    assert all(getattr(cnsn_cli, name) is not None for name in cnsn_cli.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        cnsn_cli.nothing  # noqa: B018
+
+
+def test_importing_the_package_is_light():
+    code = "import sys, cnsn_cli; assert not {'torch', 'typer', 'pydantic'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_architectures_is_no_top_level_package_of_an_installation(tmp_path):
+    code = "import importlib.util as u; assert u.find_spec('architectures') is None"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

@@ -1,0 +1,224 @@
+"""The one-pass network against N+1 separate passes of plain modules."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cnsn_cli import registry
+from cnsn_cli.backbone import detach_points
+from cnsn_cli.errors import DetachPointError
+from cnsn_cli.loss import multi_model_loss
+from cnsn_cli.network import Cnsn, step_down_conv
+from cnsn_cli.task import Task
+
+TASK = Task.plain(classes=7)
+CASES = [
+    ("vgg16:width=0.1", ()),
+    ("vgg16:width=0.1", (7,)),
+    ("vgg16:width=0.1", (2, 7)),
+    ("vgg16:width=0.1", (1, 2, 5, 9, 12)),
+    ("resnet20:width=0.5", ()),
+    ("resnet20:width=0.5", (1,)),
+    ("resnet20:width=0.5", (7, 13)),
+    ("resnet18:width=0.1", (1, 3, 7, 11, 15)),
+]
+
+
+def build(arch: str, exits: tuple[int, ...], bn: str = "private", seed: int = 0) -> Cnsn:
+    torch.manual_seed(seed)
+    return Cnsn(registry.build(arch, TASK), exits, TASK, bn)
+
+
+def separate_models(arch: str, exits: tuple[int, ...], network: Cnsn) -> list[nn.Sequential]:
+    """The models as the paper has them, each with modules of its own: plain torch, nothing of ours."""
+    backbone = registry.build(arch, TASK)
+    state = network.state_dict()
+    for part, module in (("units.", backbone.units), ("head.", backbone.head)):
+        own = {name.removeprefix(part): t for name, t in state.items() if name.startswith(part)}
+        module.load_state_dict(own)
+    models = [nn.Sequential(*copy.deepcopy(list(backbone.units)), copy.deepcopy(backbone.head))]
+    points = {point.drops: point.unit for point in detach_points(backbone, TASK.image_shape)}
+    for submodel, drops in zip(network.submodels, exits, strict=True):
+        kept = copy.deepcopy(list(backbone.units)[points[drops] :])
+        models.append(nn.Sequential(copy.deepcopy(submodel.step_down), *kept, copy.deepcopy(backbone.head)))
+    return models
+
+
+def shared_name(name: str, drops_units: int, units: int) -> str:
+    """The name in the network of a tensor of a separate model; its step-down conv is position 0."""
+    position, _, rest = name.partition(".")
+    unit = int(position) - 1 + drops_units if drops_units else int(position)
+    return f"units.{unit}.{rest}" if unit < units else f"head.{rest}"
+
+
+@pytest.mark.parametrize(("arch", "exits"), CASES)
+def test_loss_and_gradients_equal_those_of_separate_passes(arch, exits):
+    network = build(arch, exits).double().train()
+    models = [model.double().train() for model in separate_models(arch, exits, network)]
+    images, labels = torch.randn(6, 3, 32, 32, dtype=torch.double), torch.randint(7, (6,))
+
+    logits = network(images)
+    loss, losses = multi_model_loss(logits, labels)
+    loss.backward()
+
+    expected = [F.cross_entropy(model(images), labels) for model in models]
+    weights = [1.0] + [1 / max(1, len(exits))] * len(exits)
+    total = sum(weight * part for weight, part in zip(weights, expected, strict=True))
+    total.backward()
+    torch.testing.assert_close(loss, total, rtol=1e-10, atol=0)
+    torch.testing.assert_close(losses, torch.stack(expected).detach(), rtol=1e-10, atol=0)
+
+    gradients = {name: torch.zeros_like(p) for name, p in network.named_parameters()}
+    for index, model in enumerate(models):
+        first_unit = network.submodels[index - 1].first_unit if index else 0
+        for name, parameter in model.named_parameters():
+            if index and name.startswith("0."):
+                gradients[f"submodels.{index - 1}.step_down.{name[2:]}"] += parameter.grad
+            else:
+                gradients[shared_name(name, first_unit, len(network.units))] += parameter.grad
+    largest = max(gradient.abs().max().item() for gradient in gradients.values())
+    for name, parameter in network.named_parameters():
+        difference = (parameter.grad - gradients[name]).abs().max().item()
+        assert difference <= 1e-10 * largest, f"{name} differs by {difference}"
+
+
+@pytest.mark.parametrize(("arch", "exits"), CASES)
+def test_each_model_gathers_its_own_statistics(arch, exits):
+    network = build(arch, exits).double().train()
+    models = [model.double().train() for model in separate_models(arch, exits, network)]
+    for _ in range(2):
+        images = torch.randn(4, 3, 32, 32, dtype=torch.double)
+        network(images)
+        for model in models:
+            model(images)
+    network.eval()
+    images = torch.randn(4, 3, 32, 32, dtype=torch.double)
+    for ours, alone, reference in zip(network(images), network.models(), models, strict=True):
+        expected = reference.eval()(images)
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(alone(images), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_shared_statistics_are_updated_by_each_model_in_turn():
+    network = build("vgg11:width=0.1", (1, 4), bn="shared").double().train()
+    models = separate_models("vgg11:width=0.1", (1, 4), network)
+    images = torch.randn(4, 3, 32, 32, dtype=torch.double)
+    # The statistics that enter and leave unit 7, the last, when base, 0 and 1 pass one after the other.
+    mean, var = torch.zeros(51, dtype=torch.double), torch.ones(51, dtype=torch.double)
+    seen = []
+    for model in models:
+        last_conv = [module for module in model.modules() if isinstance(module, nn.Conv2d)][-1]
+        last_conv.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+        model.double().train()(images)
+    for features in seen:
+        mean = 0.9 * mean + 0.1 * features.mean((0, 2, 3))
+        var = 0.9 * var + 0.1 * features.var((0, 2, 3), unbiased=True)
+    network(images)
+    norm = network.units[7][1]
+    torch.testing.assert_close(norm.running_mean, mean)
+    torch.testing.assert_close(norm.running_var, var)
+    assert norm.num_batches_tracked == 3
+    assert not [name for name in network.state_dict() if name.startswith("submodels.0.units")]
+
+
+def test_learnable_parameters_are_those_of_the_base_and_the_step_downs():
+    network = build("vgg16:width=0.1", (2, 7))
+    plain = registry.build("vgg16:width=0.1", TASK)
+    expected = sum(p.numel() for part in (plain.units, plain.head) for p in part.parameters())
+    for submodel in network.submodels:
+        expected += sum(p.numel() for p in submodel.step_down.parameters())
+    assert sum(p.numel() for p in network.parameters()) == expected
+
+
+def test_names_of_tensors_are_the_ordinary_ones():
+    network, plain = build("resnet20", (3,)), registry.build("resnet20", TASK)
+    names = set(network.state_dict())
+    assert {f"units.{name}" for name in plain.units.state_dict()} <= names
+    assert {f"head.{name}" for name in plain.head.state_dict()} <= names
+    private = {name for name in names if name.startswith("submodels.0.")}
+    assert "submodels.0.step_down.0.weight" in private
+    assert "submodels.0.units.2.bn1.running_mean" in private
+    assert "submodels.0.units.1.bn1.running_mean" not in private
+    assert not {n for n in private if n.endswith(("weight", "bias")) and "step_down" not in n}
+
+
+def test_models_follow_every_change_of_the_network():
+    network = build("vgg11:width=0.1", (1, 4)).eval()
+    models, images = network.models(), torch.randn(2, 3, 32, 32)
+    other = build("vgg11:width=0.1", (1, 4), seed=1).eval()
+    network.load_state_dict(other.state_dict(), assign=True)
+    for before, after in zip(models, other(images), strict=True):
+        torch.testing.assert_close(before(images), after)
+
+
+def test_base_and_submodels_can_be_called():
+    network = build("vgg11:width=0.1", (1, 4)).eval()
+    images = torch.randn(2, 3, 32, 32)
+    base, first, second = network(images)
+    torch.testing.assert_close(network.base(images), base)
+    torch.testing.assert_close(network.submodels[0](images), first)
+    torch.testing.assert_close(network.submodels[1](images), second)
+    assert [(m.name, m.drops, m.first_unit) for m in network.models()] == [
+        ("base", 0, 0),
+        ("submodel0", 1, 1),
+        ("submodel1", 4, 4),
+    ]
+
+
+def test_evaluating_one_model_leaves_the_mode_of_the_network():
+    network = build("vgg11:width=0.1", (1,)).train()
+    network.model(1).eval()
+    assert all(module.training for module in network.modules())
+
+
+def test_a_copy_is_independent():
+    network = build("vgg11:width=0.1", (1,)).train()
+    twin = copy.deepcopy(network)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.add_(1)
+    twin(torch.randn(4, 3, 32, 32))
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert twin.submodels[0].units.get_submodule("1.1").num_batches_tracked == 1
+
+
+def test_dropping_everything_is_refused():
+    with pytest.raises(DetachPointError, match="13 is no detach point"):
+        build("vgg16:width=0.1", (13,))
+
+
+@pytest.mark.parametrize(
+    ("size", "feature", "kernel", "stride"),
+    [(32, 16, 2, 2), (32, 4, 8, 8), (32, 32, 1, 1), (33, 17, 17, 1), (30, 7, 6, 4), (224, 7, 32, 32)],
+)
+def test_step_down_geometry(size, feature, kernel, stride):
+    step_down = step_down_conv((3, size, size), (5, feature, feature))
+    conv = step_down[0]
+    assert (conv.kernel_size, conv.stride, conv.padding) == ((kernel,) * 2, (stride,) * 2, (0, 0))
+    assert step_down.eval()(torch.randn(2, 3, size, size)).shape == (2, 5, feature, feature)
+    assert isinstance(step_down[1], nn.BatchNorm2d)
+    assert isinstance(step_down[2], nn.ReLU)
+
+
+def test_a_norm_in_the_head_is_shared_too():
+    from cnsn_cli.backbone import Backbone
+
+    def backbone():
+        torch.manual_seed(0)
+        units = nn.Sequential(*(nn.Conv2d(3 if i == 0 else 4, 4, 3, padding=1) for i in range(3)))
+        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 7))
+        return Backbone(units, head, (1, 1, 1))
+
+    network = Cnsn(backbone(), (1, 2), TASK).train()
+    images = torch.randn(5, 3, 32, 32)
+    network(images)
+    features = network.units(images)
+    norm = backbone().head[2].train()
+    norm(features.mean((2, 3)))
+    torch.testing.assert_close(network.head[2].running_mean, norm.running_mean)
+    assert "submodels.1.head.2.running_mean" in network.state_dict()
+    assert not torch.equal(network.submodels[1].head.get_submodule("2").running_mean, norm.running_mean)

@@ -1,0 +1,99 @@
+import pytest
+
+from cnsn_cli.errors import RecipeError
+from cnsn_cli.recipe import Recipe, load_recipe, presets
+
+
+def test_paper_is_the_recipe_of_section_3():
+    recipe = load_recipe("paper")
+    assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.momentum) == (300, 32, 0.01, 0.9)
+    assert (recipe.milestones, recipe.gamma, recipe.warmup_epochs) == ((50, 100, 150), 0.1, 1)
+    assert (recipe.crop_padding, recipe.flip, recipe.selection) == (4, True, "test")
+    assert recipe.weight_decay == 6e-4
+    assert load_recipe("paper", baseline=True).weight_decay == 6e-3
+    assert load_recipe("paper", {"weight_decay": 1e-4}, baseline=True).weight_decay == 1e-4
+
+
+def test_learning_rate_of_the_paper():
+    recipe, steps = load_recipe("paper"), 100
+    assert recipe.learning_rate(0, steps) == pytest.approx(0.01 / 100)
+    assert recipe.learning_rate(49, steps) == pytest.approx(0.01 / 2)
+    assert recipe.learning_rate(99, steps) == pytest.approx(0.01)
+    assert recipe.learning_rate(50 * steps - 1, steps) == pytest.approx(0.01)
+    assert recipe.learning_rate(50 * steps, steps) == pytest.approx(0.001)
+    assert recipe.learning_rate(100 * steps, steps) == pytest.approx(0.0001)
+    assert recipe.learning_rate(300 * steps - 1, steps) == pytest.approx(0.00001)
+
+
+def test_one_cycle_rises_to_lr_and_falls_to_zero():
+    recipe = load_recipe("quick", {"epochs": 3, "lr": 1.0, "warmup_epochs": 1})
+    rates = [recipe.learning_rate(step, 10) for step in range(30)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[19] == pytest.approx(0.5)  # half way down a cosine
+    assert rates[29] == pytest.approx(0.0, abs=1e-12)
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+
+
+def test_a_cycle_that_is_all_warmup_does_not_divide_by_zero():
+    recipe = load_recipe("quick", {"epochs": 1, "warmup_epochs": 1})
+    assert recipe.learning_rate(9, 10) == pytest.approx(recipe.lr)
+
+
+def test_milestones_behind_the_end():
+    assert load_recipe("paper").unreached_milestones() == ()
+    assert load_recipe("paper", {"epochs": 100}).unreached_milestones() == (100, 150)
+    assert load_recipe("quick").unreached_milestones() == ()
+
+
+@pytest.mark.parametrize("name", presets())
+def test_a_written_recipe_reads_back(tmp_path, name):
+    recipe = load_recipe(name, {"seed": 7})
+    path = tmp_path / "mine.toml"
+    path.write_text(recipe.to_toml())
+    assert load_recipe(str(path)) == recipe
+
+
+def test_extends(tmp_path):
+    (tmp_path / "a.toml").write_text('extends = "paper"\nlr = 0.02\nepochs = 10\n')
+    (tmp_path / "b.toml").write_text('extends = "a.toml"\nepochs = 20\n')
+    recipe = load_recipe(str(tmp_path / "b.toml"), {"momentum": 0.5})
+    assert (recipe.lr, recipe.epochs, recipe.momentum, recipe.batch_size) == (0.02, 20, 0.5, 32)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            'extends = "paper"\nlearning_rate = 1',
+            "unknown key 'learning_rate': choose from epochs, batch_size",
+        ),
+        ('extends = "paper"\nlr = -1', "lr = -1: input should be greater than 0"),
+        ('extends = "paper"\nlr = nan', "lr = nan: input should be a finite number"),
+        ('extends = "paper"\nbatch_size = 0', "batch_size = 0: input should be greater than 0"),
+        (
+            'extends = "paper"\nschedule = "magic"',
+            "schedule = 'magic': input should be 'step'",
+        ),
+        ("lr = 0.1", "epochs is missing: set it, or start with extends"),
+        ("extends = 3", "extends takes the name of one recipe, not 3"),
+        ('extends = "self.toml"', "recipes extend each other in a circle"),
+        ("lr = ", "cannot read recipe"),
+    ],
+)
+def test_bad_recipes(tmp_path, text, message):
+    path = tmp_path / "self.toml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path))
+    assert message in str(caught.value)
+
+
+def test_unknown_recipe_names_the_presets():
+    with pytest.raises(RecipeError, match="no recipe 'papr': choose paper, quick or a TOML file"):
+        load_recipe("papr")
+
+
+def test_a_recipe_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        load_recipe("paper").lr = 1.0
+    assert isinstance(load_recipe("paper"), Recipe)

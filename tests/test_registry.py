@@ -1,0 +1,109 @@
+import pytest
+
+from cnsn_cli import registry
+from cnsn_cli.backbone import Backbone
+from cnsn_cli.errors import ArchitectureError
+from cnsn_cli.task import Task
+
+BUILT_IN = (
+    [f"vgg{n}" for n in (11, 13, 16, 19)]
+    + [f"resnet{n}" for n in (20, 32, 44, 56, 110)]
+    + [f"resnet{n}" for n in (18, 34, 50, 101, 152)]
+)
+PLUGIN = """
+from torch import nn
+from cnsn_cli import Backbone
+
+def small(num_classes, in_channels, image_size, depth=2):
+    convs = [nn.Conv2d(in_channels if i == 0 else 4, 4, 3, padding=1) for i in range(depth)]
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+    return Backbone(nn.Sequential(*convs), head, (1,) * depth)
+
+def raises(num_classes, in_channels, image_size):
+    raise RuntimeError("out of\\nideas")
+
+def returns_none(num_classes, in_channels, image_size):
+    return None
+"""
+
+
+def test_the_built_in_architectures_come_through_entry_points():
+    known = registry.architectures()
+    assert set(BUILT_IN) <= set(known)
+    assert registry.provider(known["vgg16"]).startswith("cnsn-cli ")
+
+
+def test_a_name_with_options():
+    assert registry.parse("vgg16:width=0.5") == ("vgg16", {"width": 0.5})
+    assert registry.parse("mine:depth=3,kind=big") == ("mine", {"depth": 3, "kind": "big"})
+    assert registry.parse("vgg16") == ("vgg16", {})
+
+
+def test_options_are_literals_never_code():
+    _, options = registry.parse("vgg16:width=__import__('os').getpid()")
+    assert options == {"width": "__import__('os').getpid()"}
+    with pytest.raises(ArchitectureError, match="width must be above 0"):
+        registry.build("vgg16:width=__import__('os').getpid()", Task.plain())
+
+
+@pytest.mark.parametrize(
+    ("arch", "message"),
+    [
+        ("vgg-16", "unknown architecture 'vgg-16': did you mean vgg16, "),
+        ("transformer-xyz", "unknown architecture 'transformer-xyz': choose from resnet18, "),
+        ("vgg16:depth=3", "vgg16 has no option 'depth': choose from width"),
+        ("vgg16:width", "cannot read 'width' in 'vgg16:width': write name:key=value,key=value"),
+        ("vgg16:width=0", "width must be above 0 and at most 64, not 0"),
+        ("vgg16:width=-1", "width must be above 0 and at most 64, not -1"),
+        ("vgg16:width=wide", "width must be above 0 and at most 64, not 'wide'"),
+    ],
+)
+def test_bad_names_and_options(arch, message):
+    with pytest.raises(ArchitectureError) as caught:
+        registry.build(arch, Task.plain())
+    assert message in str(caught.value)
+
+
+def test_width_scales_channels():
+    backbone = registry.build_blank("vgg16:width=0.25", Task.plain())
+    assert [unit[0].out_channels for unit in backbone.units] == [16, 16, 32, 32] + [64] * 3 + [128] * 6
+    backbone = registry.build_blank("resnet20:width=2", Task.plain())
+    assert [unit.conv1.out_channels for unit in backbone.units[1:]] == [32] * 3 + [64] * 3 + [128] * 3
+
+
+def test_a_plugin_of_another_distribution(distribution):
+    distribution("other", {"other": PLUGIN}, {"small": "other:small"})
+    assert registry.provider(registry.architectures()["small"]) == "other 1.0"
+    assert registry.options(registry.find("small")) == {"depth": 2}
+    backbone = registry.build("small:depth=3", Task.plain(classes=5))
+    assert isinstance(backbone, Backbone)
+    assert len(backbone.units) == 3
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("other:raises", "cannot build 'bad' of other 1.0: out of ideas"),
+        ("other:returns_none", "plug-in 'bad' of other 1.0 returned NoneType, not a Backbone"),
+        (
+            "other:missing",
+            "cannot import plug-in 'bad' of other 1.0: module 'other' has no",
+        ),
+        ("nowhere:f", "cannot import plug-in 'bad' of other 1.0: No module named 'nowhere'"),
+    ],
+)
+def test_a_broken_plugin_is_named_with_its_distribution(distribution, entry, message):
+    distribution("other", {"other": PLUGIN}, {"bad": entry})
+    with pytest.raises(ArchitectureError) as caught:
+        registry.build("bad", Task.plain())
+    assert message in str(caught.value)
+
+
+def test_two_plugins_of_one_name(distribution):
+    distribution("one", {"one": PLUGIN}, {"same": "one:small"})
+    distribution("two", {"two": PLUGIN}, {"same": "two:small"})
+    with pytest.raises(ArchitectureError) as caught:
+        registry.architectures()
+    assert "two plug-ins are called 'same'" in str(caught.value)
+    assert "one 1.0" in str(caught.value)
+    assert "two 1.0" in str(caught.value)
