@@ -58,7 +58,7 @@ class Source(NamedTuple):
 
 
 def load_dataset(
-    data: str, data_dir: Path = Path("data"), image_size: int | None = None, in_channels: int = 3
+    data: str, data_dir: str | Path = "data", image_size: int | None = None, in_channels: int = 3
 ) -> Dataset:
     """Read `cifar10`, `cifar100`, `digits` or an image folder with `train/` and `test/` or `val/`.
 
@@ -73,7 +73,7 @@ def load_dataset(
     return Dataset(train, load_test(data, task, data_dir), task)
 
 
-def load_test(data: str, task: Task, data_dir: Path = Path("data")) -> Split:
+def load_test(data: str, task: Task, data_dir: str | Path = "data") -> Split:
     """Read the test images, with labels numbered as in `task`. Raises DataError for unknown classes."""
     source = open_source(data, "test", data_dir)
     numbers = {name: number for number, name in enumerate(task.class_names)}
@@ -87,12 +87,12 @@ def load_test(data: str, task: Task, data_dir: Path = Path("data")) -> Split:
     return _read_all(source._replace(labels=labels), task.image_size, task.in_channels)
 
 
-def open_source(data: str, split: SplitName, data_dir: Path) -> Source:
+def open_source(data: str, split: SplitName, data_dir: str | Path) -> Source:
     """Find the images of one split without reading them."""
     if data == "digits":
         return _digits(split)
     if data in NAMED:
-        return _cifar(data, split, data_dir)
+        return _cifar(data, split, Path(data_dir))
     return _folder(data, split)
 
 

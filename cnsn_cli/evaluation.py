@@ -54,7 +54,7 @@ class Report:
 def evaluate_file(
     path: Path,
     data: str | None = None,
-    data_dir: Path = Path("data"),
+    data_dir: str | Path = "data",
     device: str = "auto",
     per_class: bool = False,
 ) -> Report:
@@ -75,7 +75,7 @@ def evaluate_file(
     return Report(data, len(split), costs, evaluate(network, split), classes)
 
 
-def _test_images(data: str, metadata: Metadata, data_dir: Path) -> Split:
+def _test_images(data: str, metadata: Metadata, data_dir: str | Path) -> Split:
     try:
         return load_test(data, metadata.task, data_dir)
     except DataError as error:

@@ -55,9 +55,9 @@ def train(
     exits: tuple[int, ...],
     data: str,
     recipe: Recipe,
-    out: Path,
+    out: str | Path,
     *,
-    data_dir: Path = Path("data"),
+    data_dir: str | Path = "data",
     image_size: int | None = None,
     in_channels: int = 3,
     classes: int | None = None,
@@ -71,7 +71,8 @@ def train(
     """
     registry.find(arch)
     chosen = choose_device(device)
-    refuse_existing(out, force)
+    folder = Path(out)
+    refuse_existing(folder, force)
     dataset = load_dataset(data, data_dir, image_size, in_channels)
     if classes not in (None, dataset.task.num_classes):
         raise DataError(f"{data} has {dataset.task.num_classes} classes, not {classes}: leave out --classes")
@@ -79,7 +80,7 @@ def train(
     network = build_network(arch, exits, dataset.task, recipe)
     trainer = Trainer(place(network, chosen), fitted, held_out, recipe)
     metadata = describe(network, arch, data, recipe)
-    recorder = Recorder(out, trainer, metadata)
+    recorder = Recorder(folder, trainer, metadata)
     watch(Started(len(fitted), len(held_out), trainer.steps_per_epoch, recipe.selection, chosen))
     for event in trainer.run():
         if isinstance(event, Epoch):

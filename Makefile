@@ -1,0 +1,32 @@
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := demo
+
+.PHONY: help install test demo clean
+
+help:
+	@echo "make demo   install into .venv, then train, evaluate and detach on the digits (a minute after the install)"
+	@echo "make test   install into .venv, then ruff, mypy and pytest"
+	@echo "make clean  remove .venv and $(DEMO)"
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -e ".[dev]"
+	touch $@
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+demo: install
+	$(BIN)/cnsn train --arch vgg16:width=0.25 --exits 2,7 --data digits --recipe quick --out $(DEMO) --force
+	$(BIN)/cnsn eval $(DEMO)/best.safetensors
+	$(BIN)/cnsn detach $(DEMO)/best.safetensors --submodel 1 -o $(DEMO)/small.safetensors --force
+	$(BIN)/cnsn eval $(DEMO)/small.safetensors
+
+clean:
+	rm -rf .venv $(DEMO)

@@ -1,0 +1,60 @@
+"""What the README shows must work as it stands there."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from cnsn_cli import registry
+from cnsn_cli.network import Cnsn
+from cnsn_cli.task import Task
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.M | re.S)
+
+
+def block(language: str, containing: str) -> str:
+    (found,) = [text for kind, text in BLOCKS if kind == language and containing in text]
+    return found
+
+
+def test_the_python_example_and_the_accuracy_of_quick(tmp_path, monkeypatch):
+    """On the digits every model of a quarter-width VGG-16 reaches 90 % within 4 epochs."""
+    monkeypatch.chdir(tmp_path)
+    names = {"image": Image.new("RGB", (50, 40))}
+    exec(block("python", "import cnsn_cli"), names)
+    assert names["recipe"].epochs == 4
+    assert [model.name for model in names["run"].models] == ["base", "submodel0", "submodel1"]
+    assert min(model.accuracy for model in names["run"].models) >= 0.9
+    assert names["logits"].shape == (1, 10)
+
+
+def test_the_plugin_example(distribution):
+    project = tomllib.loads(block("toml", "my-nets"))
+    entry_points = project["project"]["entry-points"]["cnsn.architectures"]
+    distribution("my-nets", {"my_nets": block("python", "def plain")}, entry_points)
+    task = Task.plain()
+    network = Cnsn(registry.build("plain:depth=8", task), (2, 4), task)
+    assert [logits.shape for logits in network(torch.randn(2, 3, 32, 32))] == [(2, 10)] * 3
+
+
+COMMANDS = sorted({line.strip().removeprefix("$ ") for line in README.splitlines() if " cnsn " in f" {line}"})
+COMMANDS = [re.sub(r" +#.*", "", line) for line in COMMANDS if re.match(r"cnsn [a-z]+ ", line)]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_have_the_options_that_are_shown(cnsn, command):
+    _, name, *words = command.split()
+    usage = cnsn(name, "--help")
+    assert usage.code == 0
+    for option in [word for word in words if word.startswith("-")]:
+        assert re.search(rf"(?<!\S){option}(?!\S)", usage.out), f"{name} has no {option}"
+
+
+def test_the_table_of_macs(cnsn):
+    shown = re.search(r"\$ (cnsn mac --arch vgg16 --exits 2,7)\n(.*?)\n\n", README, re.S)
+    printed = cnsn(*shown[1].split()[1:]).out
+    assert [line.split() for line in shown[2].splitlines()] == [line.split() for line in printed.splitlines()]
