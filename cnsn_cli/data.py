@@ -1,7 +1,6 @@
 """Data sets: where images and labels come from, and the task that they define."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,31 +12,15 @@ from torch import Tensor
 
 from cnsn_cli.errors import DataError
 from cnsn_cli.images import to_pixels
+from cnsn_cli.split import Split, from_files, in_memory
 from cnsn_cli.task import Task
 
 NAMED = ("cifar10", "cifar100", "digits")
 DIGITS_SIZE = 32  # the 8x8 digits are enlarged to what a CIFAR network takes
 LARGEST_DEFAULT_SIZE = 224
-MEMORY_LIMIT = 8 * 2**30  # bytes of pixels
+MEMORY_LIMIT = 2 * 2**30  # bytes of pixels in a split; beyond it images are read as they are needed
+STATISTICS_IMAGES = 60_000
 SplitName = Literal["train", "test"]
-
-
-@dataclass(frozen=True)
-class Split:
-    """Pixels uint8 (N, C, H, W) and labels int64 (N,), in memory."""
-
-    pixels: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, indices: Tensor) -> "Split":
-        """The samples `indices`, in that order."""
-        return Split(self.pixels[indices], self.labels[indices])
-
-    def to(self, device: torch.device) -> "Split":
-        return Split(self.pixels.to(device), self.labels.to(device))
 
 
 @dataclass(frozen=True)
@@ -67,8 +50,8 @@ def load_dataset(
     """
     source = open_source(data, "train", data_dir)
     size = image_size or _default_size(data, source)
-    train = _read_all(source, size, in_channels)
-    mean, std = channel_statistics(train.pixels)
+    train = _split(source, size, in_channels)
+    mean, std = channel_statistics(train)
     task = Task(source.class_names, size, in_channels, mean, std)
     return Dataset(train, load_test(data, task, data_dir), task)
 
@@ -84,7 +67,7 @@ def load_test(data: str, task: Task, data_dir: str | Path = "data") -> Split:
                 f"classes to tell apart: {_listed(task.class_names)}"
             )
     labels = [numbers[source.class_names[label]] for label in source.labels]
-    return _read_all(source._replace(labels=labels), task.image_size, task.in_channels)
+    return _split(source._replace(labels=labels), task.image_size, task.in_channels)
 
 
 def open_source(data: str, split: SplitName, data_dir: str | Path) -> Source:
@@ -96,17 +79,24 @@ def open_source(data: str, split: SplitName, data_dir: str | Path) -> Source:
     return _folder(data, split)
 
 
-def channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of uint8 (N, C, H, W), on values scaled to 0..1; exact."""
+def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of the images, on values scaled to 0..1.
+
+    They are exact up to STATISTICS_IMAGES images; of more, as many are taken at even distances.
+    """
+    sample = torch.arange(len(split))[:: -(-len(split) // STATISTICS_IMAGES)]
+    counts = torch.zeros(0)
+    for pixels in split.batches(list(sample.split(1000))):  # type: ignore[no-untyped-call]
+        found = torch.stack(
+            [torch.bincount(channel.flatten(), minlength=256) for channel in pixels.unbind(1)]
+        )
+        counts = found.double() + (counts if len(counts) else 0)
+    share = counts / counts.sum(1, keepdim=True)
     values = torch.arange(256, dtype=torch.float64) / 255
-    mean, std = [], []
-    for channel in range(pixels.shape[1]):
-        counts = torch.bincount(pixels[:, channel].flatten(), minlength=256).double()
-        average = (counts @ values / counts.sum()).item()
-        variance = (counts @ (values - average) ** 2 / counts.sum()).item()
-        mean.append(average)
-        std.append(max(variance**0.5, 1 / 255))  # a channel that never changes must not divide by 0
-    return tuple(mean), tuple(std)
+    mean = share @ values
+    variance = (share * (values - mean[:, None]) ** 2).sum(1)
+    # A channel that never changes must not divide by 0.
+    return tuple(mean.tolist()), tuple(variance.sqrt().clamp(min=1 / 255).tolist())
 
 
 def _digits(split: SplitName) -> Source:
@@ -184,22 +174,12 @@ def _default_size(data: str, source: Source) -> int:
     return DIGITS_SIZE if data == "digits" else min(*source.read(0).size, LARGEST_DEFAULT_SIZE)
 
 
-def _read_all(source: Source, size: int, channels: int) -> Split:
-    count = len(source.labels)
-    if count * channels * size * size > MEMORY_LIMIT:
-        raise DataError(
-            f"{count} images of {size} x {size} take more than {MEMORY_LIMIT / 2**30:.0f} GiB of memory: "
-            "give a smaller --image-size"
-        )
-    pixels = torch.empty(count, channels, size, size, dtype=torch.uint8)
+def _split(source: Source, size: int, channels: int) -> Split:
+    def read(number: int) -> Tensor:
+        return to_pixels(source.read(number), size, channels)
 
-    def fill(index: int) -> None:
-        pixels[index] = to_pixels(source.read(index), size, channels)
-
-    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
-        for _ in pool.map(fill, range(count), chunksize=1):
-            pass
-    return Split(pixels, torch.tensor(source.labels))
+    fits = len(source.labels) * channels * size * size <= MEMORY_LIMIT
+    return in_memory(read, source.labels) if fits else from_files(read, source.labels)
 
 
 def _listed(names: tuple[str, ...], most: int = 10) -> str:

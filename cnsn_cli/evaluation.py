@@ -9,12 +9,13 @@ from torch import Tensor
 
 from cnsn_cli.checkpoint import load
 from cnsn_cli.complexity import ModelCost, model_costs
-from cnsn_cli.data import NAMED, Split, load_test
+from cnsn_cli.data import NAMED, load_test
 from cnsn_cli.device import choose_device, place
 from cnsn_cli.errors import DataError
 from cnsn_cli.images import normalise
 from cnsn_cli.metadata import Metadata, read_metadata
 from cnsn_cli.network import Cnsn, Model
+from cnsn_cli.split import Split
 from cnsn_cli.tensorfile import read_header
 
 BATCH_SIZE = 200  # one for all, so that whole and detached files agree to the last digit
@@ -115,5 +116,5 @@ def predict(model: Model, split: Split) -> Tensor:
     """Logits (N, classes) of all images of a split, on the CPU."""
     device = next(model.parameters()).device
     model = model.eval()
-    batches = torch.split(split.pixels, BATCH_SIZE)
-    return torch.cat([model(normalise(batch.to(device), model.task)).cpu() for batch in batches])
+    batches = split.batches(list(torch.arange(len(split)).split(BATCH_SIZE)))  # type: ignore[no-untyped-call]
+    return torch.cat([model(normalise(pixels.to(device), model.task)).cpu() for pixels in batches])

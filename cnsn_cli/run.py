@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from cnsn_cli import registry
 from cnsn_cli.checkpoint import load, save, versions
 from cnsn_cli.complexity import model_costs
-from cnsn_cli.data import Dataset, Split, load_dataset
+from cnsn_cli.data import Dataset, load_dataset
 from cnsn_cli.device import choose_device, place
 from cnsn_cli.errors import DataError, OutputError, RecipeError
 from cnsn_cli.evaluation import ModelResult, evaluate
@@ -20,6 +20,7 @@ from cnsn_cli.files import replacing, write_text
 from cnsn_cli.metadata import FORMAT, Metadata, ModelRecord, Selection
 from cnsn_cli.network import Cnsn
 from cnsn_cli.recipe import Recipe
+from cnsn_cli.split import Split
 from cnsn_cli.task import Task
 from cnsn_cli.training import Epoch, Step, Trainer
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from cnsn_cli.augmentation import EpochPlan, plan_epoch
-from cnsn_cli.data import Split
 from cnsn_cli.errors import TrainingError
 from cnsn_cli.evaluation import ModelResult, evaluate
 from cnsn_cli.images import normalise
 from cnsn_cli.loss import multi_model_loss
 from cnsn_cli.network import Cnsn
 from cnsn_cli.recipe import Recipe
+from cnsn_cli.split import Split
 
 REPORT_EVERY = 0.5  # seconds between two Steps; each one waits for the device
 
@@ -66,9 +66,7 @@ class Trainer:
         self.held_out = held_out.to(self.device)
         self.recipe = recipe
         self.steps_per_epoch = len(train) // recipe.batch_size  # the last partial batch is dropped
-        self.optimizer = torch.optim.SGD(
-            network.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay
-        )
+        self.optimizer = sgd(network, recipe.lr, recipe.momentum, recipe.weight_decay)
 
     def run(self) -> Iterator[Step | Epoch]:
         """Train all epochs; raises TrainingError as soon as a loss is not finite."""
@@ -80,28 +78,41 @@ class Trainer:
         plan = plan_epoch(len(self.train), recipe.seed, epoch, recipe.crop_padding, recipe.flip, self.device)
         meter = Meter(self.network, recipe.batch_size)
         self.network.train()
-        batches = torch.split(plan.order[: steps * recipe.batch_size], recipe.batch_size)
-        for step, indices in enumerate(batches, 1):
+        batches = list(torch.split(plan.order[: steps * recipe.batch_size], recipe.batch_size))
+        for step, pixels in enumerate(self.train.batches(batches), 1):
             lr = recipe.learning_rate((epoch - 1) * steps + step - 1, steps)
-            meter.add(*self._step(indices, plan, lr))
+            meter.add(*self._step(pixels, batches[step - 1], plan, lr))
             if meter.is_due() and step < steps:
                 yield Step(epoch, step, steps, _finite(meter.results(), epoch, lr), meter.images_per_second())
         train, speed = _finite(meter.results(), epoch, lr), meter.images_per_second()
         results = _finite(evaluate(self.network, self.held_out), epoch, lr)
         yield Epoch(epoch, lr, meter.seconds(), speed, train, results)
 
-    def _step(self, indices: Tensor, plan: EpochPlan, lr: float) -> tuple[Tensor, Tensor]:
-        """One step of the optimizer; losses and numbers of correct answers of each model (models,)."""
-        labels = self.train.labels[indices]
-        pixels = plan.augment(self.train.pixels[indices], indices)
-        logits = self.network(normalise(pixels, self.network.task))
-        loss, losses = multi_model_loss(logits, labels)
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+    def _step(self, pixels: Tensor, indices: Tensor, plan: EpochPlan, lr: float) -> tuple[Tensor, Tensor]:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.step()
-        return losses, (torch.stack(logits).detach().argmax(2) == labels).sum(1)
+        images = normalise(plan.augment(pixels, indices), self.network.task)
+        return train_step(self.network, self.optimizer, images, self.train.labels[indices])
+
+
+def sgd(network: Cnsn, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """The optimizer of the paper."""
+    return torch.optim.SGD(network.parameters(), lr, momentum, weight_decay=weight_decay)
+
+
+def train_step(
+    network: Cnsn, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One step on normalised images (N, C, H, W) and labels (N,).
+
+    Returns the loss and the number of correct answers of each model, both (models,), on the device.
+    """
+    logits = network(images)
+    loss, losses = multi_model_loss(logits, labels)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return losses, (torch.stack(logits).detach().argmax(2) == labels).sum(1)
 
 
 class Meter:

@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
+from cnsn_cli import data
 from cnsn_cli.data import channel_statistics, load_dataset, load_test
 from cnsn_cli.errors import DataError
 from cnsn_cli.images import normalise, to_pixels
+from cnsn_cli.split import FileSplit, MemorySplit
 from cnsn_cli.task import Task
 
 
@@ -84,7 +86,7 @@ def test_grey_images(tmp_path):
 
 def test_channel_statistics_are_those_of_numpy():
     pixels = torch.randint(256, (20, 3, 5, 5), dtype=torch.uint8)
-    mean, std = channel_statistics(pixels)
+    mean, std = channel_statistics(MemorySplit(pixels, torch.zeros(20)))
     values = pixels.numpy() / 255
     np.testing.assert_allclose(mean, values.mean((0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(std, values.std((0, 2, 3)), rtol=1e-12)
@@ -205,3 +207,23 @@ def test_a_download_that_fails_says_what_to_do(tmp_path, monkeypatch):
         load_dataset("cifar10", tmp_path)
     for part in ("cannot download CIFAR10", "cifar-10-python.tar.gz", str(tmp_path), "--data digits"):
         assert part in str(caught.value)
+
+
+def test_images_that_do_not_fit_are_read_when_needed(tmp_path, monkeypatch):
+    root = folder(tmp_path)
+    whole = load_dataset(str(root))
+    monkeypatch.setattr(data, "MEMORY_LIMIT", 100)
+    streamed = load_dataset(str(root))
+    assert isinstance(streamed.train, FileSplit)
+    assert streamed.task == whole.task
+    batches = [torch.tensor([5, 0]), torch.tensor([3])]
+    for ours, expected in zip(streamed.train.batches(batches), whole.train.batches(batches), strict=True):
+        assert torch.equal(ours, expected)
+    chosen = torch.tensor([4, 1])
+    (pixels,) = streamed.train.take(chosen).batches([torch.tensor([0, 1])])
+    assert torch.equal(pixels, whole.train.take(chosen).pixels)
+    assert streamed.train.take(chosen).labels.tolist() == [1, 0]
+    broken_image(root)
+    with pytest.raises(DataError) as caught:
+        list(streamed.train.batches([torch.tensor([1])]))
+    assert str(caught.value).startswith(f"cannot read image {root}/train/a/1.png: ")

@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 from cnsn_cli.checkpoint import load
-from cnsn_cli.data import Split, load_dataset
+from cnsn_cli.data import load_dataset
 from cnsn_cli.detaching import detach
 from cnsn_cli.errors import DataError
 from cnsn_cli.evaluation import evaluate, evaluate_classes, evaluate_file
 from cnsn_cli.network import Model
+from cnsn_cli.split import MemorySplit
 from cnsn_cli.task import Task
 
 
@@ -33,7 +34,7 @@ def images(*values: int) -> torch.Tensor:
 
 
 def test_accuracy_and_loss_by_hand(model):
-    split = Split(images(0, 255, 255), torch.tensor([0, 2, 0]))
+    split = MemorySplit(images(0, 255, 255), torch.tensor([0, 2, 0]))
     (result,) = evaluate(model, split)
 
     def loss(scores: list[float], label: int) -> float:
@@ -45,13 +46,13 @@ def test_accuracy_and_loss_by_hand(model):
 
 
 def test_per_class_by_hand(model):
-    split = Split(images(0, 0, 255, 255, 255), torch.tensor([0, 1, 2, 2, 0]))
+    split = MemorySplit(images(0, 0, 255, 255, 255), torch.tensor([0, 1, 2, 2, 0]))
     rows = [(c.precision, c.recall, c.images) for c in evaluate_classes(model, split)]
     assert rows == [(0.5, 0.5, 2), (0.0, 0.0, 1), (pytest.approx(2 / 3), 1.0, 2)]
 
 
 def test_more_images_than_a_batch(model):
-    split = Split(images(*([0, 255] * 300)), torch.tensor([0, 2] * 300))
+    split = MemorySplit(images(*([0, 255] * 300)), torch.tensor([0, 2] * 300))
     assert evaluate(model, split)[0].accuracy == 1.0
 
 

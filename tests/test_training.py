@@ -7,12 +7,13 @@ import torch.nn.functional as F
 
 from cnsn_cli import registry
 from cnsn_cli.checkpoint import load
-from cnsn_cli.data import Split, load_dataset
+from cnsn_cli.data import load_dataset
 from cnsn_cli.errors import DataError, OutputError, RecipeError, TrainingError
 from cnsn_cli.images import normalise
 from cnsn_cli.network import Cnsn
 from cnsn_cli.recipe import load_recipe
 from cnsn_cli.run import train
+from cnsn_cli.split import Split
 from cnsn_cli.tensorfile import read_header
 from cnsn_cli.training import Epoch, Trainer
 from tests.conftest import TINY

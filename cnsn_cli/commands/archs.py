@@ -4,7 +4,6 @@ from typing import Annotated
 
 import typer
 
-from cnsn_cli import registry
 from cnsn_cli.commands.options import ImageSize, Json
 from cnsn_cli.commands.output import print_json, print_table
 
@@ -22,6 +21,8 @@ def archs(
 
 
 def _list_all(json: bool) -> None:
+    from cnsn_cli import registry
+
     known = registry.architectures()
     rows = [(name, registry.provider(entry)) for name, entry in known.items()]
     if json:
@@ -31,6 +32,7 @@ def _list_all(json: bool) -> None:
 
 
 def _show(arch: str, image_size: int, json: bool) -> None:
+    from cnsn_cli import registry
     from cnsn_cli.backbone import detach_points
     from cnsn_cli.task import Task
 

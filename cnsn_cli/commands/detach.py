@@ -1,13 +1,15 @@
 """`cnsn detach`: a sub-model as a file of its own."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cnsn_cli.commands.options import Force, Json
 from cnsn_cli.commands.output import print_json, print_models
-from cnsn_cli.metadata import Metadata
+
+if TYPE_CHECKING:
+    from cnsn_cli.metadata import Metadata
 
 
 def detach(
@@ -43,7 +45,7 @@ def _parse_count(text: str) -> int:
         raise typer.BadParameter(f"{text!r} is no number such as 150M or 0.15G") from None
 
 
-def _report(written: dict[Path, Metadata], json: bool) -> None:
+def _report(written: "dict[Path, Metadata]", json: bool) -> None:
     models = [
         {"file": str(path), **metadata.models[0].model_dump(exclude_none=True)}
         for path, metadata in written.items()

@@ -1,14 +1,15 @@
 """`cnsn info`: what a file is."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cnsn_cli.commands.options import Json
 from cnsn_cli.commands.output import print_json, print_models, printable
-from cnsn_cli.metadata import Metadata, read_metadata
-from cnsn_cli.tensorfile import read_header
+
+if TYPE_CHECKING:
+    from cnsn_cli.metadata import Metadata
 
 
 def info(
@@ -16,6 +17,9 @@ def info(
     json: Json = False,
 ) -> None:
     """Show what a file says of itself, without reading its weights."""
+    from cnsn_cli.metadata import read_metadata
+    from cnsn_cli.tensorfile import read_header
+
     metadata = read_metadata(file, read_header(file))
     if json:
         print_json(metadata.model_dump(mode="json", exclude_none=True))
@@ -25,7 +29,7 @@ def info(
     print_models([model.model_dump() for model in metadata.models])
 
 
-def _lines(metadata: Metadata) -> dict[str, str]:
+def _lines(metadata: "Metadata") -> dict[str, str]:
     task = metadata.task
     names = ", ".join(task.class_names[:10]) + ", ..." * (task.num_classes > 10)
     lines = {

@@ -1,0 +1,220 @@
+"""One training step of VGG-16 with exits 2,7: ours against three ways to write it in plain PyTorch.
+
+a  the paper's literal way: one forward pass per model through the same modules, losses summed, one backward
+b  one backward per model, as slimmable networks do it
+c  the three networks trained separately
+d  ours
+
+`convs` are the bare convolutions of d, forward and backward of the same shapes and nothing else: the floor.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from timing import interleave, markdown, ratio, report
+from torch import Tensor, nn
+
+from cnsn_cli import registry
+from cnsn_cli.device import place
+from cnsn_cli.network import Cnsn
+from cnsn_cli.task import Task
+from cnsn_cli.training import sgd, train_step
+
+EXITS = (2, 7)
+CUTS = {"base": 0, "k=2": 2, "k=7": 7}
+NAMES = {
+    "a": "N+1 forward passes, one backward",
+    "b": "one backward per model",
+    "c": "three networks apart",
+    "d": "cnsn",
+    "convs": "bare convolutions of cnsn",
+}
+Step = Callable[[], object]
+
+
+def plain_vgg16(width: float) -> tuple[nn.ModuleList, nn.Module]:
+    """VGG-16 as anybody writes it; a unit a conv."""
+    units, channels = nn.ModuleList(), 3
+    for out, convs in zip((64, 128, 256, 512, 512), (2, 2, 3, 3, 3), strict=True):
+        for index in range(convs):
+            size = int(out * width)
+            layers = [nn.Conv2d(channels, size, 3, padding=1), nn.BatchNorm2d(size), nn.ReLU(inplace=True)]
+            units.append(nn.Sequential(*layers, *[nn.MaxPool2d(2)] * (index == convs - 1)))
+            channels = size
+    return units, nn.Sequential(nn.Flatten(), nn.Linear(channels, 10))
+
+
+def step_down(out: int, size: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, out, size, size), nn.BatchNorm2d(out), nn.ReLU(inplace=True))
+
+
+class Plain(nn.Module):
+    """The modules of the paper: shared units and head, two step-down convs."""
+
+    def __init__(self, width: float) -> None:
+        super().__init__()
+        self.units, self.head = plain_vgg16(width)
+        stems = {"k=2": step_down(int(64 * width), 2), "k=7": step_down(int(256 * width), 8)}
+        self.stems = nn.ModuleDict(stems)
+
+    def run(self, name: str, images: Tensor) -> Tensor:
+        features = self.stems[name](images) if name in self.stems else images
+        for unit in self.units[CUTS[name] :]:
+            features = unit(features)
+        return self.head(features)
+
+
+def weighted(name: str, logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels) * (1 if name == "base" else 0.5)
+
+
+def literal(width: float, images: Tensor, labels: Tensor) -> Step:
+    network = Plain(width).to(images.device)
+    optimizer = torch.optim.SGD(network.parameters(), 0.001, 0.9, weight_decay=6e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        sum(weighted(name, network.run(name, images), labels) for name in CUTS).backward()
+        optimizer.step()
+
+    return step
+
+
+def backward_each(width: float, images: Tensor, labels: Tensor) -> Step:
+    network = Plain(width).to(images.device)
+    optimizer = torch.optim.SGD(network.parameters(), 0.001, 0.9, weight_decay=6e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        for name in CUTS:
+            weighted(name, network.run(name, images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def apart(width: float, images: Tensor, labels: Tensor) -> Step:
+    networks = {name: Plain(width).to(images.device) for name in CUTS}
+    optimizers = {
+        name: torch.optim.SGD(network.parameters(), 0.001, 0.9, weight_decay=6e-4)
+        for name, network in networks.items()
+    }
+
+    def step() -> None:
+        for name, network in networks.items():
+            optimizers[name].zero_grad()
+            weighted(name, network.run(name, images), labels).backward()
+            optimizers[name].step()
+
+    return step
+
+
+def ours(width: float, images: Tensor, labels: Tensor) -> Step:
+    task = Task.plain()
+    network = Cnsn(registry.build(f"vgg16:width={width}", task), EXITS, task)
+    network = place(network, images.device).train()
+    optimizer = sgd(network, 0.001, 0.9, 6e-4)
+    return lambda: train_step(network, optimizer, images, labels)
+
+
+def bare_convs(width: float, images: Tensor, labels: Tensor) -> Step:
+    """Every conv of ours with an input of the right shape; the input of a first layer needs no gradient."""
+    task = Task.plain()
+    network = place(Cnsn(registry.build(f"vgg16:width={width}", task), EXITS, task), images.device)
+    seen: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
+
+    def remember(conv: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        features = inputs[0].detach().clone().requires_grad_(inputs[0].shape[1] != 3)
+        seen.append((conv, features, torch.ones_like(output)))
+
+    convs = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    hooks = [conv.register_forward_hook(remember) for conv in convs]
+    network.train()(images)
+    for hook in hooks:
+        hook.remove()
+
+    def step() -> None:
+        for conv, features, gradient in seen:
+            conv.weight.grad = conv.bias.grad = features.grad = None
+            conv(features).backward(gradient)
+
+    return step
+
+
+BUILDERS = {"a": literal, "b": backward_each, "c": apart, "d": ours, "convs": bare_convs}
+
+
+def random_batch(batch: int) -> tuple[Tensor, Tensor]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.randn(batch, 3, 32, 32, device=device), torch.randint(10, (batch,), device=device)
+
+
+def peak_memory(variant: str, width: float, batch: int) -> float:
+    """MiB that three steps take beyond a process that has imported everything, in a process of its own."""
+    words = [sys.executable, __file__, "--memory", variant, "--width", str(width), "--batch", str(batch)]
+    return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+
+
+def print_memory(variant: str, width: float, batch: int) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = BUILDERS[variant](width, *random_batch(batch))
+    for _ in range(3):
+        step()
+    cuda = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0
+    print(cuda or (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def synchronised(step: Step) -> Step:
+    if not torch.cuda.is_available():
+        return step
+    return lambda: (step(), torch.cuda.synchronize())
+
+
+def measure(width: float, batch: int, rounds: int) -> str:
+    steps = {key: synchronised(build(width, *random_batch(batch))) for key, build in BUILDERS.items()}
+    times = interleave(steps, rounds)
+    rows = []
+    for key, name in NAMES.items():
+        median, best = statistics.median(times[key]), min(times[key])
+        speeds = [f"{batch / median:,.1f}", f"{median * 1e3:,.1f}", f"{best * 1e3:,.1f}"]
+        ratios = [f"{ratio(times, key, 'a'):.3f}", f"{min(times['a']) / best:.3f}"]
+        memory = "" if key == "convs" else f"{peak_memory(key, width, batch):,.0f}"
+        rows.append([key, name, *speeds, *ratios, memory])
+    columns = [
+        "",
+        "variant",
+        "images/s",
+        "median ms",
+        "minimum ms",
+        "x a (median)",
+        "x a (minimum)",
+        "peak MiB",
+    ]
+    share = f"d takes {ratio(times, 'convs', 'd'):.3f} x the time of its bare convolutions (medians)."
+    share = share.replace(f"{ratio(times, 'convs', 'd'):.3f}", f"{1 / ratio(times, 'd', 'convs'):.3f}")
+    return f"batch {batch}, {rounds} rounds\n\n{markdown(columns, rows)}\n\n{share}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--batch", type=int, nargs="+", default=[32, 128])
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--write", action="store_true", help="put the results into RESULTS.md")
+    parser.add_argument("--memory", choices=BUILDERS, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.memory:
+        print_memory(given.memory, given.width, given.batch[0])
+        return
+    parts = [measure(given.width, batch, given.rounds) for batch in given.batch]
+    report("step", "\n\n".join(parts), given.write)
+
+
+if __name__ == "__main__":
+    main()

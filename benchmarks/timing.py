@@ -1,0 +1,69 @@
+"""Interleaved rounds, medians and minima, and where they are written down."""
+
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+Times = dict[str, list[float]]
+
+
+def interleave(variants: Mapping[str, Callable[[], object]], rounds: int) -> Times:
+    """Seconds of each variant in `rounds` rounds A B C, A B C, ..., after one round to warm up."""
+    times: Times = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            run()
+            if number:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def ratio(times: Times, name: str, reference: str) -> float:
+    """Median time of `reference` over that of `name`, so that more is faster."""
+    return statistics.median(times[reference]) / statistics.median(times[name])
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def machine() -> str:
+    """The processor, the cores in use and the versions of what was measured."""
+    import torch
+
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        model = found[1] if found else model
+    device = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
+    )
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    return f"{model}, {os.cpu_count()} cores; {device}; {versions}"
+
+
+def report(section: str, text: str, write: bool) -> None:
+    """Print the results; with `write`, put them in place of the section of RESULTS.md too."""
+    command = " ".join([Path(sys.argv[0]).as_posix().split("benchmarks/")[-1], *sys.argv[1:]])
+    body = f"## {section}\n\n`python benchmarks/{command}`, on {machine()}, commit {_commit()}\n\n{text}\n"
+    print(body)
+    if not write:
+        return
+    old = RESULTS.read_text() if RESULTS.exists() else "# What was measured\n"
+    parts = re.split(r"(?m)^(?=## )", old)
+    kept = [part.rstrip() for part in parts if not part.startswith(f"## {section}\n")]
+    RESULTS.write_text("\n\n".join([*kept, body.rstrip()]) + "\n")
+
+
+def _commit() -> str:
+    words = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(words, capture_output=True, text=True, cwd=RESULTS.parent).stdout.strip()
