@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cnsn_cli import __version__, registry
 from cnsn_cli.errors import CheckpointError, CnsnError
 from cnsn_cli.files import replacing
+from cnsn_cli.folding import fold
 from cnsn_cli.metadata import KEY, Metadata, read_metadata
 from cnsn_cli.network import Cnsn, Model
 from cnsn_cli.tensorfile import Header, read_header
@@ -23,8 +24,8 @@ def versions() -> dict[str, str]:
     return {"cnsn-cli": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def save(path: Path, network: Cnsn, metadata: Metadata) -> None:
-    """Write a whole network; the digests of `metadata` are filled in. Raises OutputError."""
+def save(path: Path, network: Cnsn | Model, metadata: Metadata) -> None:
+    """Write a network or a detached model; digests are added to `metadata`. Raises OutputError."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     digests = {name: digest(tensor) for name, tensor in tensors.items()}
     text = metadata.model_copy(update={"sha256": digests}).to_json()
@@ -69,7 +70,7 @@ def _blank(path: Path, metadata: Metadata) -> Cnsn | Model:
         return network
     model = network.models()[-1]
     model.name = metadata.models[0].name
-    return model
+    return fold(model) if metadata.folded else model
 
 
 def _check_tensors(path: Path, header: Header, network: nn.Module) -> None:

@@ -8,11 +8,18 @@ from cnsn_cli.metadata import Metadata, ModelRecord, read_metadata
 from cnsn_cli.tensorfile import Header, copy_tensors, read_header
 
 
-def detach(checkpoint: str | Path, submodel: str, output: str | Path, force: bool = False) -> Metadata:
+def detach(
+    checkpoint: str | Path,
+    submodel: str,
+    output: str | Path,
+    force: bool = False,
+    fold_bn: bool = False,
+) -> Metadata:
     """Write the model `base`, `submodel0`, `submodel1`, ... of a network as a file of its own.
 
-    A number stands for a sub-model. Returns the metadata of the new file. Raises CheckpointError where
-    there is no such model or the checkpoint is damaged, OutputError where `output` may not be written.
+    A number stands for a sub-model. `fold_bn` makes BN part of the convs before it, which takes torch;
+    without it bytes are copied as they are. Returns the metadata of the new file. Raises CheckpointError
+    where there is no such model or the checkpoint is damaged, OutputError where `output` may not be written.
     """
     checkpoint, output = Path(checkpoint), Path(output)
     header = read_header(checkpoint)
@@ -25,12 +32,31 @@ def detach(checkpoint: str | Path, submodel: str, output: str | Path, force: boo
     check_output(output, force)
     names = kept_names(header, record)
     metadata = detached_metadata(whole, header, record, names)
+    if fold_bn:
+        return _write_folded(checkpoint, metadata, output)
     with replacing(output) as temporary:
         copy_tensors(checkpoint, header, names, temporary, metadata.to_json(), metadata.sha256)
     return metadata
 
 
-def detach_all(checkpoint: str | Path, folder: str | Path, force: bool = False) -> dict[Path, Metadata]:
+def _write_folded(checkpoint: Path, metadata: Metadata, output: Path) -> Metadata:
+    from cnsn_cli.checkpoint import load, save
+    from cnsn_cli.complexity import model_costs
+    from cnsn_cli.folding import check_equal, fold
+
+    record = metadata.models[0]
+    model = next(model for model in load(checkpoint).models() if model.name == record.name)
+    folded = fold(model)
+    check_equal(model, folded)
+    record = record.model_copy(update=vars(model_costs(folded)[0]))
+    metadata = metadata.model_copy(update={"folded": True, "models": [record]})
+    save(output, folded, metadata)
+    return metadata
+
+
+def detach_all(
+    checkpoint: str | Path, folder: str | Path, force: bool = False, fold_bn: bool = False
+) -> dict[Path, Metadata]:
     """Write every model of a network as `<name>.safetensors` into `folder`; raises like `detach`."""
     checkpoint, folder = Path(checkpoint), Path(folder)
     models = read_metadata(checkpoint, read_header(checkpoint)).models
@@ -40,7 +66,7 @@ def detach_all(checkpoint: str | Path, folder: str | Path, force: bool = False) 
     folder.mkdir(parents=True, exist_ok=True)
     for output in outputs:
         check_output(output, force)
-    return {output: detach(checkpoint, name, output, force) for output, name in outputs.items()}
+    return {output: detach(checkpoint, name, output, force, fold_bn) for output, name in outputs.items()}
 
 
 def most_accurate(checkpoint: str | Path, max_macs: int) -> str:

@@ -41,7 +41,8 @@ class Metadata(BaseModel):
     """`kind` is `network` for base and sub-models together, `detached` for one model.
 
     `provider` is the distribution that `arch` comes from. `sha256` holds a digest per tensor, `parent` that
-    of the header of the file that a model was detached from, which commits to all tensors in it.
+    of the header of the file that a model was detached from, which commits to all tensors in it. `folded`
+    tells that BN has become part of the convs.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -52,6 +53,7 @@ class Metadata(BaseModel):
     provider: str
     task: Task
     bn: Literal["private", "shared"]
+    folded: bool = False
     models: list[ModelRecord] = Field(min_length=1)
     data: str | None = None
     recipe: dict[str, Any] = {}
@@ -108,6 +110,8 @@ def _check(metadata: Metadata) -> None:
     names = [model.name for model in metadata.models]
     if metadata.kind == "network" and names != ["base", *(f"submodel{i}" for i in range(len(names) - 1))]:
         raise ValueError(f"a network holds base, submodel0, ..., not {', '.join(names)}")
+    if metadata.kind == "network" and metadata.folded:
+        raise ValueError("only a detached model can be folded")
     if metadata.kind == "detached" and len(names) != 1:
         raise ValueError(f"a detached file holds 1 model, not {len(names)}")
     if (metadata.kind == "network" and first.drops) or any(model.drops == 0 for model in metadata.models[1:]):

@@ -20,6 +20,9 @@ def detach(
         str | None, typer.Option(help="Take the most accurate model with at most so many MACs, such as 150M.")
     ] = None,
     all_models: Annotated[bool, typer.Option("--all", help="Write every model into the folder.")] = False,
+    fold_bn: Annotated[
+        bool, typer.Option("--fold-bn", help="Make BN part of the convs: faster, but no longer trainable.")
+    ] = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -29,10 +32,10 @@ def detach(
     if sum([submodel is not None, max_macs is not None, all_models]) != 1:
         raise typer.BadParameter("give one of --submodel, --max-macs and --all")
     if all_models:
-        written = detaching.detach_all(checkpoint, output, force)
+        written = detaching.detach_all(checkpoint, output, force, fold_bn)
     else:
         name = submodel or detaching.most_accurate(checkpoint, _parse_count(max_macs or ""))
-        written = {output: detaching.detach(checkpoint, name, output, force)}
+        written = {output: detaching.detach(checkpoint, name, output, force, fold_bn)}
     _report(written, json)
 
 

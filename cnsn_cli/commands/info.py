@@ -37,7 +37,7 @@ def _lines(metadata: "Metadata") -> dict[str, str]:
         "architecture": f"{metadata.arch} ({metadata.provider})",
         "images": f"{task.in_channels} x {task.image_size} x {task.image_size}",
         "classes": f"{task.num_classes}: {names}",
-        "BN": f"{metadata.bn} statistics",
+        "BN": "folded into the convs" if metadata.folded else f"{metadata.bn} statistics",
         "trained on": metadata.data or "unknown",
         "recipe": ", ".join(f"{key} {value}" for key, value in metadata.recipe.items()),
         "made with": ", ".join(f"{name} {version}" for name, version in metadata.versions.items()),

@@ -1,0 +1,70 @@
+import pytest
+import torch
+from torch import nn
+
+from cnsn_cli import registry
+from cnsn_cli.checkpoint import load
+from cnsn_cli.detaching import detach
+from cnsn_cli.errors import CheckpointError
+from cnsn_cli.folding import check_equal, conv_norm_pairs, fold
+from cnsn_cli.network import Cnsn, Model
+from cnsn_cli.task import Task
+
+TASK = Task.plain(classes=7)
+
+
+def trained(arch: str, exits: tuple[int, ...]) -> Cnsn:
+    """A network with affine parameters and statistics as training leaves them."""
+    torch.manual_seed(0)
+    network = Cnsn(registry.build(arch, TASK), exits, TASK)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    for _ in range(3):
+        network(torch.randn(8, 3, 32, 32) * 2 + 0.5)
+    return network.eval()
+
+
+@pytest.mark.parametrize(
+    ("arch", "exits"), [("vgg16:width=0.25", (2, 7)), ("resnet20", (7,)), ("resnet50:width=0.25", (4, 25))]
+)
+def test_folding_changes_no_logit(arch, exits):
+    images = torch.randn(4, 3, 32, 32)
+    for model in trained(arch, exits).models():
+        folded, expected = fold(model), model(images)
+        assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert (folded(images) - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert torch.equal(model(images), expected)  # the model itself stays
+
+
+def test_a_folded_file(checkpoint, tmp_path):
+    plain, folded = tmp_path / "plain.safetensors", tmp_path / "folded.safetensors"
+    detach(checkpoint, "submodel1", plain)
+    metadata = detach(checkpoint, "submodel1", folded, fold_bn=True)
+    images = torch.randn(4, 3, 32, 32)
+    expected, found = load(plain)(images), load(folded)(images)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert not [name for name in load(folded).state_dict() if "running" in name]
+    held = sum(t.numel() * t.element_size() for t in load(folded).state_dict().values())
+    assert metadata.models[0].bytes == held
+    assert metadata.folded
+
+
+def test_a_norm_that_follows_no_conv_stays():
+    units = {"0": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)), "1": nn.BatchNorm2d(4)}
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7))
+    model = Model("base", 0, None, units, head, TASK).eval()
+    assert conv_norm_pairs(model) == []
+    assert len([m for m in fold(model).modules() if isinstance(m, nn.BatchNorm2d)]) == 2
+
+
+def test_a_fold_that_differs_is_refused():
+    model = trained("vgg11:width=0.1", ()).base
+    folded = fold(model)
+    with torch.no_grad():
+        folded.units[3][0].bias.add_(0.1)
+    with pytest.raises(
+        CheckpointError, match=r"changes the logits of base by .* detach it without --fold-bn"
+    ):
+        check_equal(model, folded)
