@@ -1,6 +1,7 @@
 """Random crops and flips, drawn per sample and applied to a whole batch at once.
 
-What a sample gets in an epoch depends on (seed, epoch, index of the sample) alone.
+What a sample gets depends on the seed, the epoch, and its place in a data set of that many samples: not on
+its batch, nor on what was drawn before.
 """
 
 from dataclasses import dataclass

@@ -1,5 +1,6 @@
 """The contract that an architecture fulfils, and the detach points that follow from it."""
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
@@ -9,8 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cnsn_cli.errors import ArchitectureError, DetachPointError
-
-LARGEST_IMAGE = 1024  # how far the search for a workable image size goes
+from cnsn_cli.task import LARGEST_IMAGE
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class Backbone:
             raise TypeError("a Backbone takes units as nn.Sequential and a head as nn.Module")
         if len(self.conv_counts) != len(self.units):
             raise ValueError(f"conv_counts has {len(self.conv_counts)} entries for {len(self.units)} units")
+        whole = nn.ModuleDict({"units": self.units, "head": self.head})
+        seen: dict[nn.Module, str] = {}
+        for name, module in whole.named_modules(remove_duplicate=False):
+            if seen.setdefault(module, name) != name and next(iter(module.state_dict()), None):
+                raise ValueError(f"{name} and {seen[module]} are one module: layers with weights stand once")
 
 
 class DetachPoint(NamedTuple):
@@ -52,19 +57,21 @@ def feature_shapes(backbone: Backbone, image_shape: tuple[int, int, int]) -> lis
     """
     try:
         return _trace_shapes(backbone, image_shape)
-    except RuntimeError as error:
-        channels, height, _ = image_shape
-        for size in range(height + 1, LARGEST_IMAGE + 1):
-            if _fits(backbone, (channels, size, size)):
-                hint = f"the smallest size that fits is {size}"
-                raise ArchitectureError(f"image size {height} is too small: {hint}") from error
-        raise ArchitectureError(f"the backbone takes no image of shape {image_shape}: {error}") from error
+    except Exception as error:  # whatever a plug-in may raise
+        channels, size, _ = image_shape
+        if _fits(backbone, (channels, LARGEST_IMAGE, LARGEST_IMAGE)):
+            sizes = range(size, LARGEST_IMAGE + 1)
+            least = sizes[bisect_left(sizes, True, key=lambda s: _fits(backbone, (channels, s, s)))]
+            hint = f"the smallest size that fits is {least}"
+            raise ArchitectureError(f"image size {size} is too small: {hint}") from error
+        reason = " ".join(str(error).split())
+        raise ArchitectureError(f"the backbone takes no image of shape {image_shape}: {reason}") from error
 
 
 def _fits(backbone: Backbone, image_shape: tuple[int, int, int]) -> bool:
     try:
         return bool(_trace_shapes(backbone, image_shape))
-    except RuntimeError:
+    except Exception:
         return False
 
 
@@ -81,7 +88,8 @@ def _trace_shapes(backbone: Backbone, image_shape: tuple[int, int, int]) -> list
 def _on_meta(module: nn.Module, features: Tensor) -> Tensor:
     """What `module` returns in eval mode, computed on shapes only; the module itself stays as it is."""
     modes = {child: child.training for child in module.modules()}
-    tensors = {name: tensor.to("meta") for name, tensor in module.state_dict(keep_vars=True).items()}
+    tensors = {name: tensor.to("meta") for name, tensor in module.named_parameters()}
+    tensors |= {name: buffer.to("meta") for name, buffer in module.named_buffers()}
     try:
         output: Tensor = functional_call(module.eval(), tensors, features)
     finally:

@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cnsn_cli import __version__, registry
-from cnsn_cli.errors import CheckpointError, CnsnError
+from cnsn_cli.errors import CheckpointError, CnsnError, OutputError
 from cnsn_cli.files import replacing
 from cnsn_cli.folding import fold
 from cnsn_cli.metadata import KEY, Metadata, read_metadata
 from cnsn_cli.network import Cnsn, Model
 from cnsn_cli.tensorfile import Header, read_header
+
+FLOAT = "F32"
 
 
 def versions() -> dict[str, str]:
@@ -29,8 +31,16 @@ def save(path: Path, network: Cnsn | Model, metadata: Metadata) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     digests = {name: digest(tensor) for name, tensor in tensors.items()}
     text = metadata.model_copy(update={"sha256": digests}).to_json()
+    write_tensors(path, tensors, KEY, text)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], key: str, text: str) -> None:
+    """Write contiguous tensors on the CPU, with one text as metadata. Raises OutputError."""
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={KEY: text})
+        try:
+            save_file(tensors, temporary, metadata={key: text})
+        except SafetensorError as error:  # also where the disk is full
+            raise OutputError(f"cannot write {path}: {error}") from error
 
 
 def load(path: str | Path) -> Cnsn | Model:
@@ -51,6 +61,9 @@ def load_blank(path: Path) -> tuple[Cnsn | Model, Metadata]:
     metadata = read_metadata(path, header)
     network = _blank(path, metadata)
     _check_tensors(path, header, network)
+    for model, record in zip(network.models(), metadata.models, strict=True):
+        if (model.drops, model.first_unit) != (record.drops, record.first_unit):
+            raise CheckpointError(f"{path} places {record.name} where its architecture has no detach point")
     return network, metadata
 
 
@@ -84,15 +97,22 @@ def _check_tensors(path: Path, header: Header, network: nn.Module) -> None:
         if entry.shape != tuple(tensor.shape):
             shape = tuple(tensor.shape)
             raise CheckpointError(f"{path}: {name!r} has shape {entry.shape}, its architecture wants {shape}")
-        if ("F" in entry.dtype) != tensor.is_floating_point():
-            raise CheckpointError(f"{path}: {name!r} has dtype {entry.dtype}, wanted {tensor.dtype}")
+        wanted = FLOAT if tensor.is_floating_point() else "I64"
+        if entry.dtype != wanted:
+            raise CheckpointError(
+                f"{path}: {name!r} has dtype {entry.dtype}, its architecture wants {wanted}"
+            )
 
 
 def _read_tensors(path: Path, metadata: Metadata) -> dict[str, Any]:
     tensors = {}
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 - not a dictionary
-            tensors[name] = file.get_tensor(name)
-            if digest(tensors[name]) != metadata.sha256.get(name):
-                raise CheckpointError(f"{path} is damaged: tensor {name!r} is not as it was saved")
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a dictionary
+                tensors[name] = file.get_tensor(name)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is broken: {error}") from error
+    for name, tensor in tensors.items():
+        if digest(tensor) != metadata.sha256.get(name):
+            raise CheckpointError(f"{path} is damaged: tensor {name!r} is not as it was saved")
     return tensors

@@ -1,13 +1,15 @@
 """Data sets: where images and labels come from, and the task that they define."""
 
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.error import URLError
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from cnsn_cli.errors import DataError
@@ -15,9 +17,13 @@ from cnsn_cli.images import to_pixels
 from cnsn_cli.split import Split, from_files, in_memory
 from cnsn_cli.task import Task
 
+if TYPE_CHECKING:
+    from numpy import ndarray
+
 NAMED = ("cifar10", "cifar100", "digits")
 DIGITS_SIZE = 32  # the 8x8 digits are enlarged to what a CIFAR network takes
 LARGEST_DEFAULT_SIZE = 224
+PATIENCE = 30  # seconds to wait for a server that says nothing
 MEMORY_LIMIT = 2 * 2**30  # bytes of pixels in a split; beyond it images are read as they are needed
 STATISTICS_IMAGES = 60_000
 SplitName = Literal["train", "test"]
@@ -33,7 +39,7 @@ class Dataset:
 
 
 class Source(NamedTuple):
-    """Images that are not read yet: `read(i)` opens image i."""
+    """Images that are not read yet: `read(i)` opens image i, in another process too."""
 
     class_names: tuple[str, ...]
     labels: list[int]
@@ -48,6 +54,8 @@ def load_dataset(
     `image_size` resizes; without it images keep their size, as the first one shows it, up to 224 px.
     The mean and standard deviation are those of the training images. Raises DataError.
     """
+    if in_channels not in (1, 3):
+        raise DataError(f"images are read with 1 or 3 channels, not {in_channels}")
     source = open_source(data, "train", data_dir)
     size = image_size or _default_size(data, source)
     train = _split(source, size, in_channels)
@@ -107,7 +115,7 @@ def _digits(split: SplitName) -> Source:
     grey = (digits.images * (255 / 16)).round().astype("uint8")
     chosen = [i for i in range(len(grey)) if (i % 5 == 0) == (split == "test")]
     labels = [int(digits.target[i]) for i in chosen]
-    return Source(tuple("0123456789"), labels, lambda i: Image.fromarray(grey[chosen[i]]))
+    return Source(tuple("0123456789"), labels, partial(_from_array, grey[chosen]))
 
 
 def _cifar(data: str, split: SplitName, data_dir: Path) -> Source:
@@ -115,7 +123,7 @@ def _cifar(data: str, split: SplitName, data_dir: Path) -> Source:
 
     kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[data]
     dataset = _existing_or_downloaded(kind, data_dir, train=split == "train")
-    return Source(tuple(dataset.classes), dataset.targets, lambda i: Image.fromarray(dataset.data[i]))
+    return Source(tuple(dataset.classes), dataset.targets, partial(_from_array, dataset.data))
 
 
 def _existing_or_downloaded(kind: Any, data_dir: Path, train: bool) -> Any:
@@ -123,19 +131,24 @@ def _existing_or_downloaded(kind: Any, data_dir: Path, train: bool) -> Any:
         return kind(data_dir, train=train, download=False)
     except RuntimeError:  # neither the unpacked folder nor a sound copy of it
         pass
+    damaged = " what is there now is incomplete or damaged:" if (data_dir / kind.base_folder).exists() else ""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
     try:
         return kind(data_dir, train=train, download=True)
     except (URLError, OSError, RuntimeError) as error:
         raise DataError(
-            f"cannot download {kind.__name__} ({error}): put {kind.filename} or the folder "
+            f"cannot download {kind.__name__} ({error}):{damaged} put {kind.filename} or the folder "
             f"{kind.base_folder} into {data_dir}/ (--data-dir), or try --data digits, which works offline"
         ) from error
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def _folder(data: str, split: SplitName) -> Source:
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-    folder = _split_folder(Path(data), split)
+    folder = _split_folder(data, split)
     class_names = tuple(sorted(d.name for d in folder.iterdir() if d.is_dir() and d.name[0] != "."))
     numbers = {name: number for number, name in enumerate(class_names)}
     found = make_dataset(folder, numbers, IMG_EXTENSIONS, allow_empty=True) if numbers else []
@@ -145,29 +158,38 @@ def _folder(data: str, split: SplitName) -> Source:
     empty = set(range(len(class_names))) - {label for _, label in samples}
     if empty and split == "train":
         raise DataError(f"no images of class {class_names[min(empty)]!r} in {folder}")
-    return Source(class_names, [label for _, label in samples], lambda i: _open(samples[i][0]))
+    paths = [path for path, _ in samples]
+    return Source(class_names, [label for _, label in samples], partial(_open, paths))
 
 
-def _split_folder(root: Path, split: SplitName) -> Path:
-    if not root.is_dir():
+def _split_folder(data: str, split: SplitName) -> Path:
+    root = Path(data)
+    if not data or not root.is_dir():
         raise DataError(
-            f"no data set or folder {str(root)!r}: choose {', '.join(NAMED)} or an image folder "
+            f"no data set or folder {data!r}: choose {', '.join(NAMED)} or an image folder "
             "with train/ and test/ or val/"
         )
     names = ("train",) if split == "train" else ("test", "val")
     for name in names:
         if (root / name).is_dir():
             return root / name
-    raise DataError(f"{root} has no folder {' or '.join(f'{name}/' for name in names)}")
+    missing = " or ".join(f"{name}/" for name in names)
+    raise DataError(
+        f"{root} has no folder {missing}: expected train/<class>/<image>, and test/ or val/ alike"
+    )
 
 
-def _open(path: str) -> Image.Image:
+def _from_array(pixels: "ndarray[Any, Any]", number: int) -> Image.Image:
+    return Image.fromarray(pixels[number])
+
+
+def _open(paths: list[str], number: int) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with Image.open(paths[number]) as image:
             image.load()
             return image
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read image {path}: {error}") from error
+    except Exception as error:  # Pillow's decoders raise many kinds
+        raise DataError(f"cannot read image {paths[number]}: {error}") from error
 
 
 def _default_size(data: str, source: Source) -> int:
@@ -175,11 +197,13 @@ def _default_size(data: str, source: Source) -> int:
 
 
 def _split(source: Source, size: int, channels: int) -> Split:
-    def read(number: int) -> Tensor:
-        return to_pixels(source.read(number), size, channels)
-
+    read = partial(_pixels, source.read, size, channels)
     fits = len(source.labels) * channels * size * size <= MEMORY_LIMIT
     return in_memory(read, source.labels) if fits else from_files(read, source.labels)
+
+
+def _pixels(read: Callable[[int], Image.Image], size: int, channels: int, number: int) -> Tensor:
+    return to_pixels(read(number), size, channels)
 
 
 def _listed(names: tuple[str, ...], most: int = 10) -> str:

@@ -23,20 +23,35 @@ def detach(
     """
     checkpoint, output = Path(checkpoint), Path(output)
     header = read_header(checkpoint)
-    whole = read_metadata(checkpoint, header)
-    if whole.kind == "detached":
-        raise CheckpointError(f"{checkpoint} is detached already: it holds {whole.models[0].name} alone")
+    whole = _read_whole(checkpoint, header)
     record = whole.find(f"submodel{submodel}" if submodel.isdecimal() else submodel)
-    if output.exists() and output.samefile(checkpoint):
-        raise OutputError(f"{output} is the checkpoint itself: give another name")
-    check_output(output, force)
+    _check_target(checkpoint, output, force)
     names = kept_names(header, record)
+    held = sum(header.entries[name].end - header.entries[name].start for name in names.values())
+    if held != record.bytes:
+        raise CheckpointError(
+            f"{checkpoint} is damaged: {record.name} takes {held:,} bytes in it, "
+            f"not the {record.bytes:,} that its metadata state"
+        )
     metadata = detached_metadata(whole, header, record, names)
     if fold_bn:
         return _write_folded(checkpoint, metadata, output)
     with replacing(output) as temporary:
         copy_tensors(checkpoint, header, names, temporary, metadata.to_json(), metadata.sha256)
     return metadata
+
+
+def _read_whole(checkpoint: Path, header: Header) -> Metadata:
+    metadata = read_metadata(checkpoint, header)
+    if metadata.kind == "detached":
+        raise CheckpointError(f"{checkpoint} is detached already: it holds {metadata.models[0].name} alone")
+    return metadata
+
+
+def _check_target(checkpoint: Path, output: Path, force: bool) -> None:
+    if output.exists() and output.samefile(checkpoint):
+        raise OutputError(f"{output} is the checkpoint itself: give another name")
+    check_output(output, force)
 
 
 def _write_folded(checkpoint: Path, metadata: Metadata, output: Path) -> Metadata:
@@ -59,13 +74,13 @@ def detach_all(
 ) -> dict[Path, Metadata]:
     """Write every model of a network as `<name>.safetensors` into `folder`; raises like `detach`."""
     checkpoint, folder = Path(checkpoint), Path(folder)
-    models = read_metadata(checkpoint, read_header(checkpoint)).models
+    models = _read_whole(checkpoint, read_header(checkpoint)).models
     outputs = {folder / f"{model.name}.safetensors": model.name for model in models}
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file: --all writes into a folder")
+    for output in filter(Path.exists, outputs):
+        _check_target(checkpoint, output, force)
     folder.mkdir(parents=True, exist_ok=True)
-    for output in outputs:
-        check_output(output, force)
     return {output: detach(checkpoint, name, output, force, fold_bn) for output, name in outputs.items()}
 
 

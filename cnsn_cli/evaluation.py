@@ -88,8 +88,8 @@ def _test_images(data: str, metadata: Metadata, data_dir: str | Path) -> Split:
 def evaluate(network: Cnsn | Model, split: Split) -> list[ModelResult]:
     """Run each model by itself, in eval mode, on the device that the network is on."""
     results = []
-    for model in network.models():
-        logits = predict(model, split)
+    models = network.models()
+    for model, logits in zip(models, predict(models, split), strict=True):
         correct = (logits.argmax(1) == split.labels.cpu()).sum().item()
         loss = F.cross_entropy(logits.double(), split.labels.cpu()).item()
         results.append(ModelResult(model.name, correct / len(split), loss))
@@ -100,7 +100,7 @@ def evaluate_classes(model: Model, split: Split) -> list[ClassResult]:
     """Precision, recall and F1 of each class."""
     from sklearn.metrics import precision_recall_fscore_support
 
-    predictions = predict(model, split).argmax(1)
+    predictions = predict([model], split)[0].argmax(1)
     names = model.task.class_names
     columns = precision_recall_fscore_support(
         split.labels.cpu().numpy(), predictions.numpy(), labels=range(len(names)), zero_division=0.0
@@ -112,9 +112,13 @@ def evaluate_classes(model: Model, split: Split) -> list[ClassResult]:
 
 
 @torch.inference_mode()
-def predict(model: Model, split: Split) -> Tensor:
-    """Logits (N, classes) of all images of a split, on the CPU."""
-    device = next(model.parameters()).device
-    model = model.eval()
-    batches = split.batches(list(torch.arange(len(split)).split(BATCH_SIZE)))  # type: ignore[no-untyped-call]
-    return torch.cat([model(normalise(pixels.to(device), model.task)).cpu() for pixels in batches])
+def predict(models: list[Model], split: Split) -> list[Tensor]:
+    """Logits (N, classes) of all images of a split for each model, on the CPU."""
+    device = next(models[0].parameters()).device
+    models = [model.eval() for model in models]
+    logits: list[list[Tensor]] = [[] for _ in models]
+    for pixels in split.batches(list(torch.arange(len(split)).split(BATCH_SIZE))):  # type: ignore[no-untyped-call]
+        images = normalise(pixels.to(device), models[0].task)
+        for model, parts in zip(models, logits, strict=True):
+            parts.append(model(images).cpu())
+    return [torch.cat(parts) for parts in logits]

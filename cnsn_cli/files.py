@@ -12,6 +12,8 @@ def check_output(path: Path, force: bool) -> None:
     """Raises OutputError where `path` cannot be written, or exists and `force` is not given."""
     if path.is_dir():
         raise OutputError(f"{path} is a folder: give the name of a file")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} is no ordinary file: give another name")
     if not path.parent.is_dir():
         raise OutputError(f"no folder {path.parent}: create it first")
     if path.exists() and not force:

@@ -10,13 +10,16 @@ def to_pixels(image: Image.Image, image_size: int, in_channels: int) -> Tensor:
     """A picture to uint8 (C, S, S): grey for one channel, else RGB; cut to a square around its middle."""
     import numpy as np
 
-    if in_channels not in (1, 3):
-        raise ValueError(f"pictures have 1 or 3 channels, not {in_channels}")
     image = image.convert("L" if in_channels == 1 else "RGB")
     if image.size != (image_size, image_size):
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
     pixels = np.array(image).reshape(image_size, image_size, in_channels)
     return from_numpy(pixels).permute(2, 0, 1)
+
+
+def preprocess(image: Image.Image, task: Task) -> Tensor:
+    """A picture to the normalised tensor (C, H, W) that a network for `task` takes."""
+    return normalise(to_pixels(image, task.image_size, task.in_channels)[None], task)[0]
 
 
 def normalise(pixels: Tensor, task: Task) -> Tensor:

@@ -1,5 +1,6 @@
 """The command line. Errors of ours become one line on stderr and exit code 1."""
 
+import signal
 import sys
 from typing import Annotated
 
@@ -42,10 +43,14 @@ def cnsn(
 
 def main() -> None:
     """The entry point of the command `cnsn`."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that temporary files go
     try:
         app(prog_name="cnsn")
     except (CnsnError, OSError) as error:
         if "--traceback" in sys.argv:
             raise
-        print(f"cnsn: {printable(str(error))}", file=sys.stderr)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename:
+            text = f"{error.filename}: {error.strerror}"
+        print(f"cnsn: {printable(text)}", file=sys.stderr)
         sys.exit(1)

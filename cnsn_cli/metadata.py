@@ -1,32 +1,36 @@
 """What a file of ours says about the models in it: one JSON text in the safetensors header."""
 
 import json
+import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cnsn_cli.errors import CheckpointError
-from cnsn_cli.task import Task
+from cnsn_cli.task import LARGEST_IMAGE, Task
 from cnsn_cli.tensorfile import Header
 
 KEY = "cnsn"  # the only one: safetensors shuffles several keys, and files would not be reproducible
 FORMAT = 1
 
 
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
 class ModelRecord(BaseModel):
     """One model of a file. `first_unit` is where it enters the backbone; figures as in `ModelCost`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     name: str
-    drops: int = Field(ge=0)
-    first_unit: int = Field(ge=0)
-    macs: int
-    operations: int
-    parameters: int
-    bytes: int
-    accuracy: float | None = None
+    drops: Count
+    first_unit: Count
+    macs: Count
+    operations: Count
+    parameters: Count
+    bytes: Count
+    accuracy: float | None = Field(None, ge=0, le=1)
     loss: float | None = None
 
 
@@ -45,7 +49,7 @@ class Metadata(BaseModel):
     tells that BN has become part of the convs.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     format: int
     kind: Literal["network", "detached"]
@@ -85,7 +89,8 @@ def read_metadata(path: Path, header: Header) -> Metadata:
     if text is None:
         raise CheckpointError(f"{path} was not written by cnsn: its metadata have no key {KEY!r}")
     try:
-        version = json.loads(text).get("format")
+        content = json.loads(text)
+        version = content.get("format") if isinstance(content, dict) else None
         if version != FORMAT:
             raise CheckpointError(
                 f"{path} has format {version!r}, this version reads format {FORMAT}: update cnsn-cli"
@@ -103,9 +108,10 @@ def read_metadata(path: Path, header: Header) -> Metadata:
 
 def _check(metadata: Metadata) -> None:
     task, first = metadata.task, metadata.models[0]
-    if not (task.class_names and task.image_size > 0 and task.in_channels > 0):
-        raise ValueError("its task has no classes or no pixels")
-    if not len(task.mean) == len(task.std) == task.in_channels or min(task.std) <= 0:
+    if not (task.class_names and 0 < task.image_size <= LARGEST_IMAGE and 0 < task.in_channels <= 64):
+        raise ValueError(f"its task has no classes, or images that are not of 1 to {LARGEST_IMAGE} pixels")
+    finite = all(math.isfinite(value) for value in (*task.mean, *task.std))
+    if not finite or not len(task.mean) == len(task.std) == task.in_channels or min(task.std) <= 0:
         raise ValueError("mean and std do not fit the channels")
     names = [model.name for model in metadata.models]
     if metadata.kind == "network" and names != ["base", *(f"submodel{i}" for i in range(len(names) - 1))]:

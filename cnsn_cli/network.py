@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cnsn_cli.backbone import Backbone, DetachPoint, choose_exits, detach_points
+from cnsn_cli.images import preprocess
 from cnsn_cli.norm import SharedBatchNorm, fresh_statistics
 from cnsn_cli.task import Task
 
@@ -74,7 +75,7 @@ class Model(nn.Module):
 
     def preprocess(self, image: "Image") -> Tensor:
         """A PIL image to the normalised tensor (C, H, W) that the model takes."""
-        return self.task.preprocess(image)
+        return preprocess(image, self.task)
 
 
 class SubModel(nn.Module):
@@ -113,7 +114,8 @@ class SubModel(nn.Module):
 class Cnsn(nn.Module):
     """A base-model with a sub-model at each of the `exits`; all weights but the step-down convs are shared.
 
-    `bn="private"` gives each model its own BN statistics, `bn="shared"` one running set for all. Raises
+    `bn="private"` gives each model its own BN statistics, `bn="shared"` one running set for all. The
+    network takes over the modules of `backbone`, which must not be used for anything else. Raises
     DetachPointError where `exits` are no legal detach points, ArchitectureError for too small images.
     """
 
@@ -125,7 +127,7 @@ class Cnsn(nn.Module):
         self.bn = bn
         self.exits = exits
         points = choose_exits(detach_points(backbone, task.image_shape), exits)
-        self.units = backbone.units
+        self.units = nn.Sequential(*backbone.units)  # numbered by position, whatever they were called
         self.head = backbone.head
         self.submodels = nn.ModuleList(
             SubModel(f"submodel{index}", self, point) for index, point in enumerate(points)
@@ -179,8 +181,8 @@ class Cnsn(nn.Module):
         submodel = self._submodels()[index - 1] if index else None
         units = {
             name: _single(unit, index)
-            for name, unit in self.units.named_children()
-            if submodel is None or int(name) >= submodel.first_unit
+            for name, unit in self.units._modules.items()  # named_children would leave out repetitions
+            if unit is not None and (submodel is None or int(name) >= submodel.first_unit)
         }
         head = _single(self.head, index)
         if submodel is None:
@@ -190,7 +192,7 @@ class Cnsn(nn.Module):
 
     def preprocess(self, image: "Image") -> Tensor:
         """A PIL image to the normalised tensor (C, H, W) that every model takes."""
-        return self.task.preprocess(image)
+        return preprocess(image, self.task)
 
 
 def _single(module: nn.Module, index: int) -> nn.Module:

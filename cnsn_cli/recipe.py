@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from cnsn_cli.errors import RecipeError
 
@@ -29,10 +29,10 @@ class Recipe(BaseModel):
     momentum: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
     schedule: Literal["step", "one-cycle"]
-    milestones: tuple[int, ...] = ()
+    milestones: tuple[PositiveInt, ...] = ()
     gamma: float = Field(0.1, gt=0, le=1)
     warmup_epochs: float = Field(0, ge=0)
-    crop_padding: int = Field(0, ge=0)
+    crop_padding: int = Field(0, ge=0, le=256)
     flip: bool = False
     val_split: float = Field(0.0, ge=0, lt=1)
     bn: Literal["private", "shared"] = "private"
@@ -100,7 +100,7 @@ def _read(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RecipeError(f"no recipe {name!r}: choose {', '.join(presets())} or a TOML file") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise RecipeError(f"cannot read recipe {name!r}: {error}") from error
     parent = settings.pop("extends", None)
     if parent is None:
@@ -109,6 +109,8 @@ def _read(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
         raise RecipeError(f"recipe {name!r}: extends takes the name of one recipe, not {parent!r}")
     sibling = path.parent / parent
     inherited = _read(str(sibling) if sibling.is_file() else parent, (*seen, name))
+    if "weight_decay" in settings:
+        inherited.pop("baseline_weight_decay", None)
     return {**inherited, **settings}
 
 

@@ -26,7 +26,7 @@ def architectures() -> dict[str, EntryPoint]:
     for entry in sorted(entry_points(group=GROUP), key=_natural):
         other = found.setdefault(entry.name, entry)
         # One distribution can be found twice, as an installation and as a source tree on the path.
-        if other.value != entry.value:
+        if (provider(other), other.value) != (provider(entry), entry.value):
             raise ArchitectureError(
                 f"two plug-ins are called {entry.name!r}, of {provider(other)} and of {provider(entry)}: "
                 "uninstall one of them"
@@ -50,7 +50,7 @@ def find(arch: str) -> EntryPoint:
     known = architectures()
     if name in known:
         return known[name]
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    near = get_close_matches(name.lower(), known, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else f"choose from {', '.join(known)}"
     raise ArchitectureError(f"unknown architecture {name!r}: {hint}")
 
@@ -81,6 +81,7 @@ def options(entry: EntryPoint) -> dict[str, Any]:
         name: None if parameter.default is parameter.empty else parameter.default
         for name, parameter in parameters.items()
         if name not in STANDARD_ARGUMENTS
+        and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     }
 
 
@@ -131,6 +132,8 @@ def _factory(entry: EntryPoint) -> Callable[..., object]:
         raise ArchitectureError(
             f"cannot import plug-in {entry.name!r} of {provider(entry)}: {_one_line(error)}"
         ) from error
+    if not callable(factory):
+        raise ArchitectureError(f"plug-in {entry.name!r} of {provider(entry)} is no function")
     return factory
 
 

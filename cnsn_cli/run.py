@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import save_file
 
 from cnsn_cli import registry
-from cnsn_cli.checkpoint import load, save, versions
+from cnsn_cli.checkpoint import load, save, versions, write_tensors
 from cnsn_cli.complexity import model_costs
 from cnsn_cli.data import Dataset, load_dataset
 from cnsn_cli.device import choose_device, place
 from cnsn_cli.errors import DataError, OutputError, RecipeError
 from cnsn_cli.evaluation import ModelResult, evaluate
-from cnsn_cli.files import replacing, write_text
+from cnsn_cli.files import write_text
 from cnsn_cli.metadata import FORMAT, Metadata, ModelRecord, Selection
 from cnsn_cli.network import Cnsn
 from cnsn_cli.recipe import Recipe
@@ -68,7 +67,7 @@ def train(
 ) -> Run:
     """Train a network and write the run folder `out`; `watch` is told of every event.
 
-    Raises a CnsnError; files of epochs before it are then whole and stay.
+    Raises a CnsnError; what was written after earlier epochs is then whole and stays.
     """
     registry.find(arch)
     chosen = choose_device(device)
@@ -112,7 +111,10 @@ def split_off(dataset: Dataset, recipe: Recipe) -> tuple[Split, Split]:
             torch.arange(len(labels)), test_size=recipe.val_split, stratify=labels, random_state=recipe.seed
         )
     except ValueError as error:
-        raise RecipeError(f"val_split = {recipe.val_split} of {len(labels)} images: {error}") from error
+        raise RecipeError(
+            f"val_split = {recipe.val_split} of {len(labels)} images leaves a part with fewer images than "
+            f"the {dataset.task.num_classes} classes"
+        ) from error
     return dataset.train.take(fitted), dataset.train.take(held_out)
 
 
@@ -143,26 +145,27 @@ def describe(network: Cnsn, arch: str, data: str, recipe: Recipe) -> Metadata:
 
 
 class Recorder:
-    """Writes the run folder: the recipe first, then after each epoch its metrics and the networks."""
+    """Writes the run folder after each epoch."""
 
     def __init__(self, folder: Path, trainer: Trainer, metadata: Metadata) -> None:
         self.folder, self.trainer, self.metadata = folder, trainer, metadata
         self.best: Epoch | None = None
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            (folder / name).unlink(missing_ok=True)
-        write_text(folder / "recipe.toml", trainer.recipe.to_toml())
+        self.metrics = ""
 
     def record(self, epoch: Epoch) -> None:
-        """Append the metrics; write `last`, the state of the training, and `best` if it is the best yet."""
+        """Write `last`, the state of the training, the metrics so far, and `best` if it is the best yet.
+
+        Files of an older run are replaced here, and not before there is something to replace them.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._save("last.safetensors", epoch)
         if self.best is None or epoch.mean_accuracy > self.best.mean_accuracy:
             self.best = epoch
             self._save("best.safetensors", epoch)
         self._save_state(epoch)
-        line = {**asdict(epoch), "selection": self.trainer.recipe.selection}
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self.metrics += json.dumps({**asdict(epoch), "selection": self.trainer.recipe.selection}) + "\n"
+        write_text(self.folder / "metrics.jsonl", self.metrics)
+        write_text(self.folder / "recipe.toml", self.trainer.recipe.to_toml())
 
     def finish(self, test: Split) -> Run:
         """Load the best network, and see how it does on the test images."""
@@ -188,8 +191,8 @@ class Recorder:
             for name, parameter in self.trainer.network.named_parameters()
             if state[parameter].get("momentum_buffer") is not None
         }
-        with replacing(self.folder / "state.safetensors") as temporary:
-            save_file(momentum, temporary, metadata={"cnsn-state": json.dumps({"epoch": epoch.epoch})})
+        text = json.dumps({"epoch": epoch.epoch})
+        write_tensors(self.folder / "state.safetensors", momentum, "cnsn-state", text)
 
 
 def with_results(models: list[ModelRecord], results: list[ModelResult]) -> list[ModelRecord]:

@@ -1,11 +1,8 @@
 """What a network is for: its classes, and the images that it takes."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from torch import Tensor
+LARGEST_IMAGE = 1024  # pixels a side
 
 
 @dataclass(frozen=True)
@@ -35,9 +32,3 @@ class Task:
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return self.in_channels, self.image_size, self.image_size
-
-    def preprocess(self, image: "Image") -> "Tensor":
-        """A PIL image to the normalised tensor (C, H, W) that the network takes."""
-        from cnsn_cli.images import normalise, to_pixels
-
-        return normalise(to_pixels(image, self.image_size, self.in_channels)[None], self)[0]

@@ -43,6 +43,12 @@ class Header(NamedTuple):
 
 def read_header(path: Path) -> Header:
     """Read and check the header; raises CheckpointError unless the file is whole and well formed."""
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path} is a folder: name a file, such as best.safetensors in the folder of a run"
+        )
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is no ordinary file")
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
@@ -52,13 +58,13 @@ def read_header(path: Path) -> Header:
     except ValueError as error:
         raise CheckpointError(f"{path} is no safetensors file: {error}") from error
     try:
-        content = json.loads(raw)
+        content = json.loads(raw, object_pairs_hook=_unique)
         metadata = content.pop("__metadata__", {})
         entries = {name: _entry(name, value) for name, value in content.items()}
         _check_layout(entries, size - 8 - len(raw))
         if not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("its metadata are no strings")
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is broken or truncated: {error}") from error
     return Header(entries, metadata, 8 + len(raw), hashlib.sha256(raw).hexdigest())
 
@@ -70,6 +76,13 @@ def _raw_header(file: BinaryIO, size: int) -> bytes:
     if not 2 <= length <= min(LARGEST_HEADER, size - 8):
         raise ValueError(f"it starts with a header length of {length} in {size} bytes")
     return file.read(length)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a name stands twice in its header")
+    return content
 
 
 def _entry(name: str, value: dict[str, Any]) -> Entry:

@@ -69,7 +69,7 @@ class Trainer:
         self.optimizer = sgd(network, recipe.lr, recipe.momentum, recipe.weight_decay)
 
     def run(self) -> Iterator[Step | Epoch]:
-        """Train all epochs; raises TrainingError as soon as a loss is not finite."""
+        """Train all epochs; raises TrainingError, before the Step or Epoch, where a loss is not finite."""
         for epoch in range(1, self.recipe.epochs + 1):
             yield from self._epoch(epoch)
 

@@ -85,3 +85,25 @@ def test_looking_for_shapes_changes_nothing():
 def test_a_backbone_counts_the_convs_of_every_unit(counts):
     with pytest.raises(ValueError, match=f"conv_counts has {len(counts)} entries for 2 units"):
         Backbone(nn.Sequential(nn.ReLU(), nn.ReLU()), nn.Identity(), counts)
+
+
+def test_a_unit_that_fails_for_another_reason_says_why():
+    class Odd(nn.Module):
+        def forward(self, features):
+            raise KeyError("forgotten")
+
+    with pytest.raises(ArchitectureError, match=r"takes no image of shape \(3, 8, 8\): 'forgotten'"):
+        detach_points(Backbone(nn.Sequential(Odd()), nn.Flatten(), (1,)), (3, 8, 8))
+
+
+def test_buffers_that_are_not_saved_are_no_hindrance():
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("factor", torch.tensor(2.0), persistent=False)
+
+        def forward(self, features):
+            return features * self.factor
+
+    units = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), Scale()), nn.Conv2d(4, 4, 3))
+    assert detach_points(Backbone(units, nn.Flatten(), (1, 1)), (3, 8, 8)) == [(1, 1, (4, 6, 6))]

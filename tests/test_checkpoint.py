@@ -1,6 +1,8 @@
 """Files: what is written is read back, what is detached is equal, what is broken is refused."""
 
+import io
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from cnsn_cli import registry
 from cnsn_cli.backbone import detach_points
@@ -189,8 +191,25 @@ BROKEN = {
     "no models": (lambda c, m: m.update(models=[]), "has broken metadata: models:"),
     "missing field": (lambda c, m: m.pop("arch"), "has broken metadata: arch: Field required"),
     "wrong type": (lambda c, m: m.update(arch=3), "arch: Input should be a valid string"),
-    "no pixels": (lambda c, m: m["task"].update(image_size=0), "its task has no classes or no pixels"),
+    "no pixels": (lambda c, m: m["task"].update(image_size=0), "not of 1 to 1024 pixels"),
     "no deviation": (lambda c, m: m["task"].update(std=[0, 1, 1]), "mean and std do not fit"),
+    "nan": (lambda c, m: m["task"].update(mean=[float("nan"), 0, 0]), "has broken metadata: task.mean"),
+    "huge images": (lambda c, m: m["task"].update(image_size=20_000), "not of 1 to 1024 pixels"),
+    "huge count": (lambda c, m: m["models"][0].update(macs=10**400), "has broken metadata: models.0.macs"),
+    "empty": (lambda c, m: m.clear(), "has format None"),
+    "odd place": (lambda c, m: m["models"][1].update(first_unit=3), "places submodel0 where"),
+    "no dtype": (lambda c, m: c.update(a={}), "is broken or truncated: 'dtype'"),
+    "half a tensor": (lambda c, m: first_tensor(c).update(dtype="F16", shape=[4, 3, 3, 6]), "has shape"),
+    "other dtype": (
+        lambda c, m: first_tensor(c).update(dtype="I32"),
+        "has dtype I32, its architecture wants F32",
+    ),
+    "negative": (lambda c, m: first_tensor(c).update(shape=[-4, 3, -3, 3]), "has an impossible description"),
+    "odd metadata": (lambda c, m: c["__metadata__"].update(x=3), "its metadata are no strings"),
+    "one too many": (
+        lambda c, m: c.update(x={"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}),
+        "not know",
+    ),
     "odd names": (lambda c, m: m["models"][1].update(name="x"), "a network holds base, submodel0"),
     "overlap": (lambda c, m: first_tensor(c).update(data_offsets=[0, 432]), "is broken or truncated"),
     "wrong size": (lambda c, m: first_tensor(c).update(shape=[4, 3, 3, 4]), "not those of its shape"),
@@ -255,5 +274,86 @@ def test_truncated_files_are_refused(checkpoint, tmp_path, share):
 def test_a_missing_file(tmp_path):
     with pytest.raises(CheckpointError, match=r"cannot read .*nothing.safetensors: No such file"):
         load(tmp_path / "nothing.safetensors")
-    with pytest.raises(CheckpointError, match=r"cannot read .*: Is a directory"):
+    with pytest.raises(CheckpointError, match=r"is a folder: name a file, such as best.safetensors"):
         load(tmp_path)
+
+
+def test_a_name_that_stands_twice_is_refused(checkpoint, tmp_path):
+    path = tmp_path / "twice.safetensors"
+    data = checkpoint.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    raw = b'{"head.1.bias":{},' + data[9 : 8 + length]
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + data[8 + length :])
+    with pytest.raises(CheckpointError, match="a name stands twice in its header"):
+        load(path)
+
+
+def test_detach_refuses_metadata_that_do_not_fit(checkpoint, tmp_path):
+    path, target = tmp_path / "odd.safetensors", tmp_path / "small.safetensors"
+    path.write_bytes(checkpoint.read_bytes())
+    rewrite(path, lambda c, m: m["models"][1].update(first_unit=5))
+    with pytest.raises(CheckpointError, match=r"submodel0 takes [\d,]+ bytes in it, not the [\d,]+ that its"):
+        detach(path, "0", target)
+    assert not target.exists()
+
+
+def test_no_more_bytes_are_read_than_are_kept(checkpoint, tmp_path, monkeypatch):
+    """Damage alone would not show a read that is thrown away."""
+    read = []
+
+    class Counting(io.FileIO):
+        def read(self, size=-1):
+            data = super().read(size)
+            read.append(len(data))
+            return data
+
+    monkeypatch.setattr(Path, "open", lambda path, mode="r": Counting(path, mode))
+    metadata = detach(checkpoint, "submodel1", tmp_path / "small.safetensors")
+    header = read_header(tmp_path / "small.safetensors")
+    whole = read_header(checkpoint)
+    kept = metadata.models[0].bytes
+    assert sum(read) == kept + 2 * whole.data_start + header.data_start
+
+
+def test_other_things_than_files_are_refused(checkpoint, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(CheckpointError, match="pipe is no ordinary file"):
+        load(pipe)
+    with pytest.raises(OutputError, match="pipe is no ordinary file"):
+        detach(checkpoint, "0", pipe, force=True)
+
+
+def test_detach_all_onto_the_checkpoint_writes_nothing(checkpoint, tmp_path):
+    folder = tmp_path / "all"
+    folder.mkdir()
+    (folder / "submodel1.safetensors").write_bytes(checkpoint.read_bytes())
+    with pytest.raises(OutputError, match="is the checkpoint itself"):
+        detach_all(folder / "submodel1.safetensors", folder, force=True)
+    assert len(list(folder.iterdir())) == 1
+    detach(checkpoint, "0", tmp_path / "alone.safetensors")
+    with pytest.raises(CheckpointError, match="is detached already"):
+        detach_all(tmp_path / "alone.safetensors", tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+
+
+def test_the_most_accurate_is_not_always_the_largest(checkpoint, tmp_path):
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(checkpoint.read_bytes())
+
+    def change(content, metadata):
+        for model, accuracy in zip(metadata["models"], (0.5, 0.75, 0.25), strict=True):
+            model["accuracy"] = accuracy
+
+    rewrite(path, change)
+    assert most_accurate(path, 10**12) == "submodel0"
+
+
+def test_a_full_disk_is_one_line(checkpoint, monkeypatch, tmp_path):
+    def full(tensors, path, metadata):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("cnsn_cli.checkpoint.save_file", full)
+    with pytest.raises(OutputError, match=r"cannot write .*x.safetensors: No space left"):
+        write(tmp_path / "x.safetensors", "vgg11:width=0.1", ())
+    assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from cnsn_cli.commands.output import printable
+from cnsn_cli.errors import CnsnError
 from tests.conftest import TINY
 
 
@@ -135,6 +136,7 @@ TRAIN_TINY = (*TRAIN, "--arch", TINY, "--exits", "1")
             (*TRAIN, "--arch", TINY, "--exits", "1", "--batch-size", "2000"),
             "a batch of 2000 is more than the 1437",
         ),
+        ((*TRAIN_TINY, "--in-channels", "2"), "images are read with 1 or 3 channels, not 2"),
         ((*TRAIN_TINY, "--device", "tpu"), "no device 'tpu' here: choose auto, "),
         ((*TRAIN_TINY, "--classes", "9"), "digits has 10 classes, not 9"),
         (
@@ -151,15 +153,14 @@ TRAIN_TINY = (*TRAIN, "--arch", TINY, "--exits", "1")
             "image size 31 is too small: the smallest size that f",
         ),
         (("eval", "nothing.safetensors"), "cannot read nothing.safetensors: No such file or directory"),
-        (("info", "pyproject.toml"), "pyproject.toml is no safetensors file: it starts with a header length"),
+        (("info", __file__), f"{__file__} is no safetensors file: it starts with a header length"),
         (("archs", "vggg"), "unknown architecture 'vggg': did you mean vgg"),
     ],
 )
-def test_bad_input_ends_in_one_line(cnsn, words, message):
-    from pathlib import Path
-
+def test_bad_input_ends_in_one_line(cnsn, monkeypatch, tmp_path, words, message):
+    monkeypatch.chdir(tmp_path)
     assert one_line(cnsn(*words)).startswith(message)
-    assert not Path("never").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_input_for_detach(cnsn, checkpoint, tmp_path):
@@ -179,6 +180,8 @@ def test_bad_input_for_detach(cnsn, checkpoint, tmp_path):
         ("train", "--arch", TINY, "--exits", "2,x"),
         ("train", "--arch", TINY),
         ("mac",),
+        ("mac", "x.safetensors", "--image-size", "64"),
+        ("mac", "--arch", TINY, "--image-size", "100000"),
         ("mac", "--arch", TINY, "--image-size", "0"),
         ("detach", "x.safetensors", "-o", "y.safetensors"),
         ("detach", "x.safetensors", "-o", "y.safetensors", "--max-macs", "many"),
@@ -228,3 +231,76 @@ def test_detach_does_not_import_torch(checkpoint, tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
     assert small.exists()
+
+
+FLAGS = {
+    "epochs": 1, "batch_size": 4, "lr": 0.011, "momentum": 0.8, "weight_decay": 0.002, "schedule": "step",
+    "milestones": (3, 5), "gamma": 0.3, "warmup_epochs": 0.5, "crop_padding": 1, "flip": True,
+    "val_split": 0.25, "bn": "shared", "seed": 9,
+}  # fmt: skip
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """What `cnsn train` hands to the library."""
+    calls = []
+
+    def record(*arguments, **options):
+        calls.append((arguments, options))
+        raise CnsnError("enough")
+
+    monkeypatch.setattr("cnsn_cli.run.train", record)
+    return calls
+
+
+def test_every_flag_reaches_the_recipe(cnsn, called):
+    words = [f"--{key.replace('_', '-')}" for key in FLAGS]
+    values = ["3,5" if key == "milestones" else value for key, value in FLAGS.items()]
+    pairs = [
+        part for word, value in zip(words, values, strict=True) for part in (word, value) if part is not True
+    ]
+    cnsn("train", "--arch", TINY, "--exits", "1", *pairs)
+    ((_, _, _, recipe, _), _) = called[0]
+    assert set(FLAGS) == set(type(recipe).model_fields)
+    assert recipe.model_dump() == FLAGS
+
+
+def test_every_option_reaches_the_run(cnsn, called, tmp_path):
+    options = {"data_dir": tmp_path, "image_size": 64, "in_channels": 1, "classes": 4, "device": "cpu"}
+    words = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", value)]
+    cnsn("train", "--arch", TINY, "--exits", "1,4", "--data", "x", "--out", "o", "--force", *words)
+    arguments, given = called[0]
+    assert arguments[:3] == (TINY, (1, 4), "x")
+    assert str(arguments[4]) == "o"
+    assert {key: given[key] for key in options} == options
+    assert given["force"]
+
+
+def test_without_exits_the_weight_decay_of_the_baseline(cnsn, called):
+    cnsn("train", "--arch", TINY, "--exits", "")
+    cnsn("train", "--arch", TINY, "--exits", "1")
+    assert [arguments[3].weight_decay for arguments, _ in called] == [6e-3, 6e-4]
+    assert re.fullmatch(r"runs/vgg11-width=0.0625-cifar10-\d{8}-\d{6}", str(called[0][0][4]))
+
+
+def test_a_budget_is_not_rounded_down(cnsn, checkpoint, tmp_path):
+    models = json.loads(cnsn("mac", checkpoint, "--json").out)["models"]
+    for number, model in enumerate(models):
+        words = ("--max-macs", f"{model['macs'] / 1e6:.6f}M", "-o", tmp_path / f"{number}.safetensors")
+        assert cnsn("detach", checkpoint, *words).code == 0
+
+
+def test_sigterm_ends_with_143_and_leaves_no_temporary_file(tmp_path):
+    words = ("--arch", TINY, "--exits", "1", "--data", "digits", "--recipe", "quick", "--epochs", "500")
+    command = [sys.executable, "-m", "cnsn_cli", "train", *words, "--out", str(tmp_path / "run")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not process.stderr.readline().startswith("epoch 1/"):
+            pass
+        process.terminate()
+        rest = process.stderr.read()
+    assert process.returncode == 143
+    assert "Traceback" not in rest
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name.endswith(".tmp")]
+    from cnsn_cli.checkpoint import load
+
+    assert load(tmp_path / "run" / "best.safetensors")

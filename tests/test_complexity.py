@@ -35,6 +35,15 @@ def test_operations_by_hand():
     assert base.bytes == 4 * base.parameters + (4 + 4) * channels + 8 * 8  # mean, var; eight int64 counters
 
 
+def test_operations_of_convs_without_bias_by_hand():
+    """resnet20 at width 1/16: 1, 2 and 4 channels; a block has two convs, two BNs and two ReLUs."""
+    (base,) = count_macs("resnet20:width=0.0625", ())
+    outputs = [1024] * 7 + [512] * 6 + [256] * 6
+    fan_in = [27] + [9] * 6 + [9] + [18] * 5 + [18] + [36] * 5
+    macs = sum(out * fan for out, fan in zip(outputs, fan_in, strict=True)) + 4 * 10
+    assert (base.macs, base.operations) == (macs, macs + 3 * sum(outputs))
+
+
 @pytest.mark.parametrize("arch", registry.architectures())
 def test_macs_agree_with_the_flop_counter_of_torch(arch):
     network = blank_network(arch, None, TASK).eval()

@@ -1,6 +1,7 @@
 """The one-pass network against N+1 separate passes of plain modules."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from cnsn_cli import registry
-from cnsn_cli.backbone import detach_points
+from cnsn_cli.backbone import Backbone, detach_points
 from cnsn_cli.errors import DetachPointError
 from cnsn_cli.loss import multi_model_loss
 from cnsn_cli.network import Cnsn, step_down_conv
@@ -205,20 +206,49 @@ def test_step_down_geometry(size, feature, kernel, stride):
 
 
 def test_a_norm_in_the_head_is_shared_too():
-    from cnsn_cli.backbone import Backbone
-
     def backbone():
         torch.manual_seed(0)
         units = nn.Sequential(*(nn.Conv2d(3 if i == 0 else 4, 4, 3, padding=1) for i in range(3)))
-        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 7))
+        # The norm is number 0, so that no number of a unit can be mistaken for its place.
+        head = nn.Sequential(nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7))
         return Backbone(units, head, (1, 1, 1))
 
     network = Cnsn(backbone(), (1, 2), TASK).train()
     images = torch.randn(5, 3, 32, 32)
     network(images)
     features = network.units(images)
-    norm = backbone().head[2].train()
-    norm(features.mean((2, 3)))
-    torch.testing.assert_close(network.head[2].running_mean, norm.running_mean)
-    assert "submodels.1.head.2.running_mean" in network.state_dict()
-    assert not torch.equal(network.submodels[1].head.get_submodule("2").running_mean, norm.running_mean)
+    norm = backbone().head[0].train()
+    norm(features)
+    torch.testing.assert_close(network.head[0].running_mean, norm.running_mean)
+    assert "submodels.1.head.0.running_mean" in network.state_dict()
+    assert not torch.equal(network.submodels[1].head.get_submodule("0").running_mean, norm.running_mean)
+
+
+def repeating_backbone() -> Backbone:
+    """One ReLU and one pool, used again and again; names are letters and not numbers."""
+    torch.manual_seed(0)
+    relu, pool = nn.ReLU(), nn.MaxPool2d(2)
+    convs = [
+        nn.Sequential(nn.Conv2d(3 if i == 0 else 4, 4, 3, padding=1), nn.BatchNorm2d(4)) for i in range(3)
+    ]
+    units = [convs[0], relu, pool, convs[1], relu, pool, convs[2], relu]
+    named = OrderedDict(zip("abcdefgh", units, strict=True))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7))
+    return Backbone(nn.Sequential(named), head, (1, 0, 0, 1, 0, 0, 1, 0))
+
+
+def test_units_may_repeat_and_have_any_name():
+    network = Cnsn(repeating_backbone(), (1, 2), TASK).train()
+    network(torch.randn(4, 3, 32, 32))
+    images = torch.randn(2, 3, 32, 32)
+    for joined, model in zip(network.eval()(images), network.models(), strict=True):
+        torch.testing.assert_close(model(images), joined)
+    assert [len(model.units) for model in network.models()] == [8, 5, 2]
+
+
+def test_a_layer_with_weights_may_not_repeat():
+    conv = nn.Conv2d(3, 3, 3, padding=1)
+    with pytest.raises(
+        ValueError, match=r"units.1 and units.0 are one module: layers with weights stand once"
+    ):
+        Backbone(nn.Sequential(conv, conv), nn.Flatten(), (1, 1))

@@ -75,6 +75,11 @@ def test_extends(tmp_path):
             "schedule = 'magic': input should be 'step'",
         ),
         ("lr = 0.1", "epochs is missing: set it, or start with extends"),
+        ('extends = "paper"\ngamma = 1.5', "gamma = 1.5: input should be less than or equal to 1"),
+        ('extends = "paper"\nmomentum = 1', "momentum = 1: input should be less than 1"),
+        ('extends = "paper"\nval_split = 1', "val_split = 1: input should be less than 1"),
+        ('extends = "paper"\nmilestones = [0]', "milestones.0 = 0: input should be greater than 0"),
+        ("x = " + "[" * 100_000, "cannot read recipe"),
         ("extends = 3", "extends takes the name of one recipe, not 3"),
         ('extends = "self.toml"', "recipes extend each other in a circle"),
         ("lr = ", "cannot read recipe"),
@@ -97,3 +102,11 @@ def test_a_recipe_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         load_recipe("paper").lr = 1.0
     assert isinstance(load_recipe("paper"), Recipe)
+
+
+def test_the_users_own_weight_decay_beats_the_inherited_one_of_the_baseline(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('extends = "paper"\nweight_decay = 1e-4\n')
+    assert load_recipe(str(path), baseline=True).weight_decay == 1e-4
+    path.write_text('extends = "paper"\nlr = 0.1\n')
+    assert load_recipe(str(path), baseline=True).weight_decay == 6e-3

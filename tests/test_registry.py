@@ -22,6 +22,8 @@ def small(num_classes, in_channels, image_size, depth=2):
 def raises(num_classes, in_channels, image_size):
     raise RuntimeError("out of\\nideas")
 
+number = 5
+
 def returns_none(num_classes, in_channels, image_size):
     return None
 """
@@ -89,6 +91,7 @@ def test_a_plugin_of_another_distribution(distribution):
             "other:missing",
             "cannot import plug-in 'bad' of other 1.0: module 'other' has no",
         ),
+        ("other:number", "plug-in 'bad' of other 1.0 is no function"),
         ("nowhere:f", "cannot import plug-in 'bad' of other 1.0: No module named 'nowhere'"),
     ],
 )

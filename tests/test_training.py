@@ -5,15 +5,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cnsn_cli import registry
+from cnsn_cli import registry, training
+from cnsn_cli.augmentation import plan_epoch
 from cnsn_cli.checkpoint import load
-from cnsn_cli.data import load_dataset
+from cnsn_cli.data import Dataset, load_dataset
 from cnsn_cli.errors import DataError, OutputError, RecipeError, TrainingError
+from cnsn_cli.evaluation import ModelResult, evaluate_file
 from cnsn_cli.images import normalise
 from cnsn_cli.network import Cnsn
 from cnsn_cli.recipe import load_recipe
-from cnsn_cli.run import train
-from cnsn_cli.split import Split
+from cnsn_cli.run import build_network, split_off, train
+from cnsn_cli.split import MemorySplit, Split
 from cnsn_cli.tensorfile import read_header
 from cnsn_cli.training import Epoch, Trainer
 from tests.conftest import TINY
@@ -83,8 +85,15 @@ def test_a_loss_that_is_not_finite_stops_before_best_is_overwritten(image_folder
 
     with pytest.raises(TrainingError, match=r"the loss of \w+ became (nan|inf) in epoch 1 .* lower --lr"):
         train(TINY, (1,), str(image_folder), recipe, tmp_path)
-    assert not (tmp_path / "best.safetensors").exists()
-    assert (tmp_path / "recipe.toml").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_run_leaves_the_run_that_it_would_replace(image_folder, checkpoint, quick):
+    files = {path: path.read_bytes() for path in checkpoint.parent.iterdir()}
+    diverging = quick.model_copy(update={"lr": 1e30})
+    with pytest.raises(TrainingError, match="became"):
+        train(TINY, (1,), str(image_folder), diverging, checkpoint.parent, force=True)
+    assert {path: path.read_bytes() for path in checkpoint.parent.iterdir()} == files
 
 
 def test_a_run_folder(image_folder, tmp_path, quick):
@@ -119,7 +128,9 @@ def test_selection_on_held_out_training_images(image_folder, tmp_path, quick):
 
 def test_too_small_a_val_split(image_folder, tmp_path, quick):
     recipe = quick.model_copy(update={"val_split": 0.001})
-    with pytest.raises(RecipeError, match=r"val_split = 0.001 of 64 images"):
+    with pytest.raises(
+        RecipeError, match=r"val_split = 0.001 of 64 images leaves a part with fewer images than"
+    ):
         train(TINY, (1,), str(image_folder), recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -140,3 +151,88 @@ def test_without_exits_only_the_baseline_is_trained(image_folder, tmp_path, quic
     run = train(TINY, (), str(image_folder), quick, tmp_path)
     assert [model.name for model in run.models] == ["base"]
     assert math.isfinite(run.models[0].loss)
+
+
+def test_the_schedule_goes_on_over_epochs(dataset, monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "train_step", lambda network, optimizer, images, labels: (
+        seen.append(optimizer.param_groups[0]["lr"]), (torch.zeros(3), torch.zeros(3))
+    )[1])  # fmt: skip
+    ours = trainer(
+        network(dataset), dataset.train, epochs=3, batch_size=32, lr=1.0, milestones=(1, 2), gamma=0.5
+    )
+    list(ours.run())
+    assert seen == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_every_sample_is_seen_once_an_epoch_augmented_and_normalised(dataset, monkeypatch):
+    seen = []
+
+    def step(network, optimizer, images, labels):
+        assert network.training
+        seen.append((images, labels))
+        return torch.zeros(3), torch.full((3,), len(labels) / 2)
+
+    monkeypatch.setattr(training, "train_step", step)
+    ours = trainer(
+        network(dataset), dataset.train, epochs=2, batch_size=16, crop_padding=3, flip=True, seed=5
+    )
+    epochs = [event for event in ours.run() if isinstance(event, Epoch)]
+    assert [result.accuracy for result in epochs[0].train] == [0.5] * 3
+    for epoch in (1, 2):
+        plan = plan_epoch(64, 5, epoch, 3, True, torch.device("cpu"))
+        augmented = plan.augment(dataset.train.pixels, torch.arange(64))[plan.order]
+        batches = seen[4 * (epoch - 1) : 4 * epoch]
+        assert torch.equal(torch.cat([images for images, _ in batches]), normalise(augmented, dataset.task))
+        assert torch.equal(torch.cat([labels for _, labels in batches]), dataset.train.labels[plan.order])
+
+
+def test_an_evaluation_that_is_not_finite_stops_too(dataset, monkeypatch):
+    broken = [ModelResult("base", 0.1, math.nan)]
+    monkeypatch.setattr(training, "evaluate", lambda network, split: broken)
+    with pytest.raises(TrainingError, match="the loss of base became nan in epoch 1"):
+        list(trainer(network(dataset), dataset.train, batch_size=32).run())
+
+
+def test_best_is_the_best_and_not_the_last(image_folder, tmp_path, quick, monkeypatch):
+    accuracies = iter([0.5, 0.75, 0.25])
+
+    def scripted(network, split):
+        accuracy = next(accuracies)
+        return [ModelResult(name, accuracy, 1.0) for name in ("base", "submodel0")]
+
+    monkeypatch.setattr(training, "evaluate", scripted)
+    recipe = quick.model_copy(update={"epochs": 3})
+    finished = train(TINY, (1,), str(image_folder), recipe, tmp_path)
+    assert finished.best_epoch == 2
+    assert [model.accuracy for model in finished.models] == [0.75] * 2
+    best, last = (load(tmp_path / f"{name}.safetensors").state_dict() for name in ("best", "last"))
+    assert any(not torch.equal(best[name], last[name]) for name in best)
+
+
+def test_with_a_val_split_the_best_network_meets_the_test_images_once(image_folder, tmp_path, quick):
+    recipe = quick.model_copy(update={"val_split": 0.25, "epochs": 3, "seed": 3})
+    finished = train(TINY, (1,), str(image_folder), recipe, tmp_path)
+    results = evaluate_file(tmp_path / "best.safetensors", device="cpu").results
+    assert [(m.accuracy, m.loss) for m in finished.models] == [(r.accuracy, r.loss) for r in results]
+
+
+def test_held_out_images_are_not_trained_on(image_folder, quick):
+    whole = load_dataset(str(image_folder))
+    numbered = Dataset(MemorySplit(torch.arange(64), whole.train.labels), whole.test, whole.task)
+    recipe = quick.model_copy(update={"val_split": 0.25})
+    fitted, held_out = split_off(numbered, recipe)
+    assert sorted([*fitted.pixels.tolist(), *held_out.pixels.tolist()]) == list(range(64))
+    assert torch.bincount(held_out.labels).tolist() == [8, 8]
+    other, _ = split_off(numbered, recipe.model_copy(update={"seed": 1}))
+    assert set(other.pixels.tolist()) != set(fitted.pixels.tolist())
+
+
+def test_the_recipe_decides_on_statistics_and_seed(dataset, quick):
+    def built(**changes):
+        return build_network(TINY, (1,), dataset.task, quick.model_copy(update=changes))
+
+    assert built(bn="shared").bn == "shared"
+    first, again, other = (built(seed=seed).state_dict()["units.0.0.weight"] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)

@@ -34,7 +34,11 @@ def detach(
     if all_models:
         written = detaching.detach_all(checkpoint, output, force, fold_bn)
     else:
-        name = submodel or detaching.most_accurate(checkpoint, _parse_count(max_macs or ""))
+        name = (
+            submodel
+            if submodel is not None
+            else detaching.most_accurate(checkpoint, _parse_count(max_macs or ""))
+        )
         written = {output: detaching.detach(checkpoint, name, output, force, fold_bn)}
     _report(written, json)
 
@@ -43,7 +47,7 @@ def _parse_count(text: str) -> int:
     factors = {"K": 10**3, "M": 10**6, "G": 10**9}
     factor = factors.get(text[-1:].upper(), 1)
     try:
-        return int(float(text[:-1] if factor > 1 else text) * factor)
+        return round(float(text[:-1] if factor > 1 else text) * factor)
     except (ValueError, OverflowError):
         raise typer.BadParameter(f"{text!r} is no number such as 150M or 0.15G") from None
 
@@ -56,6 +60,7 @@ def _report(written: "dict[Path, Metadata]", json: bool) -> None:
     if json:
         print_json({"models": models})
         return
-    print_models(models)
+    selection = next(iter(written.values())).selection
+    print_models(models, f"accuracy and loss on the {selection.images} images" if selection else None)
     for path in written:
         print(f"written: {path} ({path.stat().st_size / 2**20:,.2f} MiB)")

@@ -43,7 +43,8 @@ def _lines(metadata: "Metadata") -> dict[str, str]:
         "made with": ", ".join(f"{name} {version}" for name, version in metadata.versions.items()),
     }
     if metadata.selection:
-        lines["selected"] = f"epoch {metadata.selection.epoch}, on the {metadata.selection.images} images"
+        epoch, images = metadata.selection.epoch, metadata.selection.images
+        lines["selected"] = f"epoch {epoch}, on the {images} images, as are accuracy and loss"
     if metadata.parent:
         lines["parent"] = metadata.parent
     return lines

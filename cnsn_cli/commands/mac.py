@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnsn_cli.commands.options import ImageSize, InChannels, Json, parse_exits
+from cnsn_cli.commands.options import SIDE, Json, parse_exits
 from cnsn_cli.commands.output import print_json, print_models, print_table
+from cnsn_cli.task import LARGEST_IMAGE, Task
 
 if TYPE_CHECKING:
     from cnsn_cli.network import Cnsn, Model
@@ -19,24 +20,31 @@ def mac(
     exits: Annotated[
         str | None, typer.Option(help="Detach points such as 2,7; default: all of them, as drop<k>.")
     ] = None,
-    image_size: ImageSize = 32,
-    classes: Annotated[int, typer.Option(min=1, help="Number of classes.")] = 10,
-    in_channels: InChannels = 3,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, max=LARGEST_IMAGE, help=SIDE, show_default="32")
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, max=100_000, help="Number of classes.", show_default="10")
+    ] = None,
+    in_channels: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Channels of the images.", show_default="3")
+    ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Show every part of the network too.")] = False,
     json: Json = False,
 ) -> None:
     """Count MACs, operations, parameters and bytes of a network and of its sub-models."""
     if (checkpoint is None) == (arch is None):
         raise typer.BadParameter("give a checkpoint or --arch")
-    if checkpoint is not None and exits is not None:
-        raise typer.BadParameter("--exits goes with --arch: a checkpoint knows its own")
+    if checkpoint is not None and (exits, image_size, classes, in_channels) != (None,) * 4:
+        raise typer.BadParameter(
+            "--exits, --image-size, --classes and --in-channels go with --arch: a checkpoint knows its own"
+        )
     cuts = None if exits is None else parse_exits(exits)
     from cnsn_cli import complexity
     from cnsn_cli.checkpoint import load_blank
-    from cnsn_cli.task import Task
 
     if arch is not None:
-        task = Task.plain(classes, image_size or 32, in_channels)
+        task = Task.plain(classes or 10, image_size or 32, in_channels or 3)
         network: Cnsn | Model = complexity.blank_network(arch, cuts, task)
     else:
         network, _ = load_blank(checkpoint or Path())

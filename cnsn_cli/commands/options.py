@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from cnsn_cli.task import LARGEST_IMAGE
+
 
 def parse_exits(text: str) -> tuple[int, ...]:
     """`2,7` to (2, 7); the empty string to ()."""
@@ -18,5 +20,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs inst
 Force = Annotated[bool, typer.Option("--force", help="Replace what exists.")]
 DataDir = Annotated[Path, typer.Option(help="Where CIFAR lies, or is downloaded to.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-ImageSize = Annotated[int | None, typer.Option(min=1, help="Side of the images in pixels.")]
-InChannels = Annotated[int, typer.Option(min=1, help="Channels of the images: 3, or 1 for grey.")]
+SIDE = "Side of the images in pixels."
+ImageSize = Annotated[int | None, typer.Option(min=1, max=LARGEST_IMAGE, help=SIDE)]
+InChannels = Annotated[int, typer.Option(min=1, max=64, help="Channels of the images: 3, or 1 for grey.")]

@@ -7,13 +7,17 @@ from typing import Any
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "name": ("model", str),
     "drops": ("drops", str),
-    "macs": ("MACs", lambda n: f"{n / 1e6:,.1f} M"),
-    "operations": ("operations", lambda n: f"{n / 1e6:,.1f} M"),
+    "macs": ("MACs", lambda n: _millions(n)),
+    "operations": ("operations", lambda n: _millions(n)),
     "parameters": ("parameters", lambda n: f"{n:,}"),
     "bytes": ("size", lambda n: f"{n / 2**20:,.2f} MiB"),
     "accuracy": ("accuracy", lambda x: f"{x:.2%}"),
     "loss": ("loss", lambda x: f"{x:.4f}"),
 }
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.1f} M" if count >= 10**7 else f"{count / 1e6:,.3f} M"
 
 
 def printable(text: str) -> str:
@@ -42,8 +46,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
     from rich.table import Table
     from rich.text import Text
 
-    heading = Text(printable(title)) if title else None
-    table = Table(title=heading, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    table = Table(box=SIMPLE_HEAD, show_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", no_wrap=True)
     for row in rows:
@@ -51,4 +54,6 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
     console = Console()
     if not console.is_terminal:
         console.width = 10_000  # a pipe is as wide as the table needs
+    if title:
+        print(printable(title), flush=True)
     console.print(table)

@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from cnsn_cli.evaluation import ModelResult
 from cnsn_cli.recipe import Recipe
@@ -19,65 +21,65 @@ def progress(recipe: Recipe) -> Iterator[Watch]:
     if not console.is_terminal:
         yield lambda event: _print_event(console, event, recipe)
         return
-    with Progress(
+    columns = (
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("{task.fields[speed]}"),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[models]}"),
-        console=console,
-        transient=True,
-    ) as bars:
-        yield _Live(bars, recipe)
+    )
+    bars, models = Progress(*columns, console=console), Text()
+    with Live(Group(bars, models), console=console, transient=True):
+        yield _Watcher(bars, models, recipe)
 
 
-class _Live:
-    """A bar over all steps of all epochs, so that the time left is that of the whole run."""
+class _Watcher:
+    """A bar over all steps of all epochs, so that the time left is that of the whole run; models below."""
 
-    def __init__(self, bars: Progress, recipe: Recipe) -> None:
-        self.bars, self.recipe = bars, recipe
-        self.task = bars.add_task("", total=None, epoch=f"1/{recipe.epochs}", speed="", models="")
+    def __init__(self, bars: Progress, models: Text, recipe: Recipe) -> None:
+        self.bars, self.models, self.recipe = bars, models, recipe
+        self.task = bars.add_task("", total=None, epoch=f"1/{recipe.epochs}", speed="")
+        self.steps = 0
 
     def __call__(self, event: Started | Step | Epoch) -> None:
         if isinstance(event, Started):
-            self.bars.update(self.task, total=event.steps_per_epoch * self.recipe.epochs)
             self.steps = event.steps_per_epoch
+            self.bars.update(self.task, total=self.steps * self.recipe.epochs)
         else:
             step = event.step if isinstance(event, Step) else self.steps
-            results = event.results if isinstance(event, Step) else event.train
+            self.models.plain = _models(event.results if isinstance(event, Step) else event.train)
             self.bars.update(
                 self.task,
                 completed=(event.epoch - 1) * self.steps + step,
                 epoch=f"{event.epoch}/{self.recipe.epochs}",
                 speed=f"{event.images_per_second:,.0f} images/s",
-                models=_models(results),
             )
         _print_event(self.bars.console, event, self.recipe)
 
 
 def _print_event(console: Console, event: Started | Step | Epoch, recipe: Recipe) -> None:
     if isinstance(event, Started):
-        console.print(_opening(event, recipe), soft_wrap=True)
+        console.print(_opening(event, recipe), soft_wrap=not console.is_terminal)
     elif isinstance(event, Epoch):
         console.print(
             f"epoch {event.epoch}/{recipe.epochs}  {_models(event.results)}  "
             f"{event.images_per_second:,.0f} images/s  {event.seconds:.0f} s  lr {event.lr:.2g}",
-            soft_wrap=True,
+            soft_wrap=not console.is_terminal,
         )
 
 
 def _opening(event: Started, recipe: Recipe) -> str:
     lines = [
-        f"training on {event.train_images:,} images on {event.device}; "
-        f"the best epoch is chosen on {event.held_out_images:,} {event.selection} images"
+        f"training on {event.train_images:,} images on {event.device}: batches of {recipe.batch_size}, "
+        f"lr {recipe.lr:g}, weight decay {recipe.weight_decay:g}, seed {recipe.seed}",
+        f"the best epoch is chosen on {event.held_out_images:,} {event.selection} images",
     ]
     if event.selection == "test":
-        lines[0] += ", as the paper did: its accuracy is no estimate for new images (see --val-split)"
+        lines[-1] += ", as the paper did: its accuracy is no estimate for new images (see --val-split)"
     if late := recipe.unreached_milestones():
         listed = ", ".join(map(str, late))
-        lines.append(f"warning: training ends after {recipe.epochs} epochs, before the milestones {listed}")
+        lines.append(f"warning: training ends with epoch {recipe.epochs}, before the milestones {listed}")
     return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
 """`cnsn train`: base-model and sub-models in one run."""
 
 import re
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -85,21 +86,29 @@ def train(
     from cnsn_cli.run import train as run
 
     chosen = load_recipe(recipe, overrides, baseline=not cuts)
-    with progress(chosen) as watch:
-        finished = run(
-            arch,
-            cuts,
-            data,
-            chosen,
-            out or default_folder(arch, data),
-            data_dir=data_dir,
-            image_size=image_size,
-            in_channels=in_channels,
-            classes=classes,
-            device=device,
-            force=force,
-            watch=watch,
+    folder = out or default_folder(arch, data)
+    try:
+        with progress(chosen) as watch:
+            finished = run(
+                arch,
+                cuts,
+                data,
+                chosen,
+                folder,
+                data_dir=data_dir,
+                image_size=image_size,
+                in_channels=in_channels,
+                classes=classes,
+                device=device,
+                force=force,
+                watch=watch,
+            )
+    except KeyboardInterrupt:
+        print(
+            f"stopped: what was written after each whole epoch is in {printable(str(folder))}",
+            file=sys.stderr,
         )
+        raise
     report(finished, json)
 
 
