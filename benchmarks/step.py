@@ -9,7 +9,6 @@ d  ours
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from timing import interleave, markdown, ratio, report
+from timing import interleave, markdown, peak_rss, ratio, report
 from torch import Tensor, nn
 
 from cnsn_cli import registry
@@ -162,12 +161,12 @@ def peak_memory(variant: str, width: float, batch: int) -> float:
 
 
 def print_memory(variant: str, width: float, batch: int) -> None:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_rss()
     step = BUILDERS[variant](width, *random_batch(batch))
     for _ in range(3):
         step()
     cuda = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0
-    print(cuda or (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(cuda or peak_rss() - before)
 
 
 def synchronised(step: Step) -> Step:
@@ -196,8 +195,8 @@ def measure(width: float, batch: int, rounds: int) -> str:
         "x a (minimum)",
         "peak MiB",
     ]
-    share = f"d takes {ratio(times, 'convs', 'd'):.3f} x the time of its bare convolutions (medians)."
-    share = share.replace(f"{ratio(times, 'convs', 'd'):.3f}", f"{1 / ratio(times, 'd', 'convs'):.3f}")
+    medians, minima = ratio(times, "convs", "d"), min(times["d"]) / min(times["convs"])
+    share = f"d takes {medians:.3f} x the time of its bare convolutions (medians; minima {minima:.3f})."
     return f"batch {batch}, {rounds} rounds\n\n{markdown(columns, rows)}\n\n{share}"
 
 

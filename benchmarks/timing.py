@@ -51,6 +51,12 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores; {device}; {versions}"
 
 
+def peak_rss() -> float:
+    """MiB that this process had in memory at most. (getrusage would count the parent's too.)"""
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) / 1024 if found else 0.0
+
+
 def report(section: str, text: str, write: bool) -> None:
     """Print the results; with `write`, put them in place of the section of RESULTS.md too."""
     command = " ".join([Path(sys.argv[0]).as_posix().split("benchmarks/")[-1], *sys.argv[1:]])

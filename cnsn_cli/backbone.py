@@ -1,5 +1,6 @@
 """The contract that an architecture fulfils, and the detach points that follow from it."""
 
+import copy
 from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import accumulate
@@ -79,23 +80,27 @@ def _trace_shapes(backbone: Backbone, image_shape: tuple[int, int, int]) -> list
     features = torch.empty(1, *image_shape, device="meta")
     shapes = [tuple(features.shape[1:])]
     for unit in backbone.units:
-        features = _on_meta(unit, features)
+        features = on_meta(unit, features)
         shapes.append(tuple(features.shape[1:]))
-    _on_meta(backbone.head, features)
+    on_meta(backbone.head, features)
     return shapes
 
 
-def _on_meta(module: nn.Module, features: Tensor) -> Tensor:
+def on_meta(module: nn.Module, features: Tensor) -> Tensor:
     """What `module` returns in eval mode, computed on shapes only; the module itself stays as it is."""
-    modes = {child: child.training for child in module.modules()}
-    tensors = {name: tensor.to("meta") for name, tensor in module.named_parameters()}
-    tensors |= {name: buffer.to("meta") for name, buffer in module.named_buffers()}
-    try:
-        output: Tensor = functional_call(module.eval(), tensors, features)
-    finally:
-        for child, mode in modes.items():
-            child.training = mode
+    view = _in_eval_mode(module)
+    tensors = {name: tensor.to("meta") for name, tensor in view.named_parameters()}
+    tensors |= {name: buffer.to("meta") for name, buffer in view.named_buffers()}
+    output: Tensor = functional_call(view, tensors, features)
     return output
+
+
+def _in_eval_mode(module: nn.Module) -> nn.Module:
+    """A copy of the module tree that shares all tensors."""
+    view = copy.copy(module)
+    view.training = False
+    view._modules = {name: child and _in_eval_mode(child) for name, child in module._modules.items()}
+    return view
 
 
 def detach_points(backbone: Backbone, image_shape: tuple[int, int, int]) -> list[DetachPoint]:

@@ -46,13 +46,14 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], key: str, text: str) -
 def load(path: str | Path) -> Cnsn | Model:
     """Read a whole network or a detached model, in eval mode on the CPU.
 
-    Every tensor is checked against the architecture before it is read, and against its digest after.
-    Raises CheckpointError, and ArchitectureError where the architecture is not installed.
+    Weights lie channels last, which is fastest for a few images. Every tensor is checked against the
+    architecture before it is read, and against its digest after. Raises CheckpointError, and
+    ArchitectureError where the architecture is not installed.
     """
     path = Path(path)
     network, metadata = load_blank(path)
     network.load_state_dict(_read_tensors(path, metadata), assign=True)
-    return network.eval()
+    return network.to(memory_format=torch.channels_last).eval()
 
 
 def load_blank(path: Path) -> tuple[Cnsn | Model, Metadata]:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from cnsn_cli import registry
-from cnsn_cli.backbone import detach_points
+from cnsn_cli.backbone import detach_points, on_meta
 from cnsn_cli.network import Cnsn, Model
 from cnsn_cli.task import Task
 
@@ -97,10 +97,10 @@ def layer_costs(network: Cnsn | Model) -> list[LayerCost]:
     layers = []
     features = torch.empty(1, *first.task.image_shape, device="meta")
     for name, part in _parts(first).items():
-        features = _on_meta(part)(features)
+        features = on_meta(part, features)
         layers.append(_layer(name, features, shared[name], part))
     for model in others:
-        features = _on_meta(model.step_down)(torch.empty(1, *model.task.image_shape, device="meta"))
+        features = on_meta(model.step_down, torch.empty(1, *model.task.image_shape, device="meta"))
         cost = _trace(model.step_down, model.task)[""]
         layers.append(_layer(f"{model.name}.step_down", features, cost, model.step_down))
     return layers
@@ -132,13 +132,9 @@ def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
-def _on_meta(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).to("meta").eval()
-
-
 def _trace(module: nn.Module, task: Task) -> dict[str, Cost]:
     """The costs of `module`, which takes images of `task`, and of each module below it, by name."""
-    blank = _on_meta(module).to_empty(device="cpu")
+    blank = copy.deepcopy(module).to("meta").eval().to_empty(device="cpu")
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, and fvcore rests on it
         from fvcore.nn import FlopCountAnalysis

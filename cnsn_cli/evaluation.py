@@ -120,5 +120,5 @@ def predict(models: list[Model], split: Split) -> list[Tensor]:
     for pixels in split.batches(list(torch.arange(len(split)).split(BATCH_SIZE))):  # type: ignore[no-untyped-call]
         images = normalise(pixels.to(device), models[0].task)
         for model, parts in zip(models, logits, strict=True):
-            parts.append(model(images).cpu())
-    return [torch.cat(parts) for parts in logits]
+            parts.append(model(images))
+    return [torch.cat(parts).cpu() for parts in logits]

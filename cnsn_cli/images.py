@@ -1,7 +1,9 @@
 """From pictures to pixels, from pixels to what a network takes."""
 
+from functools import lru_cache
+
 from PIL import Image, ImageOps
-from torch import Tensor, from_numpy, tensor
+from torch import Tensor, device, from_numpy, tensor
 
 from cnsn_cli.task import Task
 
@@ -24,6 +26,10 @@ def preprocess(image: Image.Image, task: Task) -> Tensor:
 
 def normalise(pixels: Tensor, task: Task) -> Tensor:
     """uint8 (N, C, H, W) to float32: scaled to 0..1, minus the mean, divided by the standard deviation."""
-    mean = tensor(task.mean, device=pixels.device).view(-1, 1, 1)
-    std = tensor(task.std, device=pixels.device).view(-1, 1, 1)
+    mean, std = _constants(task, pixels.device)
     return (pixels / 255 - mean) / std
+
+
+@lru_cache(maxsize=8)  # a copy to the device for every batch would make the device wait
+def _constants(task: Task, place: device) -> tuple[Tensor, Tensor]:
+    return tensor(task.mean, device=place).view(-1, 1, 1), tensor(task.std, device=place).view(-1, 1, 1)

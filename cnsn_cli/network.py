@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cnsn_cli.backbone import Backbone, DetachPoint, choose_exits, detach_points
+from cnsn_cli.backbone import Backbone, DetachPoint, choose_exits, detach_points, on_meta
 from cnsn_cli.images import preprocess
 from cnsn_cli.norm import SharedBatchNorm, fresh_statistics
 from cnsn_cli.task import Task
@@ -61,8 +61,20 @@ class Model(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (N, C, H, W) -> logits (N, classes)."""
-        logits: Tensor = self.head(self.units(self.step_down(images)))
+        features = self.step_down(images)
+        for unit in self.units:
+            features = unit(_like_weights(features, unit))
+        logits: Tensor = self.head(features)
         return logits
+
+    def unit_shapes(self) -> list[tuple[int, ...]]:
+        """The shape (c, h, w) that each unit takes."""
+        shapes = []
+        features = on_meta(self.step_down, torch.empty(1, *self.task.image_shape, device="meta"))
+        for unit in self.units:
+            shapes.append(tuple(features.shape[1:]))
+            features = on_meta(unit, features)
+        return shapes
 
     @property
     def first_unit(self) -> int:
@@ -163,7 +175,7 @@ class Cnsn(nn.Module):
         for index, unit in enumerate(self.units):
             if index in joining:
                 features = torch.cat([features, joining[index].step_down(images)])
-            features = unit(features)
+            features = unit(_like_weights(features, unit))
         logits: Tensor = self.head(features)
         return list(logits.chunk(1 + len(self.submodels)))
 
@@ -193,6 +205,17 @@ class Cnsn(nn.Module):
     def preprocess(self, image: "Image") -> Tensor:
         """A PIL image to the normalised tensor (C, H, W) that every model takes."""
         return preprocess(image, self.task)
+
+
+def _like_weights(features: Tensor, unit: nn.Module) -> Tensor:
+    """`features` in the memory format of the first conv of `unit`: a conv is slow where they differ."""
+    for weight in unit.parameters():
+        if weight.dim() == 4 and weight.shape[2:] != (1, 1):  # a 1x1 kernel lies in every format alike
+            by_channels = weight.is_contiguous(memory_format=torch.channels_last)
+            return features.contiguous(
+                memory_format=torch.channels_last if by_channels else torch.contiguous_format
+            )
+    return features
 
 
 def _single(module: nn.Module, index: int) -> nn.Module:

@@ -12,7 +12,7 @@ from cnsn_cli import registry
 from cnsn_cli.checkpoint import load, save, versions, write_tensors
 from cnsn_cli.complexity import model_costs
 from cnsn_cli.data import Dataset, load_dataset
-from cnsn_cli.device import choose_device, place
+from cnsn_cli.device import Precision, choose_device, default_precision, place
 from cnsn_cli.errors import DataError, OutputError, RecipeError
 from cnsn_cli.evaluation import ModelResult, evaluate
 from cnsn_cli.files import write_text
@@ -62,10 +62,14 @@ def train(
     in_channels: int = 3,
     classes: int | None = None,
     device: str = "auto",
+    precision: Precision | None = None,
+    compiled: bool | None = None,
     force: bool = False,
     watch: Watch = lambda event: None,
 ) -> Run:
     """Train a network and write the run folder `out`; `watch` is told of every event.
+
+    On CUDA `precision` is bf16 and the forward pass `compiled` where nothing else is asked for.
 
     Raises a CnsnError; what was written after earlier epochs is then whole and stays.
     """
@@ -78,7 +82,9 @@ def train(
         raise DataError(f"{data} has {dataset.task.num_classes} classes, not {classes}: leave out --classes")
     fitted, held_out = split_off(dataset, recipe)
     network = build_network(arch, exits, dataset.task, recipe)
-    trainer = Trainer(place(network, chosen), fitted, held_out, recipe)
+    precision = precision or default_precision(chosen)
+    compiled = chosen.type == "cuda" if compiled is None else compiled
+    trainer = Trainer(place(network, chosen), fitted, held_out, recipe, precision, compiled)
     metadata = describe(network, arch, data, recipe)
     recorder = Recorder(folder, trainer, metadata)
     watch(Started(len(fitted), len(held_out), trainer.steps_per_epoch, recipe.selection, chosen))

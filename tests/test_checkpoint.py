@@ -34,7 +34,7 @@ def write(path: Path, arch: str, exits: tuple[int, ...], bn: str = "private") ->
     for _ in range(2):
         network(torch.randn(4, 3, 32, 32) * 2 + 1)
     save(path, network, describe(network, arch, "digits", load_recipe("paper")))
-    return network.eval()
+    return network.to(memory_format=torch.channels_last).eval()
 
 
 @pytest.mark.parametrize("bn", ["private", "shared"])

@@ -266,7 +266,14 @@ def test_every_flag_reaches_the_recipe(cnsn, called):
 
 
 def test_every_option_reaches_the_run(cnsn, called, tmp_path):
-    options = {"data_dir": tmp_path, "image_size": 64, "in_channels": 1, "classes": 4, "device": "cpu"}
+    options = {
+        "data_dir": tmp_path,
+        "image_size": 64,
+        "in_channels": 1,
+        "classes": 4,
+        "device": "cpu",
+        "precision": "bf16",
+    }
     words = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", value)]
     cnsn("train", "--arch", TINY, "--exits", "1,4", "--data", "x", "--out", "o", "--force", *words)
     arguments, given = called[0]
@@ -274,6 +281,7 @@ def test_every_option_reaches_the_run(cnsn, called, tmp_path):
     assert str(arguments[4]) == "o"
     assert {key: given[key] for key in options} == options
     assert given["force"]
+    assert given["compiled"] is None
 
 
 def test_without_exits_the_weight_decay_of_the_baseline(cnsn, called):

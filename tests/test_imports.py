@@ -21,8 +21,8 @@ ONLY_IN = {
 }
 
 ORDER = [
-    "errors", "task", "files", "device", "recipe", "tensorfile", "metadata", "backbone", "registry", "images",
-    "norm", "loss", "network", "folding", "complexity", "checkpoint", "detaching", "split", "data",
+    "errors", "task", "files", "recipe", "tensorfile", "metadata", "backbone", "registry", "images",
+    "norm", "loss", "network", "device", "folding", "complexity", "checkpoint", "detaching", "split", "data",
     "augmentation", "evaluation", "training", "run", "commands", "main",
 ]  # fmt: skip
 

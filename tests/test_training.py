@@ -13,7 +13,7 @@ from cnsn_cli.errors import DataError, OutputError, RecipeError, TrainingError
 from cnsn_cli.evaluation import ModelResult, evaluate_file
 from cnsn_cli.images import normalise
 from cnsn_cli.network import Cnsn
-from cnsn_cli.recipe import load_recipe
+from cnsn_cli.recipe import Recipe, load_recipe
 from cnsn_cli.run import build_network, split_off, train
 from cnsn_cli.split import MemorySplit, Split
 from cnsn_cli.tensorfile import read_header
@@ -21,10 +21,13 @@ from cnsn_cli.training import Epoch, Trainer
 from tests.conftest import TINY
 
 
-def trainer(network: Cnsn, split: Split, **settings: object) -> Trainer:
+def settings(**changes: object) -> Recipe:
     plain = {"epochs": 1, "batch_size": 4, "schedule": "step", "milestones": (), "warmup_epochs": 0}
-    recipe = load_recipe("paper", {**plain, "crop_padding": 0, "flip": False, **settings})
-    return Trainer(network, split, split, recipe)
+    return load_recipe("paper", {**plain, "crop_padding": 0, "flip": False, **changes})
+
+
+def trainer(network: Cnsn, split: Split, **changes: object) -> Trainer:
+    return Trainer(network, split, split, settings(**changes))
 
 
 def network(dataset, seed: int = 0) -> Cnsn:
@@ -155,7 +158,7 @@ def test_without_exits_only_the_baseline_is_trained(image_folder, tmp_path, quic
 
 def test_the_schedule_goes_on_over_epochs(dataset, monkeypatch):
     seen = []
-    monkeypatch.setattr(training, "train_step", lambda network, optimizer, images, labels: (
+    monkeypatch.setattr(training, "train_step", lambda network, optimizer, images, labels, precision: (
         seen.append(optimizer.param_groups[0]["lr"]), (torch.zeros(3), torch.zeros(3))
     )[1])  # fmt: skip
     ours = trainer(
@@ -168,7 +171,7 @@ def test_the_schedule_goes_on_over_epochs(dataset, monkeypatch):
 def test_every_sample_is_seen_once_an_epoch_augmented_and_normalised(dataset, monkeypatch):
     seen = []
 
-    def step(network, optimizer, images, labels):
+    def step(network, optimizer, images, labels, precision):
         assert network.training
         seen.append((images, labels))
         return torch.zeros(3), torch.full((3,), len(labels) / 2)
@@ -236,3 +239,20 @@ def test_the_recipe_decides_on_statistics_and_seed(dataset, quick):
     first, again, other = (built(seed=seed).state_dict()["units.0.0.weight"] for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32(dataset):
+    ours, plain = network(dataset), network(dataset)
+    seen = []
+    ours.units[0][0].register_forward_hook(lambda conv, inputs, output: seen.append(output.dtype))
+    split = dataset.train.take(torch.arange(0, 64, 16))
+    (epoch,) = (
+        event for event in Trainer(ours, split, split, settings(), "bf16").run() if isinstance(event, Epoch)
+    )
+    (expected,) = (
+        event for event in Trainer(plain, split, split, settings()).run() if isinstance(event, Epoch)
+    )
+    assert seen == [torch.bfloat16, torch.float32]  # the second one is the evaluation
+    assert {tensor.dtype for tensor in ours.parameters()} == {torch.float32}
+    for ours_, expected_ in zip(epoch.train, expected.train, strict=True):
+        assert ours_.loss == pytest.approx(expected_.loss, rel=0.05)

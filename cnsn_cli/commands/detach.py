@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cnsn_cli.commands.options import Force, Json
-from cnsn_cli.commands.output import print_json, print_models
+from cnsn_cli.commands.output import print_json, printable
 
 if TYPE_CHECKING:
     from cnsn_cli.metadata import Metadata
@@ -53,14 +53,21 @@ def _parse_count(text: str) -> int:
 
 
 def _report(written: "dict[Path, Metadata]", json: bool) -> None:
-    models = [
-        {"file": str(path), **metadata.models[0].model_dump(exclude_none=True)}
-        for path, metadata in written.items()
-    ]
     if json:
+        models = [
+            {"file": str(path), **metadata.models[0].model_dump(exclude_none=True)}
+            for path, metadata in written.items()
+        ]
         print_json({"models": models})
         return
-    selection = next(iter(written.values())).selection
-    print_models(models, f"accuracy and loss on the {selection.images} images" if selection else None)
-    for path in written:
-        print(f"written: {path} ({path.stat().st_size / 2**20:,.2f} MiB)")
+    for path, metadata in written.items():
+        print(_sentence(path, metadata))
+
+
+def _sentence(path: Path, metadata: "Metadata") -> str:
+    """One line a file. A table would need rich, which takes a tenth of the time of the command to load."""
+    model = metadata.models[0]
+    facts = [f"{model.macs / 1e6:,.1f} M MACs", f"{path.stat().st_size / 2**20:,.2f} MiB"]
+    if model.accuracy is not None and metadata.selection:
+        facts.append(f"accuracy {model.accuracy:.2%} on the {metadata.selection.images} images")
+    return f"written: {printable(str(path))}: {model.name}, {', '.join(facts)}"

@@ -4,7 +4,7 @@ import re
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -30,6 +30,15 @@ def train(
     ] = None,
     force: Force = False,
     device: Device = "auto",
+    precision: Annotated[
+        Literal["fp32", "bf16"] | None, typer.Option(show_default="bf16 on CUDA, else fp32")
+    ] = None,
+    compiled: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile", help="Let torch.compile fuse the forward pass.", show_default="on CUDA"
+        ),
+    ] = None,
     image_size: ImageSize = None,
     in_channels: InChannels = 3,
     classes: Annotated[
@@ -100,6 +109,8 @@ def train(
                 in_channels=in_channels,
                 classes=classes,
                 device=device,
+                precision=precision,
+                compiled=compiled,
                 force=force,
                 watch=watch,
             )
