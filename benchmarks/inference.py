@@ -1,14 +1,17 @@
 """Latency and throughput of the base-model, k=2 and k=7 of VGG-16, as they are and with folded BN.
 
-The ratios stand beside the ratios of MACs: dropping layers saves what it should where they agree. At batch 1
-the weights have to come from memory, and k=7 keeps 89 % of their bytes.
+The ratios stand beside the ratios of MACs: dropping layers saves what it should where they agree. `convs` are the
+bare convolutions of a model on inputs of the same shapes and nothing else: the floor. At batch 1 the networks are as
+`cnsn_cli.load` gives them, at batch 64 as `cnsn eval` places them.
 """
 
 import argparse
 import statistics
+from collections.abc import Callable
 
 import torch
 from timing import interleave, markdown, report
+from torch import Tensor, nn
 
 from cnsn_cli import registry
 from cnsn_cli.complexity import model_costs
@@ -17,29 +20,53 @@ from cnsn_cli.folding import fold
 from cnsn_cli.network import Cnsn, Model
 from cnsn_cli.task import Task
 
+Forward = Callable[[Tensor], object]
 
-def models(width: float) -> tuple[dict[str, Model], dict[str, int]]:
+
+def variants(width: float, batch: int) -> tuple[dict[str, Forward], dict[str, int]]:
     task, device = Task.plain(), choose_device()
     network = Cnsn(registry.build(f"vgg16:width={width}", task), (2, 7), task)
     network(torch.randn(8, 3, 32, 32))  # statistics that are not those of a fresh network
-    network = place(network, device).eval()
-    names = dict(zip(("base", "k=2", "k=7"), network.models(), strict=True))
-    macs = {name: cost.macs for name, cost in zip(names, model_costs(network), strict=True)}
-    folded = {f"{name}, folded": place(fold(model), device) for name, model in names.items()}
-    return {**names, **folded}, macs | {f"{name}, folded": count for name, count in macs.items()}
+
+    def laid_out(model: Cnsn | Model) -> Cnsn | Model:
+        if batch > 1:
+            return place(model, device).eval()
+        return model.to(device).to(memory_format=torch.channels_last).eval()
+
+    models = dict(zip(("base", "k=2", "k=7"), laid_out(network).models(), strict=True))
+    macs = {name: cost.macs for name, cost in zip(models, model_costs(network), strict=True)}
+    folded = {f"{name}, folded": laid_out(fold(model)) for name, model in models.items()}
+    images = torch.randn(batch, 3, 32, 32, device=device)
+    convs = {f"{name}, convs": bare_convs(models[name], images) for name in ("base", "k=7")}
+    every = {**models, **folded, **convs}
+    return every, {name: macs[name.split(",")[0]] for name in every}
+
+
+def bare_convs(model: Model, images: Tensor) -> Forward:
+    seen: list[tuple[nn.Module, Tensor]] = []
+    hooks = [
+        module.register_forward_hook(lambda conv, inputs, output: seen.append((conv, inputs[0].clone())))
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    with torch.inference_mode():
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    return lambda _: [conv(features) for conv, features in seen]
 
 
 def measure(width: float, batch: int, rounds: int) -> str:
-    chosen, macs = models(width)
+    chosen, macs = variants(width, batch)
     images = torch.randn(batch, 3, 32, 32, device=choose_device())
 
-    def run(model: Model) -> None:
+    def run(forward: Forward) -> None:
         with torch.inference_mode():
-            model(images)
+            forward(images)
         if images.is_cuda:
             torch.cuda.synchronize()
 
-    times = interleave({name: lambda model=model: run(model) for name, model in chosen.items()}, rounds)
+    times = interleave({name: lambda forward=f: run(forward) for name, f in chosen.items()}, rounds)
     base = times["base"]
     rows = [
         [
@@ -62,7 +89,11 @@ def measure(width: float, batch: int, rounds: int) -> str:
         "minimum ms",
         "images/s",
     ]
-    return f"batch {batch}, {torch.get_num_threads()} threads, {rounds} rounds\n\n{markdown(columns, rows)}"
+    share = statistics.median(times["k=7, convs"]) / statistics.median(times["base, convs"])
+    return (
+        f"batch {batch}, {torch.get_num_threads()} threads, {rounds} rounds\n\n{markdown(columns, rows)}\n\n"
+        f"The bare convolutions of k=7 take {share:.3f} of the time of those of the base (medians)."
+    )
 
 
 def main() -> None:

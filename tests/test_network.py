@@ -252,3 +252,11 @@ def test_a_layer_with_weights_may_not_repeat():
         ValueError, match=r"units.1 and units.0 are one module: layers with weights stand once"
     ):
         Backbone(nn.Sequential(conv, conv), nn.Flatten(), (1, 1))
+
+
+def test_torch_compile_takes_the_one_pass_as_one_graph():
+    network = build("vgg11:width=0.1", (1, 4)).train()
+    expected = copy.deepcopy(network)(images := torch.randn(4, 3, 32, 32))
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    for ours, reference in zip(compiled(images), expected, strict=True):
+        torch.testing.assert_close(ours, reference)
