@@ -2,11 +2,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
 
-.PHONY: help install test demo clean
+.PHONY: help install test demo bench clean
 
 help:
 	@echo "make demo   install into .venv, then train, evaluate and detach on the digits (a minute after the install)"
 	@echo "make test   install into .venv, then ruff, mypy and pytest"
+	@echo "make bench  install into .venv, then time steps, start-up and inference (10 minutes)"
 	@echo "make clean  remove .venv and $(DEMO)"
 
 install: .venv/installed
@@ -27,6 +28,11 @@ demo: install
 	$(BIN)/cnsn eval $(DEMO)/best.safetensors
 	$(BIN)/cnsn detach $(DEMO)/best.safetensors --submodel 1 -o $(DEMO)/small.safetensors --force
 	$(BIN)/cnsn eval $(DEMO)/small.safetensors
+
+bench: install
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/inference.py
 
 clean:
 	rm -rf .venv $(DEMO)

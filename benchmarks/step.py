@@ -10,13 +10,12 @@ d  ours
 
 import argparse
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
-from timing import interleave, markdown, peak_rss, ratio, report
+from timing import interleave, markdown, ratio, report
 from torch import Tensor, nn
 
 from cnsn_cli import registry
@@ -154,19 +153,20 @@ def random_batch(batch: int) -> tuple[Tensor, Tensor]:
     return torch.randn(batch, 3, 32, 32, device=device), torch.randint(10, (batch,), device=device)
 
 
-def peak_memory(variant: str, width: float, batch: int) -> float:
-    """MiB that three steps take beyond a process that has imported everything, in a process of its own."""
-    words = [sys.executable, __file__, "--memory", variant, "--width", str(width), "--batch", str(batch)]
-    return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-
-
-def print_memory(variant: str, width: float, batch: int) -> None:
-    before = peak_rss()
-    step = BUILDERS[variant](width, *random_batch(batch))
-    for _ in range(3):
+def peak_memory(step: Step) -> float:
+    """MiB of tensors that one step holds at most, beyond those that were there before it."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
         step()
-    cuda = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0
-    print(cuda or peak_rss() - before)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        step()
+    events = profile.profiler.kineto_results.events()
+    sizes = [event.nbytes() for event in events if event.name() == "[memory]"]
+    return max(accumulate(sizes)) / 2**20
 
 
 def synchronised(step: Step) -> Step:
@@ -183,7 +183,7 @@ def measure(width: float, batch: int, rounds: int) -> str:
         median, best = statistics.median(times[key]), min(times[key])
         speeds = [f"{batch / median:,.1f}", f"{median * 1e3:,.1f}", f"{best * 1e3:,.1f}"]
         ratios = [f"{ratio(times, key, 'a'):.3f}", f"{min(times['a']) / best:.3f}"]
-        memory = "" if key == "convs" else f"{peak_memory(key, width, batch):,.0f}"
+        memory = "" if key == "convs" else f"{peak_memory(steps[key]):,.0f}"
         rows.append([key, name, *speeds, *ratios, memory])
     columns = [
         "",
@@ -206,11 +206,7 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--write", action="store_true", help="put the results into RESULTS.md")
-    parser.add_argument("--memory", choices=BUILDERS, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.memory:
-        print_memory(given.memory, given.width, given.batch[0])
-        return
     parts = [measure(given.width, batch, given.rounds) for batch in given.batch]
     report("step", "\n\n".join(parts), given.write)
 

@@ -59,7 +59,10 @@ def peak_rss() -> float:
 
 def report(section: str, text: str, write: bool) -> None:
     """Print the results; with `write`, put them in place of the section of RESULTS.md too."""
-    command = " ".join([Path(sys.argv[0]).as_posix().split("benchmarks/")[-1], *sys.argv[1:]])
+    words = [
+        Path(word).name if Path(word).exists() else word for word in sys.argv
+    ]  # no folders of this machine
+    command = " ".join(words)
     body = f"## {section}\n\n`python benchmarks/{command}`, on {machine()}, commit {_commit()}\n\n{text}\n"
     print(body)
     if not write:
