@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 Network = TypeVar("Network", bound="Cnsn | Model")
 Precision = Literal["fp32", "bf16"]
-FEW_PIXELS, MANY_CHANNELS = 4, 256
+FEW_PIXELS, MANY_CHANNELS = 16, 256
 
 
 def choose_device(name: str = "auto") -> "torch.device":

@@ -126,10 +126,10 @@ def train_step(
 
     Returns the loss and the number of correct answers of each model, both (models,), on the device.
     """
+    optimizer.zero_grad()  # before the forward pass, so that old gradients do not lie beside its activations
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
         logits = forward(images)
         loss, losses = multi_model_loss(logits, labels)
-    optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return losses, (torch.stack(logits).detach().argmax(2) == labels).sum(1)
