@@ -3,7 +3,6 @@
 import hashlib
 import platform
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,17 +27,23 @@ def versions() -> dict[str, str]:
 
 def save(path: Path, network: Cnsn | Model, metadata: Metadata) -> None:
     """Write a network or a detached model; digests are added to `metadata`. Raises OutputError."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    tensors = {name: on_cpu(tensor) for name, tensor in network.state_dict().items()}
     digests = {name: digest(tensor) for name, tensor in tensors.items()}
     text = metadata.model_copy(update={"sha256": digests}).to_json()
     write_tensors(path, tensors, KEY, text)
 
 
+def on_cpu(tensor: Tensor) -> Tensor:
+    """Detached, contiguous and on the CPU, as safetensors wants it."""
+    return tensor.detach().cpu().contiguous()
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], key: str, text: str) -> None:
-    """Write contiguous tensors on the CPU, with one text as metadata. Raises OutputError."""
+    """Write tensors, with one text as metadata. Raises OutputError."""
     with replacing(path) as temporary:
         try:
-            save_file(tensors, temporary, metadata={key: text})
+            held = {name: on_cpu(tensor) for name, tensor in tensors.items()}
+            save_file(held, temporary, metadata={key: text})
         except SafetensorError as error:  # also where the disk is full
             raise OutputError(f"cannot write {path}: {error}") from error
 
@@ -52,7 +57,11 @@ def load(path: str | Path) -> Cnsn | Model:
     """
     path = Path(path)
     network, metadata = load_blank(path)
-    network.load_state_dict(_read_tensors(path, metadata), assign=True)
+    tensors = read_tensors(path)
+    for name, tensor in tensors.items():
+        if digest(tensor) != metadata.sha256.get(name):
+            raise CheckpointError(f"{path} is damaged: tensor {name!r} is not as it was saved")
+    network.load_state_dict(tensors, assign=True)
     return network.to(memory_format=torch.channels_last).eval()
 
 
@@ -105,15 +114,10 @@ def _check_tensors(path: Path, header: Header, network: nn.Module) -> None:
             )
 
 
-def _read_tensors(path: Path, metadata: Metadata) -> dict[str, Any]:
-    tensors = {}
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file. Raises CheckpointError."""
     try:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dictionary
-                tensors[name] = file.get_tensor(name)
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
     except SafetensorError as error:
         raise CheckpointError(f"{path} is broken: {error}") from error
-    for name, tensor in tensors.items():
-        if digest(tensor) != metadata.sha256.get(name):
-            raise CheckpointError(f"{path} is damaged: tensor {name!r} is not as it was saved")
-    return tensors

@@ -9,17 +9,26 @@ from typing import Literal
 import torch
 
 from cnsn_cli import registry
-from cnsn_cli.checkpoint import load, save, versions, write_tensors
+from cnsn_cli.checkpoint import load, save, versions
 from cnsn_cli.complexity import model_costs
 from cnsn_cli.data import Dataset, load_dataset
 from cnsn_cli.device import Precision, choose_device, default_precision, place
-from cnsn_cli.errors import DataError, OutputError, RecipeError
+from cnsn_cli.errors import DataError, OutputError, RecipeError, TrainingError
 from cnsn_cli.evaluation import ModelResult, evaluate
 from cnsn_cli.files import write_text
 from cnsn_cli.metadata import FORMAT, Metadata, ModelRecord, Selection
 from cnsn_cli.network import Cnsn
 from cnsn_cli.recipe import Recipe
 from cnsn_cli.split import Split
+from cnsn_cli.state import (
+    Request,
+    State,
+    differences,
+    environment,
+    read_state,
+    restore,
+    save_state,
+)
 from cnsn_cli.task import Task
 from cnsn_cli.training import Epoch, Step, Trainer
 
@@ -33,6 +42,7 @@ class Started:
     train_images: int
     held_out_images: int
     steps_per_epoch: int
+    epochs_done: int
     selection: Literal["test", "validation"]
     device: torch.device
 
@@ -73,21 +83,61 @@ def train(
 
     Raises a CnsnError; what was written after earlier epochs is then whole and stays.
     """
-    registry.find(arch)
     chosen = choose_device(device)
     folder = Path(out)
     refuse_existing(folder, force)
-    dataset = load_dataset(data, data_dir, image_size, in_channels)
+    request = Request(
+        arch=arch,
+        exits=exits,
+        data=data,
+        data_dir=str(data_dir),
+        image_size=image_size,
+        in_channels=in_channels,
+        device=chosen.type,
+        precision=precision or default_precision(chosen),
+        compiled=chosen.type == "cuda" if compiled is None else compiled,
+        recipe=recipe,
+    )
+    trainer, dataset = prepare(request)
     if classes not in (None, dataset.task.num_classes):
         raise DataError(f"{data} has {dataset.task.num_classes} classes, not {classes}: leave out --classes")
-    fitted, held_out = split_off(dataset, recipe)
-    network = build_network(arch, exits, dataset.task, recipe)
-    precision = precision or default_precision(chosen)
-    compiled = chosen.type == "cuda" if compiled is None else compiled
-    trainer = Trainer(place(network, chosen), fitted, held_out, recipe, precision, compiled)
-    metadata = describe(network, arch, data, recipe)
-    recorder = Recorder(folder, trainer, metadata)
-    watch(Started(len(fitted), len(held_out), trainer.steps_per_epoch, recipe.selection, chosen))
+    return _run(Recorder(folder, trainer, request), dataset, watch)
+
+
+def resume(folder: str | Path, override: bool = False, watch: Watch = lambda event: None) -> Run:
+    """Go on with the run in `folder` after its last whole epoch, to the same weights bit for bit.
+
+    That holds on the same device, with the same versions and threads: where they differ, TrainingError is
+    raised unless `override` accepts it. Raises CheckpointError where there is no such run.
+    """
+    path = Path(folder) / "state.safetensors"
+    state = read_state(path)
+    changed = differences(state.environment, environment(choose_device(state.request.device)))
+    if changed and not override:
+        raise TrainingError(
+            f"{folder} was trained elsewhere ({changed}): give --override to go on all the same"
+        )
+    trainer, dataset = prepare(state.request)
+    restore(path, trainer)
+    trainer.epoch = state.epoch
+    return _run(Recorder(Path(folder), trainer, state.request, state.metrics), dataset, watch)
+
+
+def prepare(request: Request) -> tuple[Trainer, Dataset]:
+    """All that a run needs before its first step. Raises a CnsnError where it cannot start."""
+    registry.find(request.arch)
+    dataset = load_dataset(request.data, request.data_dir, request.image_size, request.in_channels)
+    fitted, held_out = split_off(dataset, request.recipe)
+    network = build_network(request.arch, request.exits, dataset.task, request.recipe)
+    network = place(network, torch.device(request.device))
+    return Trainer(network, fitted, held_out, request.recipe, request.precision, request.compiled), dataset
+
+
+def _run(recorder: "Recorder", dataset: Dataset, watch: Watch) -> Run:
+    trainer = recorder.trainer
+    selection = trainer.recipe.selection
+    images = len(trainer.train), len(trainer.held_out)
+    watch(Started(*images, trainer.steps_per_epoch, trainer.epoch, selection, trainer.device))
     for event in trainer.run():
         if isinstance(event, Epoch):
             recorder.record(event)
@@ -151,12 +201,13 @@ def describe(network: Cnsn, arch: str, data: str, recipe: Recipe) -> Metadata:
 
 
 class Recorder:
-    """Writes the run folder after each epoch."""
+    """Writes the run folder after each epoch; `metrics` are the lines of the epochs before."""
 
-    def __init__(self, folder: Path, trainer: Trainer, metadata: Metadata) -> None:
-        self.folder, self.trainer, self.metadata = folder, trainer, metadata
-        self.best: Epoch | None = None
-        self.metrics = ""
+    def __init__(self, folder: Path, trainer: Trainer, request: Request, metrics: str = "") -> None:
+        self.folder, self.trainer, self.request, self.metrics = folder, trainer, request, metrics
+        self.metadata = describe(trainer.network, request.arch, request.data, request.recipe)
+        epochs = [epoch_of(line) for line in metrics.splitlines()]
+        self.best = max(epochs, key=lambda epoch: epoch.mean_accuracy, default=None)
 
     def record(self, epoch: Epoch) -> None:
         """Write `last`, the state of the training, the metrics so far, and `best` if it is the best yet.
@@ -168,8 +219,8 @@ class Recorder:
         if self.best is None or epoch.mean_accuracy > self.best.mean_accuracy:
             self.best = epoch
             self._save("best.safetensors", epoch)
-        self._save_state(epoch)
         self.metrics += json.dumps({**asdict(epoch), "selection": self.trainer.recipe.selection}) + "\n"
+        self._save_state()
         write_text(self.folder / "metrics.jsonl", self.metrics)
         write_text(self.folder / "recipe.toml", self.trainer.recipe.to_toml())
 
@@ -189,16 +240,23 @@ class Recorder:
         metadata = self.metadata.model_copy(update={"models": models, "selection": selection})
         save(self.folder / name, self.trainer.network, metadata)
 
-    def _save_state(self, epoch: Epoch) -> None:
-        """What the optimizer remembers, beside the epoch that it belongs to."""
-        state = self.trainer.optimizer.state
-        momentum = {
-            name: state[parameter]["momentum_buffer"].cpu().contiguous()
-            for name, parameter in self.trainer.network.named_parameters()
-            if state[parameter].get("momentum_buffer") is not None
-        }
-        text = json.dumps({"epoch": epoch.epoch})
-        write_tensors(self.folder / "state.safetensors", momentum, "cnsn-state", text)
+    def _save_state(self) -> None:
+        state = State(
+            epoch=self.trainer.epoch,
+            request=self.request,
+            environment=environment(self.trainer.device),
+            metrics=self.metrics,
+        )
+        save_state(self.folder / "state.safetensors", self.trainer, state)
+
+
+def epoch_of(line: str) -> Epoch:
+    """An epoch from its line of metrics.jsonl."""
+    content = json.loads(line)
+    del content["selection"]
+    for part in ("train", "results"):
+        content[part] = [ModelResult(**result) for result in content[part]]
+    return Epoch(**content)
 
 
 def with_results(models: list[ModelRecord], results: list[ModelResult]) -> list[ModelRecord]:

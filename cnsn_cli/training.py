@@ -80,10 +80,14 @@ class Trainer:
         self.recipe = recipe
         self.steps_per_epoch = len(train) // recipe.batch_size  # the last partial batch is dropped
         self.optimizer = sgd(network, recipe.lr, recipe.momentum, recipe.weight_decay)
+        self.epoch = 0  # how many are done
 
     def run(self) -> Iterator[Step | Epoch]:
-        """Train all epochs; raises TrainingError, before the Step or Epoch, where a loss is not finite."""
-        for epoch in range(1, self.recipe.epochs + 1):
+        """Train all epochs behind `self.epoch`.
+
+        Raises TrainingError, before the Step or Epoch, where a loss is not finite.
+        """
+        for epoch in range(self.epoch + 1, self.recipe.epochs + 1):
             yield from self._epoch(epoch)
 
     def _epoch(self, epoch: int) -> Iterator[Step | Epoch]:
@@ -99,6 +103,7 @@ class Trainer:
                 yield Step(epoch, step, steps, _finite(meter.results(), epoch, lr), meter.images_per_second())
         train, speed = _finite(meter.results(), epoch, lr), meter.images_per_second()
         results = _finite(evaluate(self.network, self.held_out), epoch, lr)
+        self.epoch = epoch
         yield Epoch(epoch, lr, meter.seconds(), speed, train, results)
 
     def _step(self, pixels: Tensor, indices: Tensor, plan: EpochPlan, lr: float) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ ONLY_IN = {
 ORDER = [
     "errors", "task", "files", "recipe", "tensorfile", "metadata", "backbone", "registry", "images",
     "norm", "loss", "network", "device", "folding", "complexity", "checkpoint", "detaching", "split", "data",
-    "augmentation", "evaluation", "training", "run", "commands", "main",
+    "augmentation", "evaluation", "training", "state", "run", "commands", "main",
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from cnsn_cli.network import Cnsn
 from cnsn_cli.recipe import Recipe, load_recipe
 from cnsn_cli.run import build_network, split_off, train
 from cnsn_cli.split import MemorySplit, Split
+from cnsn_cli.state import read_state
 from cnsn_cli.tensorfile import read_header
 from cnsn_cli.training import Epoch, Trainer
 from tests.conftest import TINY
@@ -113,10 +114,11 @@ def test_a_run_folder(image_folder, tmp_path, quick):
     assert run.best_epoch == best["epoch"]
     assert [model.accuracy for model in run.models] == [result["accuracy"] for result in best["results"]]
     assert load_recipe(str(out / "recipe.toml")) == recipe
-    learnt = {name for name, _ in load(out / "last.safetensors").named_parameters()}
+    last = load(out / "last.safetensors")
     state = read_header(out / "state.safetensors")
-    assert set(state.entries) == learnt
-    assert json.loads(state.metadata["cnsn-state"]) == {"epoch": 2}
+    held = {f"network.{name}" for name in last.state_dict()} | {"random"}
+    assert set(state.entries) == held | {f"momentum.{name}" for name, _ in last.named_parameters()}
+    assert read_state(out / "state.safetensors").epoch == 2
     assert (out / "best.safetensors").stat().st_mode & 0o777 == (out / "recipe.toml").stat().st_mode & 0o777
 
 

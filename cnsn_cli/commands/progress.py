@@ -45,7 +45,8 @@ class _Watcher:
     def __call__(self, event: Started | Step | Epoch) -> None:
         if isinstance(event, Started):
             self.steps = event.steps_per_epoch
-            self.bars.update(self.task, total=self.steps * self.recipe.epochs)
+            total = self.steps * self.recipe.epochs
+            self.bars.update(self.task, total=total, completed=self.steps * event.epochs_done)
         else:
             step = event.step if isinstance(event, Step) else self.steps
             self.models.plain = _models(event.results if isinstance(event, Step) else event.train)

@@ -1,7 +1,9 @@
 """`cnsn train`: base-model and sub-models in one run."""
 
 import re
+import shlex
 import sys
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,14 +14,21 @@ from cnsn_cli.commands.options import DataDir, Device, Force, ImageSize, InChann
 from cnsn_cli.commands.output import print_json, print_models, printable
 
 if TYPE_CHECKING:
-    from cnsn_cli.run import Run
+    from collections.abc import Iterator
+
+    from cnsn_cli.recipe import Recipe
+    from cnsn_cli.run import Run, Watch
 
 PANEL = "Hyper-parameters (each overrides the recipe)"
 
 
 def train(
-    arch: Annotated[str, typer.Option(help="An architecture, such as vgg16:width=0.5; see cnsn archs.")],
-    exits: Annotated[str, typer.Option(help='Detach points such as 2,7; "" trains the plain baseline.')],
+    arch: Annotated[
+        str | None, typer.Option(help="An architecture, such as vgg16:width=0.5; see cnsn archs.")
+    ] = None,
+    exits: Annotated[
+        str | None, typer.Option(help='Detach points such as 2,7; "" trains the plain baseline.')
+    ] = None,
     data: Annotated[
         str, typer.Option(help="cifar10, cifar100, digits, or a folder with train/ and test/ or val/.")
     ] = "cifar10",
@@ -69,6 +78,12 @@ def train(
         str | None, typer.Option(help="BN statistics: private or shared.", rich_help_panel=PANEL)
     ] = None,
     seed: Annotated[int | None, typer.Option(rich_help_panel=PANEL)] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run in this folder; all else is taken from there.")
+    ] = None,
+    override: Annotated[
+        bool, typer.Option("--override", help="With --resume: on another device or other versions too.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Train a network together with its sub-models, and write a run folder."""
@@ -89,38 +104,65 @@ def train(
         "seed": seed,
     }
     overrides = {key: value for key, value in flags.items() if value is not None}
+    if resume is not None:
+        if overrides or (arch, exits, out) != (None, None, None):
+            raise typer.BadParameter("--resume goes with --override and --json alone: the run knows the rest")
+        report(_resume(resume, override), json)
+        return
+    if arch is None or exits is None:
+        raise typer.BadParameter("give --arch and --exits, or --resume")
     cuts = parse_exits(exits)
-    from cnsn_cli.commands.progress import progress
     from cnsn_cli.recipe import load_recipe
     from cnsn_cli.run import train as run
 
     chosen = load_recipe(recipe, overrides, baseline=not cuts)
     folder = out or default_folder(arch, data)
-    try:
-        with progress(chosen) as watch:
-            finished = run(
-                arch,
-                cuts,
-                data,
-                chosen,
-                folder,
-                data_dir=data_dir,
-                image_size=image_size,
-                in_channels=in_channels,
-                classes=classes,
-                device=device,
-                precision=precision,
-                compiled=compiled,
-                force=force,
-                watch=watch,
-            )
-    except KeyboardInterrupt:
-        print(
-            f"stopped: what was written after each whole epoch is in {printable(str(folder))}",
-            file=sys.stderr,
+    with _watched(folder, chosen) as watch:
+        finished = run(
+            arch,
+            cuts,
+            data,
+            chosen,
+            folder,
+            data_dir=data_dir,
+            image_size=image_size,
+            in_channels=in_channels,
+            classes=classes,
+            device=device,
+            precision=precision,
+            compiled=compiled,
+            force=force,
+            watch=watch,
         )
-        raise
     report(finished, json)
+
+
+def _resume(folder: Path, override: bool) -> "Run":
+    from cnsn_cli.run import resume
+    from cnsn_cli.state import read_state
+
+    state = read_state(folder / "state.safetensors")
+    if state.epoch == state.request.recipe.epochs:
+        print(f"{printable(str(folder))} is finished: nothing is left to train", file=sys.stderr)
+    with _watched(folder, state.request.recipe) as watch:
+        return resume(folder, override, watch)
+
+
+@contextmanager
+def _watched(folder: Path, recipe: "Recipe") -> "Iterator[Watch]":
+    """Progress on stderr, and a word on how to go on where the user stops it."""
+    from cnsn_cli.commands.progress import progress
+
+    try:
+        with progress(recipe) as watch:
+            yield watch
+    except KeyboardInterrupt:
+        if (folder / "state.safetensors").exists():
+            name = shlex.quote(printable(str(folder)))
+            print(
+                f"stopped; to go on after the last whole epoch: cnsn train --resume {name}", file=sys.stderr
+            )
+        raise
 
 
 def default_folder(arch: str, data: str) -> Path:

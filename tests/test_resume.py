@@ -1,0 +1,164 @@
+"""A run that was killed goes on to the weights of one that was not, bit for bit."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cnsn_cli import run as runs
+from cnsn_cli.checkpoint import load
+from cnsn_cli.errors import CheckpointError, TrainingError
+from cnsn_cli.recipe import Recipe
+from cnsn_cli.run import resume, train
+from cnsn_cli.state import read_state
+from tests.conftest import TINY
+
+DROPOUT = """
+from torch import nn
+from cnsn_cli import Backbone
+
+def dropout(num_classes, in_channels, image_size):
+    layers = [(nn.Conv2d(c, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.Dropout(0.5)) for c in (3, 4, 4)]
+    convs = [nn.Sequential(*unit) for unit in layers]
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+    return Backbone(nn.Sequential(*convs), head, (1, 1, 1))
+"""
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture
+def recipe(quick: Recipe) -> Recipe:
+    changes = {"epochs": 4, "crop_padding": 2, "flip": True, "val_split": 0.25, "seed": 3}
+    return quick.model_copy(update=changes)
+
+
+def stop_after(epoch: int):
+    def watch(event):
+        if isinstance(event, runs.Epoch) and event.epoch == epoch:
+            raise Stop
+
+    return watch
+
+
+def without_times(path: Path) -> list[dict]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+
+
+def assert_same_run(ours: Path, reference: Path) -> None:
+    for name in ("best", "last"):
+        expected = load(reference / f"{name}.safetensors").state_dict()
+        found = load(ours / f"{name}.safetensors").state_dict()
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert without_times(ours / "metrics.jsonl") == without_times(reference / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_resuming_gives_the_weights_of_an_uninterrupted_run(image_folder, tmp_path, recipe, epoch):
+    whole = train(TINY, (1, 4), str(image_folder), recipe, tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(TINY, (1, 4), str(image_folder), recipe, tmp_path / "cut", watch=stop_after(epoch))
+    torch.manual_seed(99)  # whatever happened in between
+    finished = resume(tmp_path / "cut")
+    assert (finished.best_epoch, finished.models) == (whole.best_epoch, whole.models)
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_the_random_generator_is_part_of_the_state(distribution, image_folder, tmp_path, quick):
+    distribution("other", {"other": DROPOUT}, {"dropout": "other:dropout"})
+    recipe = quick.model_copy(update={"epochs": 2})
+    train("dropout", (1,), str(image_folder), recipe, tmp_path / "whole")
+    with pytest.raises(Stop):
+        train("dropout", (1,), str(image_folder), recipe, tmp_path / "cut", watch=stop_after(1))
+    torch.manual_seed(99)
+    resume(tmp_path / "cut")
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "item", ["network.units.1.0.weight", "network.units.1.1.running_var", "momentum.head.1.bias"]
+)
+def test_every_tensor_of_the_state_counts(image_folder, tmp_path, recipe, item):
+    """What a resumed run ends in depends on it."""
+    train(TINY, (1,), str(image_folder), recipe, tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(TINY, (1,), str(image_folder), recipe, tmp_path / "cut", watch=stop_after(2))
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = tmp_path / "cut" / "state.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    tensors[item] = tensors[item] + 0.5
+    save_file(tensors, path, metadata)
+    resume(tmp_path / "cut")
+    with pytest.raises(AssertionError):
+        assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_finished_run_is_left_as_it_is(cnsn, checkpoint, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(checkpoint.parent, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    result = cnsn("train", "--resume", folder, "--json")
+    assert result.code == 0
+    assert "is finished: nothing is left to train" in result.err
+    assert json.loads(result.out)["best_epoch"] == 1
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_another_environment_is_refused_or_accepted(checkpoint, tmp_path, monkeypatch):
+    folder = tmp_path / "copy"
+    shutil.copytree(checkpoint.parent, folder)
+    here = read_state(folder / "state.safetensors").environment
+    monkeypatch.setattr(runs, "environment", lambda device: {**here, "threads": "64"})
+    with pytest.raises(
+        TrainingError, match=rf"trained elsewhere \(threads {here['threads']} -> 64\): give --override"
+    ):
+        resume(folder)
+    assert resume(folder, override=True).best_epoch == 1
+
+
+def test_no_run_to_resume(cnsn, checkpoint, tmp_path):
+    with pytest.raises(CheckpointError, match=r"cannot read .*state.safetensors: No such file"):
+        resume(tmp_path)
+    shutil.copy(checkpoint, tmp_path / "state.safetensors")
+    with pytest.raises(CheckpointError, match="is no state of a training run"):
+        resume(tmp_path)
+    for words in (["--lr", 1], ["--arch", TINY], ["--out", "x"]):
+        result = cnsn("train", "--resume", tmp_path, *words)
+        assert result.code == 2
+        assert "the run knows the rest" in result.err.replace("│\n│ ", "")
+
+
+def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tmp_path, cnsn):
+    words = ("--arch", TINY, "--exits", "1", "--data", "digits", "--recipe", "quick", "--epochs", "3")
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "cnsn_cli", "train", *words, "--out", str(folder)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while not process.stderr.readline().startswith("epoch 1/"):
+            pass
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert f"cnsn train --resume {folder}" in rest
+    assert "Traceback" not in rest
+    result = cnsn("train", "--resume", folder, "--override")
+    assert result.code == 0
+    assert re_epochs(result.err) == ["2", "3"]
+
+
+def re_epochs(text: str) -> list[str]:
+    return [
+        line.split("/")[0].removeprefix("epoch ") for line in text.splitlines() if line.startswith("epoch ")
+    ]
