@@ -207,29 +207,26 @@ def test_names_cannot_steer_the_terminal(cnsn):
     assert "\x1b" not in cnsn("info", "\x1b[31mred").err
 
 
+def run_without_torch(words: list[str]) -> None:
+    code = (
+        f"import sys; sys.argv = ['cnsn', *{words!r}]\n"
+        "from cnsn_cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
 @pytest.mark.parametrize("words", [["--help"], ["archs"], ["train", "--help"]])
 def test_light_commands_do_not_import_torch(words):
-    code = (
-        f"import sys; sys.argv = ['cnsn', *{words!r}]\n"
-        "from cnsn_cli.main import main\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        "assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    run_without_torch(words)
 
 
-def test_detach_does_not_import_torch(checkpoint, tmp_path):
+def test_detach_and_info_do_not_import_torch(checkpoint, tmp_path):
     small = tmp_path / "s.safetensors"
-    words = ["detach", str(checkpoint), "--submodel", "1", "-o", str(small)]
-    code = (
-        f"import sys; sys.argv = ['cnsn', *{words!r}]\n"
-        "from cnsn_cli.main import main\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        "assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    run_without_torch(["detach", str(checkpoint), "--submodel", "1", "-o", str(small)])
+    run_without_torch(["info", str(small)])
     assert small.exists()
 
 
