@@ -21,7 +21,7 @@ from torchvision.datasets import CIFAR10
 
 from cnsn_cli import load_dataset, load_recipe, registry
 from cnsn_cli.data import Dataset
-from cnsn_cli.device import choose_device, place
+from cnsn_cli.device import choose_device, default_precision, place
 from cnsn_cli.network import Cnsn
 from cnsn_cli.split import MemorySplit
 from cnsn_cli.training import Epoch, Trainer
@@ -57,7 +57,8 @@ def our_epochs(dataset: Dataset, width: float, batch: int, device: torch.device)
     network = place(Cnsn(backbone, (2, 7), dataset.task), device)
     recipe = load_recipe("paper", {"batch_size": batch, "epochs": 1000})
     few = dataset.test.take(torch.arange(1))  # the evaluation is not part of the comparison
-    for event in Trainer(network, dataset.train, few, recipe).run():
+    trainer = Trainer(network, dataset.train, few, recipe, default_precision(device), device.type == "cuda")
+    for event in trainer.run():
         if isinstance(event, Epoch):
             yield
 

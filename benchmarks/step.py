@@ -3,7 +3,7 @@
 a  the paper's literal way: one forward pass per model through the same modules, losses summed, one backward
 b  one backward per model, as slimmable networks do it
 c  the three networks trained separately
-d  ours
+d  ours, as it trains by default: on CUDA in bf16 and compiled
 
 `convs` are the bare convolutions of d, forward and backward of the same shapes and nothing else: the floor.
 """
@@ -19,7 +19,7 @@ from timing import interleave, markdown, ratio, report
 from torch import Tensor, nn
 
 from cnsn_cli import registry
-from cnsn_cli.device import place
+from cnsn_cli.device import default_precision, place
 from cnsn_cli.network import Cnsn
 from cnsn_cli.task import Task
 from cnsn_cli.training import sgd, train_step
@@ -28,6 +28,7 @@ EXITS = (2, 7)
 CUTS = {"base": 0, "k=2": 2, "k=7": 7}
 NAMES = {
     "a": "N+1 forward passes, one backward",
+    "a bf16": "the same in bf16",
     "b": "one backward per model",
     "c": "three networks apart",
     "d": "cnsn",
@@ -84,6 +85,16 @@ def literal(width: float, images: Tensor, labels: Tensor) -> Step:
     return step
 
 
+def literal_bf16(width: float, images: Tensor, labels: Tensor) -> Step:
+    step = literal(width, images, labels)
+
+    def in_bf16() -> None:
+        with torch.autocast(images.device.type, torch.bfloat16):
+            step()
+
+    return in_bf16
+
+
 def backward_each(width: float, images: Tensor, labels: Tensor) -> Step:
     network = Plain(width).to(images.device)
     optimizer = torch.optim.SGD(network.parameters(), 0.001, 0.9, weight_decay=6e-4)
@@ -118,7 +129,9 @@ def ours(width: float, images: Tensor, labels: Tensor) -> Step:
     network = Cnsn(registry.build(f"vgg16:width={width}", task), EXITS, task)
     network = place(network, images.device).train()
     optimizer = sgd(network, 0.001, 0.9, 6e-4)
-    return lambda: train_step(network, optimizer, images, labels)
+    forward = torch.compile(network) if images.is_cuda else network
+    precision = default_precision(images.device)
+    return lambda: train_step(forward, optimizer, images, labels, precision)
 
 
 def bare_convs(width: float, images: Tensor, labels: Tensor) -> Step:
@@ -145,7 +158,14 @@ def bare_convs(width: float, images: Tensor, labels: Tensor) -> Step:
     return step
 
 
-BUILDERS = {"a": literal, "b": backward_each, "c": apart, "d": ours, "convs": bare_convs}
+BUILDERS = {
+    "a": literal,
+    "a bf16": literal_bf16,
+    "b": backward_each,
+    "c": apart,
+    "d": ours,
+    "convs": bare_convs,
+}
 
 
 def random_batch(batch: int) -> tuple[Tensor, Tensor]:
@@ -176,10 +196,15 @@ def synchronised(step: Step) -> Step:
 
 
 def measure(width: float, batch: int, rounds: int) -> str:
-    steps = {key: synchronised(build(width, *random_batch(batch))) for key, build in BUILDERS.items()}
+    steps = {
+        key: synchronised(build(width, *random_batch(batch)))
+        for key, build in BUILDERS.items()
+        if key != "a bf16" or torch.cuda.is_available()
+    }
     times = interleave(steps, rounds)
     rows = []
-    for key, name in NAMES.items():
+    for key in steps:
+        name = NAMES[key]
         median, best = statistics.median(times[key]), min(times[key])
         speeds = [f"{batch / median:,.1f}", f"{median * 1e3:,.1f}", f"{best * 1e3:,.1f}"]
         ratios = [f"{ratio(times, key, 'a'):.3f}", f"{min(times['a']) / best:.3f}"]
@@ -202,7 +227,8 @@ def measure(width: float, batch: int, rounds: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--batch", type=int, nargs="+", default=[32, 128])
+    batches = [32, 128, 512] if torch.cuda.is_available() else [32, 128]
+    parser.add_argument("--batch", type=int, nargs="+", default=batches)
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--write", action="store_true", help="put the results into RESULTS.md")

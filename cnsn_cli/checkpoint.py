@@ -25,12 +25,13 @@ def versions() -> dict[str, str]:
     return {"cnsn-cli": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def save(path: Path, network: Cnsn | Model, metadata: Metadata) -> None:
-    """Write a network or a detached model; digests are added to `metadata`. Raises OutputError."""
+def save(path: Path, network: Cnsn | Model, metadata: Metadata) -> Metadata:
+    """Write a network or a detached model; returns its metadata, with digests. Raises OutputError."""
     tensors = {name: on_cpu(tensor) for name, tensor in network.state_dict().items()}
     digests = {name: digest(tensor) for name, tensor in tensors.items()}
-    text = metadata.model_copy(update={"sha256": digests}).to_json()
-    write_tensors(path, tensors, KEY, text)
+    metadata = metadata.model_copy(update={"sha256": digests})
+    write_tensors(path, tensors, KEY, metadata.to_json())
+    return metadata
 
 
 def on_cpu(tensor: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ..
     """
     sample = torch.arange(len(split))[:: -(-len(split) // STATISTICS_IMAGES)]
     counts = torch.zeros(0)
-    for pixels in split.batches(list(sample.split(1000))):  # type: ignore[no-untyped-call]
+    for pixels in split.batches(list(sample.split(100))):  # type: ignore[no-untyped-call]
         found = torch.stack(
             [torch.bincount(channel.flatten(), minlength=256) for channel in pixels.unbind(1)]
         )

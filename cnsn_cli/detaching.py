@@ -17,9 +17,10 @@ def detach(
 ) -> Metadata:
     """Write the model `base`, `submodel0`, `submodel1`, ... of a network as a file of its own.
 
-    A number stands for a sub-model. `fold_bn` makes BN part of the convs before it, which takes torch;
-    without it bytes are copied as they are. Returns the metadata of the new file. Raises CheckpointError
-    where there is no such model or the checkpoint is damaged, OutputError where `output` may not be written.
+    A number stands for a sub-model. Only the bytes that are kept are read, and copied as they are; but
+    `fold_bn`, which makes BN part of the convs before it, takes torch and reads the whole file. Returns the
+    metadata of the new file. Raises CheckpointError where there is no such model or the checkpoint is
+    damaged, OutputError where `output` may not be written.
     """
     checkpoint, output = Path(checkpoint), Path(output)
     header = read_header(checkpoint)
@@ -64,9 +65,7 @@ def _write_folded(checkpoint: Path, metadata: Metadata, output: Path) -> Metadat
     folded = fold(model)
     check_equal(model, folded)
     record = record.model_copy(update=vars(model_costs(folded)[0]))
-    metadata = metadata.model_copy(update={"folded": True, "models": [record]})
-    save(output, folded, metadata)
-    return metadata
+    return save(output, folded, metadata.model_copy(update={"folded": True, "models": [record]}))
 
 
 def detach_all(

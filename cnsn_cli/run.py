@@ -180,7 +180,7 @@ def build_network(arch: str, exits: tuple[int, ...], task: Task, recipe: Recipe)
     return Cnsn(registry.build(arch, task), exits, task, recipe.bn)
 
 
-def describe(network: Cnsn, arch: str, data: str, recipe: Recipe) -> Metadata:
+def describe(network: Cnsn, arch: str, data: str, recipe: Recipe, precision: Precision = "fp32") -> Metadata:
     """All that can be said of a network before it is trained."""
     models = [
         ModelRecord(first_unit=model.first_unit, **vars(cost))
@@ -193,6 +193,7 @@ def describe(network: Cnsn, arch: str, data: str, recipe: Recipe) -> Metadata:
         provider=registry.provider(registry.find(arch)),
         task=network.task,
         bn=network.bn,
+        precision=precision,
         models=models,
         data=data,
         recipe=recipe.model_dump(mode="json"),
@@ -205,7 +206,10 @@ class Recorder:
 
     def __init__(self, folder: Path, trainer: Trainer, request: Request, metrics: str = "") -> None:
         self.folder, self.trainer, self.request, self.metrics = folder, trainer, request, metrics
-        self.metadata = describe(trainer.network, request.arch, request.data, request.recipe)
+        folder.mkdir(parents=True, exist_ok=True)  # where that fails, it must not be after an epoch
+        self.metadata = describe(
+            trainer.network, request.arch, request.data, request.recipe, request.precision
+        )
         epochs = [epoch_of(line) for line in metrics.splitlines()]
         self.best = max(epochs, key=lambda epoch: epoch.mean_accuracy, default=None)
 
@@ -214,7 +218,6 @@ class Recorder:
 
         Files of an older run are replaced here, and not before there is something to replace them.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._save("last.safetensors", epoch)
         if self.best is None or epoch.mean_accuracy > self.best.mean_accuracy:
             self.best = epoch

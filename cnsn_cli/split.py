@@ -68,20 +68,17 @@ class FileSplit:
         return len(self.labels)
 
     def batches(self, indices: list[Tensor]) -> Iterator[Tensor]:
-        numbers = [self.samples[batch.cpu()].tolist() for batch in indices]
-        workers = min(os.cpu_count() or 1, MOST_WORKERS)
         loader = DataLoader(
             _Files(self.read),
-            batch_sampler=numbers,
-            num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
+            batch_sampler=[self.samples[batch.cpu()].tolist() for batch in indices],
+            num_workers=min(_cores(), MOST_WORKERS),
+            collate_fn=_stacked,
+            pin_memory=self.labels.device.type == "cuda",
         )
-        try:
-            for batch in loader:
-                yield batch.to(self.labels.device, non_blocking=True)
-        except DataError as error:
-            # The loader wraps what a worker raised into the worker's traceback; its last line is ours.
-            raise DataError(str(error).strip().splitlines()[-1].partition("DataError: ")[2]) from error
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch.to(self.labels.device, non_blocking=True)
 
     def take(self, indices: Tensor) -> "FileSplit":
         return FileSplit(self.read, self.samples[indices], self.labels[indices])
@@ -90,12 +87,29 @@ class FileSplit:
         return FileSplit(self.read, self.samples, self.labels.to(device))
 
 
-class _Files(TorchDataset[Tensor]):
+class _Files(TorchDataset[Tensor | DataError]):
+    """Errors are returned: raised in a worker, they would come back wrapped into its traceback."""
+
     def __init__(self, read: Read) -> None:
         self.read = read
 
-    def __getitem__(self, number: int) -> Tensor:
-        return self.read(number)
+    def __getitem__(self, number: int) -> Tensor | DataError:
+        try:
+            return self.read(number)
+        except DataError as error:
+            return error
+
+
+def _stacked(images: list[Tensor | DataError]) -> Tensor | DataError:
+    for image in images:
+        if isinstance(image, DataError):
+            return image
+    return torch.stack(images)  # type: ignore[arg-type]
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_memory(read: Read, labels: list[int]) -> MemorySplit:

@@ -73,7 +73,7 @@ class Trainer:
             )
         self.device = next(network.parameters()).device
         self.network = network
-        self.forward: Callable[[Tensor], list[Tensor]] = torch.compile(network) if compiled else network
+        self.forward = _compiled(network) if compiled else network
         self.precision: Precision = precision
         self.train = train.to(self.device)
         self.held_out = held_out.to(self.device)
@@ -112,6 +112,21 @@ class Trainer:
         images = normalise(plan.augment(pixels, indices), self.network.task)
         labels = self.train.labels[indices]
         return train_step(self.forward, self.optimizer, images, labels, self.precision)
+
+
+def _compiled(network: Cnsn) -> Callable[[Tensor], list[Tensor]]:
+    forward: Callable[[Tensor], list[Tensor]] = torch.compile(network)
+
+    def run(images: Tensor) -> list[Tensor]:
+        try:
+            return forward(images)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # the compiler has many ways to fail
+            reason = str(error).strip().split("\n")[0]
+            raise TrainingError(f"torch.compile fails here ({reason}): give --no-compile") from error
+
+    return run
 
 
 def sgd(network: Cnsn, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:

@@ -309,3 +309,16 @@ def test_sigterm_ends_with_143_and_leaves_no_temporary_file(tmp_path):
     from cnsn_cli.checkpoint import load
 
     assert load(tmp_path / "run" / "best.safetensors")
+
+
+def test_fold_bn_from_the_command_line(cnsn, checkpoint, tmp_path):
+    plain, folded = tmp_path / "plain.safetensors", tmp_path / "folded.safetensors"
+    assert cnsn("detach", checkpoint, "--submodel", 0, "-o", plain).code == 0
+    assert cnsn("detach", checkpoint, "--submodel", 0, "-o", folded, "--fold-bn").code == 0
+    (expected,) = json.loads(cnsn("eval", plain, "--json").out)["models"]
+    (found,) = json.loads(cnsn("eval", folded, "--json").out)["models"]
+    assert found["accuracy"] == expected["accuracy"]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+    assert found["macs"] == expected["macs"]
+    assert found["operations"] < expected["operations"]
+    assert "folded into the convs" in cnsn("info", folded).out

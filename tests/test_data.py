@@ -222,7 +222,9 @@ def test_images_that_do_not_fit_are_read_when_needed(tmp_path, monkeypatch):
     (pixels,) = streamed.train.take(chosen).batches([torch.tensor([0, 1])])
     assert torch.equal(pixels, whole.train.take(chosen).pixels)
     assert streamed.train.take(chosen).labels.tolist() == [1, 0]
-    broken_image(root)
+    (root / "train" / "a" / "1.png").rename(root / "train" / "a" / "1\n.png")
+    broken = root / "train" / "a" / "1\n.png"
+    broken.write_bytes(b"no image")
     with pytest.raises(DataError) as caught:
-        list(streamed.train.batches([torch.tensor([1])]))
-    assert str(caught.value).startswith(f"cannot read image {root}/train/a/1.png: ")
+        list(load_dataset(str(root)).train.batches([torch.tensor([1])]))
+    assert str(caught.value).startswith(f"cannot read image {broken}: ")

@@ -4,12 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from cnsn_cli.checkpoint import load
+from cnsn_cli import registry
+from cnsn_cli.checkpoint import load, save
 from cnsn_cli.data import load_dataset
 from cnsn_cli.detaching import detach
+from cnsn_cli.device import place
 from cnsn_cli.errors import DataError
 from cnsn_cli.evaluation import evaluate, evaluate_classes, evaluate_file
-from cnsn_cli.network import Model
+from cnsn_cli.network import Cnsn, Model
+from cnsn_cli.recipe import load_recipe
+from cnsn_cli.run import describe
 from cnsn_cli.split import MemorySplit
 from cnsn_cli.task import Task
 
@@ -99,3 +103,21 @@ def test_api_of_the_whole_and_the_detached(checkpoint, image_folder, tmp_path):
     assert cnsn_cli.evaluate(small, split) == cnsn_cli.evaluate(network, split)[2:]
     assert isinstance(load(checkpoint), cnsn_cli.Cnsn)
     assert not small.training
+
+
+def test_memory_formats_do_not_tell_a_detached_model_from_the_submodel(tmp_path):
+    """At this width some units take 256 channels of 4 x 4 pixels, which evaluation lays out otherwise."""
+    task = Task.plain()
+    torch.manual_seed(0)
+    network = Cnsn(registry.build("vgg16:width=0.5", task), (2, 9), task)
+    network(torch.randn(4, 3, 32, 32))
+    path = tmp_path / "whole.safetensors"
+    save(path, network, describe(network, "vgg16:width=0.5", "digits", load_recipe("paper")))
+    split = MemorySplit(torch.randint(256, (230, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (230,)))
+    whole = place(load(path), torch.device("cpu"))
+    formats = {unit[0].weight.is_contiguous() for unit in whole.units}
+    assert formats == {True, False}
+    for index, name in enumerate(("base", "submodel0", "submodel1")):
+        detach(path, name, tmp_path / name)
+        alone = place(load(tmp_path / name), torch.device("cpu"))
+        assert evaluate(alone, split) == evaluate(whole, split)[index : index + 1]

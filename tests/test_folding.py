@@ -7,8 +7,10 @@ from cnsn_cli.checkpoint import load
 from cnsn_cli.detaching import detach
 from cnsn_cli.errors import CheckpointError
 from cnsn_cli.folding import check_equal, conv_norm_pairs, fold
+from cnsn_cli.metadata import read_metadata
 from cnsn_cli.network import Cnsn, Model
 from cnsn_cli.task import Task
+from cnsn_cli.tensorfile import read_header
 
 TASK = Task.plain(classes=7)
 
@@ -49,6 +51,7 @@ def test_a_folded_file(checkpoint, tmp_path):
     held = sum(t.numel() * t.element_size() for t in load(folded).state_dict().values())
     assert metadata.models[0].bytes == held
     assert metadata.folded
+    assert metadata == read_metadata(folded, read_header(folded))
 
 
 def test_a_norm_that_follows_no_conv_stays():

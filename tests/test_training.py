@@ -258,3 +258,35 @@ def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32(dataset):
     assert {tensor.dtype for tensor in ours.parameters()} == {torch.float32}
     for ours_, expected_ in zip(epoch.train, expected.train, strict=True):
         assert ours_.loss == pytest.approx(expected_.loss, rel=0.05)
+
+
+def test_a_folder_that_does_not_fit_into_memory_is_trained_alike(image_folder, tmp_path, quick, monkeypatch):
+    whole = train(TINY, (1,), str(image_folder), quick, tmp_path / "memory")
+    monkeypatch.setattr("cnsn_cli.data.MEMORY_LIMIT", 1)
+    streamed = train(TINY, (1,), str(image_folder), quick, tmp_path / "files")
+    assert streamed.models == whole.models
+    results = evaluate_file(tmp_path / "files" / "best.safetensors", device="cpu").results
+    assert [result.accuracy for result in results] == [model.accuracy for model in whole.models]
+
+
+def test_a_folder_that_cannot_be_made_is_noticed_before_training(image_folder, tmp_path, quick):
+    (tmp_path / "file").write_text("")
+    events = []
+    with pytest.raises(OSError, match="Not a directory"):
+        train(TINY, (1,), str(image_folder), quick, tmp_path / "file" / "run", watch=events.append)
+    assert not events
+
+
+def test_a_compiler_that_fails_names_the_remedy(dataset, monkeypatch):
+    def fail(network):
+        def forward(images):
+            raise RuntimeError("no C++ compiler\nmore")
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", fail)
+    split = dataset.train
+    with pytest.raises(
+        TrainingError, match=r"torch.compile fails here \(no C\+\+ compiler\): give --no-compile"
+    ):
+        list(Trainer(network(dataset), split, split, settings(), compiled=True).run())
