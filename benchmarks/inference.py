@@ -1,8 +1,8 @@
 """Latency and throughput of the base-model, k=2 and k=7 of VGG-16, as they are and with folded BN.
 
-The ratios stand beside the ratios of MACs: dropping layers saves what it should where they agree. `convs` are
-the bare convolutions of a model on inputs of the same shapes and nothing else, a floor up to noise. At batch 1
-the networks are as `cnsn_cli.load` gives them, at batch 64 as `cnsn eval` places them.
+The ratios stand beside the ratios of MACs: dropping layers saves what it should where they agree. `convs`
+are the bare convolutions of a model on inputs of the same shapes and nothing else, a floor up to noise. At
+batch 1 the networks are as `cnsn_cli.load` gives them, at batch 64 as `cnsn eval` places them.
 """
 
 import argparse
