@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cnsn_cli.loss import multi_model_loss
     from cnsn_cli.network import Cnsn, Model
     from cnsn_cli.recipe import Recipe, load_recipe
-    from cnsn_cli.run import train
+    from cnsn_cli.run import resume, train
     from cnsn_cli.task import Task
 
 _HOMES = {
@@ -46,6 +46,7 @@ _HOMES = {
     "load_recipe": "recipe",
     "load_test": "data",
     "multi_model_loss": "loss",
+    "resume": "run",
     "train": "run",
 }
 
@@ -67,6 +68,7 @@ __all__ = [
     "load_recipe",
     "load_test",
     "multi_model_loss",
+    "resume",
     "train",
 ]
 

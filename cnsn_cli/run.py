@@ -79,9 +79,8 @@ def train(
 ) -> Run:
     """Train a network and write the run folder `out`; `watch` is told of every event.
 
-    On CUDA `precision` is bf16 and the forward pass `compiled` where nothing else is asked for.
-
-    Raises a CnsnError; what was written after earlier epochs is then whole and stays.
+    On CUDA `precision` is bf16 and the forward pass `compiled` where nothing else is asked for. Raises a
+    CnsnError; what was written after earlier epochs is then whole and stays.
     """
     chosen = choose_device(device)
     folder = Path(out)

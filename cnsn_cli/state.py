@@ -89,15 +89,15 @@ def restore(path: Path, trainer: Trainer) -> None:
     network = {name.removeprefix(NETWORK): t for name, t in tensors.items() if name.startswith(NETWORK)}
     try:
         trainer.network.load_state_dict(network)
-    except RuntimeError as error:
+        for name, parameter in trainer.network.named_parameters():
+            if MOMENTUM + name in tensors:
+                # In the memory format of the parameter, as the optimizer made it.
+                buffer = torch.empty_like(parameter, requires_grad=False).copy_(tensors[MOMENTUM + name])
+                trainer.optimizer.state[parameter]["momentum_buffer"] = buffer
+        torch.set_rng_state(tensors[RANDOM])
+    except (RuntimeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path} does not fit its own architecture: {reason}") from error
-    for name, parameter in trainer.network.named_parameters():
-        if MOMENTUM + name in tensors:
-            # In the memory format of the parameter, as the optimizer made it.
-            buffer = torch.empty_like(parameter, requires_grad=False).copy_(tensors[MOMENTUM + name])
-            trainer.optimizer.state[parameter]["momentum_buffer"] = buffer
-    torch.set_rng_state(tensors[RANDOM])
+        raise CheckpointError(f"{path} does not fit what it says of itself: {reason}") from error
 
 
 def differences(old: dict[str, str], new: dict[str, str]) -> str:

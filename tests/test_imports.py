@@ -73,7 +73,7 @@ def test_public_names():
     assert cnsn_cli.__all__ == [
         "Backbone", "Cnsn", "CnsnError", "DetachPoint", "Model", "Recipe", "Task", "__version__",
         "count_macs", "detach", "detach_points", "evaluate", "load", "load_dataset", "load_recipe",
-        "load_test", "multi_model_loss", "train",
+        "load_test", "multi_model_loss", "resume", "train",
     ]  # fmt: skip
     assert all(getattr(cnsn_cli, name) is not None for name in cnsn_cli.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from cnsn_cli import run as runs
 from cnsn_cli.checkpoint import load
@@ -92,9 +93,6 @@ def test_every_tensor_of_the_state_counts(image_folder, tmp_path, recipe, item):
     train(TINY, (1,), str(image_folder), recipe, tmp_path / "whole")
     with pytest.raises(Stop):
         train(TINY, (1,), str(image_folder), recipe, tmp_path / "cut", watch=stop_after(2))
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
     path = tmp_path / "cut" / "state.safetensors"
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
@@ -162,3 +160,19 @@ def re_epochs(text: str) -> list[str]:
     return [
         line.split("/")[0].removeprefix("epoch ") for line in text.splitlines() if line.startswith("epoch ")
     ]
+
+
+@pytest.mark.parametrize("name", ["random", "network.head.1.bias"])
+def test_a_state_that_lacks_something_is_refused(checkpoint, tmp_path, name):
+    folder = tmp_path / "copy"
+    shutil.copytree(checkpoint.parent, folder)
+    path = folder / "state.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    del tensors[name]
+    save_file(tensors, path, metadata)
+    with pytest.raises(
+        CheckpointError, match=r"does not fit what it says of itself: .*" + name.split(".")[-1]
+    ):
+        resume(folder)
