@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from cnsn_cli import registry
 from cnsn_cli.device import default_precision, place
 from cnsn_cli.network import Cnsn
+from cnsn_cli.recipe import load_recipe
 from cnsn_cli.task import Task
-from cnsn_cli.training import sgd, train_step
+from cnsn_cli.training import forward_pass, sgd
 
 EXITS = (2, 7)
 CUTS = {"base": 0, "k=2": 2, "k=7": 7}
@@ -128,10 +129,17 @@ def ours(width: float, images: Tensor, labels: Tensor) -> Step:
     task = Task.plain()
     network = Cnsn(registry.build(f"vgg16:width={width}", task), EXITS, task)
     network = place(network, images.device).train()
-    optimizer = sgd(network, 0.001, 0.9, 6e-4)
+    optimizer = sgd(network, load_recipe("paper", {"lr": 0.001}))
     forward = torch.compile(network) if images.is_cuda else network
     precision = default_precision(images.device)
-    return lambda: train_step(forward, optimizer, images, labels, precision)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        total, _, _ = forward_pass(forward, images, labels, precision=precision)
+        total.backward()
+        optimizer.step()
+
+    return step
 
 
 def bare_convs(width: float, images: Tensor, labels: Tensor) -> Step:

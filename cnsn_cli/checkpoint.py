@@ -87,7 +87,7 @@ def _blank(path: Path, metadata: Metadata) -> Cnsn | Model:
     try:
         backbone = registry.build_blank(metadata.arch, metadata.task)
         with torch.device("meta"):
-            network = Cnsn(backbone, metadata.exits, metadata.task, metadata.bn)
+            network = Cnsn(backbone, metadata.exits, metadata.task, metadata.bn, metadata.step_down)
     except CnsnError as error:
         raise type(error)(f"{path}, made with {metadata.provider}: {error}") from error
     if metadata.kind == "network":

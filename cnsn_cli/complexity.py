@@ -15,7 +15,7 @@ from torch import nn
 
 from cnsn_cli import registry
 from cnsn_cli.backbone import detach_points, on_meta
-from cnsn_cli.network import Cnsn, Model
+from cnsn_cli.network import Cnsn, Model, StepDown
 from cnsn_cli.task import Task
 
 ACTIVATIONS = (
@@ -58,22 +58,30 @@ class LayerCost:
     parameters: int
 
 
-def count_macs(arch: str, exits: tuple[int, ...] | None = None, task: Task | None = None) -> list[ModelCost]:
+def count_macs(
+    arch: str,
+    exits: tuple[int, ...] | None = None,
+    task: Task | None = None,
+    step_down: StepDown = "patch",
+) -> list[ModelCost]:
     """The costs of the base-model and of a sub-model at each of the `exits`, or at every detach point.
 
     Without `exits` the sub-models are called `drop<k>`. `task` says how large the images are (default:
     3 x 32 x 32, 10 classes). Raises ArchitectureError and DetachPointError.
     """
-    return model_costs(blank_network(arch, exits, task or Task.plain()))
+    return model_costs(blank_network(arch, exits, task or Task.plain(), step_down))
 
 
-def blank_network(arch: str, exits: tuple[int, ...] | None, task: Task) -> Cnsn:
+def blank_network(
+    arch: str, exits: tuple[int, ...] | None, task: Task, step_down: StepDown = "patch"
+) -> Cnsn:
     """A network on the meta device; without `exits`, one with every sub-model, called `drop<k>`."""
     backbone = registry.build_blank(arch, task)
     with torch.device("meta"):
         if exits is not None:
-            return Cnsn(backbone, exits, task)
-        network = Cnsn(backbone, tuple(p.drops for p in detach_points(backbone, task.image_shape)), task)
+            return Cnsn(backbone, exits, task, step_down=step_down)
+        every = tuple(point.drops for point in detach_points(backbone, task.image_shape))
+        network = Cnsn(backbone, every, task, step_down=step_down)
     for submodel in network.submodels:
         submodel.name = f"drop{submodel.drops}"  # type: ignore[assignment]
     return network
@@ -129,7 +137,7 @@ def _layer(name: str, features: torch.Tensor, cost: Cost, part: nn.Module) -> La
 
 
 def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _trace(module: nn.Module, task: Task) -> dict[str, Cost]:

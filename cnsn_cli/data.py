@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cnsn_cli.errors import DataError
 from cnsn_cli.images import to_pixels
+from cnsn_cli.metadata import Metadata
 from cnsn_cli.split import Split, from_files, in_memory
 from cnsn_cli.task import Task
 
@@ -27,6 +28,7 @@ PATIENCE = 30  # seconds to wait for a server that says nothing
 MEMORY_LIMIT = 2 * 2**30  # bytes of pixels in a split; beyond it images are read as they are needed
 STATISTICS_IMAGES = 60_000
 SplitName = Literal["train", "test"]
+SPLIT_WORDS = {"train": "training", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -66,16 +68,35 @@ def load_dataset(
 
 def load_test(data: str, task: Task, data_dir: str | Path = "data") -> Split:
     """Read the test images, with labels numbered as in `task`. Raises DataError for unknown classes."""
-    source = open_source(data, "test", data_dir)
+    return _load_split(data, "test", task, data_dir)
+
+
+def _load_split(data: str, split: SplitName, task: Task, data_dir: str | Path) -> Split:
+    source = open_source(data, split, data_dir)
     numbers = {name: number for number, name in enumerate(task.class_names)}
     for name in source.class_names:
         if name not in numbers:
             raise DataError(
-                f"class {name!r} of the test images in {data} is none of the {task.num_classes} "
-                f"classes to tell apart: {_listed(task.class_names)}"
+                f"class {name!r} of the {SPLIT_WORDS[split]} images in {data} is none of the "
+                f"{task.num_classes} classes to tell apart: {_listed(task.class_names)}"
             )
     labels = [numbers[source.class_names[label]] for label in source.labels]
     return _split(source._replace(labels=labels), task.image_size, task.in_channels)
+
+
+def load_recorded(
+    split: SplitName, metadata: Metadata, data: str | None = None, data_dir: str | Path = "data"
+) -> Split:
+    """Images for the models of a file: of `data`, or of what they were trained on. Raises DataError."""
+    name = data or metadata.data
+    if name is None:
+        raise DataError("the file does not say what it was trained on: give --data")
+    try:
+        return _load_split(name, split, metadata.task, data_dir)
+    except DataError as error:
+        if name != metadata.data or name in NAMED:
+            raise
+        raise DataError(f"{error} (the file was trained on {name}; --data names another place)") from error
 
 
 def open_source(data: str, split: SplitName, data_dir: str | Path) -> Source:

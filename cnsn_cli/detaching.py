@@ -1,11 +1,15 @@
 """Taking one model out of a network's file. It reads only the bytes that it keeps, and needs no torch."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cnsn_cli.errors import CheckpointError, OutputError
 from cnsn_cli.files import check_output, replacing
 from cnsn_cli.metadata import Metadata, ModelRecord, read_metadata
 from cnsn_cli.tensorfile import Header, copy_tensors, read_header
+
+if TYPE_CHECKING:
+    from cnsn_cli.network import Model
 
 
 def detach(
@@ -14,13 +18,18 @@ def detach(
     output: str | Path,
     force: bool = False,
     fold_bn: bool = False,
+    recalibrate: int = 0,
+    data: str | None = None,
+    data_dir: str | Path = "data",
 ) -> Metadata:
     """Write the model `base`, `submodel0`, `submodel1`, ... of a network as a file of its own.
 
-    A number stands for a sub-model. Only the bytes that are kept are read, and copied as they are; but
-    `fold_bn`, which makes BN part of the convs before it, takes torch and reads the whole file. Returns the
-    metadata of the new file. Raises CheckpointError where there is no such model or the checkpoint is
-    damaged, OutputError where `output` may not be written.
+    A number stands for a sub-model. Only the bytes that are kept are read, and copied as they are. But these
+    two take torch and read the whole file: `recalibrate` computes BN statistics anew, from so many batches of
+    the training images in `data`, by default those that the network was trained on; `fold_bn` makes BN part
+    of the convs before it. Returns the metadata of the new file. Raises CheckpointError where there is no
+    such model or the checkpoint is damaged, DataError for the images, OutputError where `output` may not be
+    written.
     """
     checkpoint, output = Path(checkpoint), Path(output)
     header = read_header(checkpoint)
@@ -35,8 +44,15 @@ def detach(
             f"not the {record.bytes:,} that its metadata state"
         )
     metadata = detached_metadata(whole, header, record, names)
-    if fold_bn:
-        return _write_folded(checkpoint, metadata, output)
+    if recalibrate or fold_bn:
+        from cnsn_cli.checkpoint import load, save
+
+        model = next(model for model in load(checkpoint).models() if model.name == record.name)
+        if recalibrate:
+            model, metadata = _recalibrated(model, metadata, recalibrate, data, data_dir)
+        if fold_bn:
+            model, metadata = _folded(model, metadata)
+        return save(output, model, metadata)
     with replacing(output) as temporary:
         copy_tensors(checkpoint, header, names, temporary, metadata.to_json(), metadata.sha256)
     return metadata
@@ -55,23 +71,32 @@ def _check_target(checkpoint: Path, output: Path, force: bool) -> None:
     check_output(output, force)
 
 
-def _write_folded(checkpoint: Path, metadata: Metadata, output: Path) -> Metadata:
-    from cnsn_cli.checkpoint import load, save
+def _recalibrated(
+    model: "Model", metadata: Metadata, batches: int, data: str | None, data_dir: str | Path
+) -> "tuple[Model, Metadata]":
+    from cnsn_cli.data import load_recorded
+    from cnsn_cli.recalibration import recalibrated
+
+    (model,) = recalibrated([model], load_recorded("train", metadata, data, data_dir), batches)
+    # Figures of quality were measured with other statistics.
+    record = metadata.models[0].model_copy(update={"accuracy": None, "loss": None})
+    return model, metadata.model_copy(update={"recalibrated": batches, "models": [record]})
+
+
+def _folded(model: "Model", metadata: Metadata) -> "tuple[Model, Metadata]":
     from cnsn_cli.complexity import model_costs
     from cnsn_cli.folding import check_equal, fold
 
-    record = metadata.models[0]
-    model = next(model for model in load(checkpoint).models() if model.name == record.name)
     folded = fold(model)
     check_equal(model, folded)
-    record = record.model_copy(update=vars(model_costs(folded)[0]))
-    return save(output, folded, metadata.model_copy(update={"folded": True, "models": [record]}))
+    record = metadata.models[0].model_copy(update=vars(model_costs(folded)[0]))
+    return folded, metadata.model_copy(update={"folded": True, "models": [record]})
 
 
 def detach_all(
-    checkpoint: str | Path, folder: str | Path, force: bool = False, fold_bn: bool = False
+    checkpoint: str | Path, folder: str | Path, force: bool = False, **options: Any
 ) -> dict[Path, Metadata]:
-    """Write every model of a network as `<name>.safetensors` into `folder`; raises like `detach`."""
+    """Write every model of a network as `<name>.safetensors` into `folder`; options as for `detach`."""
     checkpoint, folder = Path(checkpoint), Path(folder)
     models = _read_whole(checkpoint, read_header(checkpoint)).models
     outputs = {folder / f"{model.name}.safetensors": model.name for model in models}
@@ -80,7 +105,7 @@ def detach_all(
     for output in filter(Path.exists, outputs):
         _check_target(checkpoint, output, force)
     folder.mkdir(parents=True, exist_ok=True)
-    return {output: detach(checkpoint, name, output, force, fold_bn) for output, name in outputs.items()}
+    return {output: detach(checkpoint, name, output, force, **options) for output, name in outputs.items()}
 
 
 def most_accurate(checkpoint: str | Path, max_macs: int) -> str:

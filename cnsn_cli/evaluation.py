@@ -9,12 +9,12 @@ from torch import Tensor
 
 from cnsn_cli.checkpoint import load
 from cnsn_cli.complexity import ModelCost, model_costs
-from cnsn_cli.data import NAMED, load_test
+from cnsn_cli.data import load_recorded
 from cnsn_cli.device import choose_device, place
-from cnsn_cli.errors import DataError
 from cnsn_cli.images import normalise
-from cnsn_cli.metadata import Metadata, read_metadata
+from cnsn_cli.metadata import read_metadata
 from cnsn_cli.network import Cnsn, Model
+from cnsn_cli.recalibration import recalibrated
 from cnsn_cli.split import Split
 from cnsn_cli.tensorfile import read_header
 
@@ -58,37 +58,33 @@ def evaluate_file(
     data_dir: str | Path = "data",
     device: str = "auto",
     per_class: bool = False,
+    recalibrate: int = 0,
 ) -> Report:
     """Evaluate every model of a file on test images, those of the data it was trained on by default.
 
-    Raises CheckpointError for the file, DataError for the data.
+    With `recalibrate`, on BN statistics computed anew from so many batches of training images. Raises
+    CheckpointError for the file, DataError for the data.
     """
     metadata = read_metadata(path, read_header(path))
-    data = data or metadata.data
-    if data is None:
-        raise DataError(f"{path} does not say what it was trained on: give --data")
     chosen = choose_device(device)
     network = load(path)
-    split = _test_images(data, metadata, data_dir)
+    split = load_recorded("test", metadata, data, data_dir)
     costs = model_costs(network)
-    network = place(network, chosen)
-    classes = {m.name: evaluate_classes(m, split) for m in network.models()} if per_class else {}
-    return Report(data, len(split), costs, evaluate(network, split), classes)
-
-
-def _test_images(data: str, metadata: Metadata, data_dir: str | Path) -> Split:
-    try:
-        return load_test(data, metadata.task, data_dir)
-    except DataError as error:
-        if data != metadata.data or data in NAMED:
-            raise
-        raise DataError(f"{error} (the file was trained on {data}; --data names another place)") from error
+    models = place(network, chosen).models()
+    if recalibrate:
+        models = recalibrated(models, load_recorded("train", metadata, data, data_dir), recalibrate)
+    classes = {model.name: evaluate_classes(model, split) for model in models} if per_class else {}
+    return Report(data or str(metadata.data), len(split), costs, evaluate_models(models, split), classes)
 
 
 def evaluate(network: Cnsn | Model, split: Split) -> list[ModelResult]:
     """Run each model by itself, in eval mode, on the device that the network is on."""
+    return evaluate_models(network.models(), split)
+
+
+def evaluate_models(models: list[Model], split: Split) -> list[ModelResult]:
+    """The same for models of one task, from wherever they come."""
     results = []
-    models = network.models()
     for model, logits in zip(models, predict(models, split), strict=True):
         correct = (logits.argmax(1) == split.labels.cpu()).sum().item()
         loss = F.cross_entropy(logits.double(), split.labels.cpu()).item()

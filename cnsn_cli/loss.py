@@ -1,20 +1,54 @@
 """What is minimised."""
 
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def multi_model_loss(logits: Sequence[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Eq. 1 of the paper: the base-model's cross-entropy plus the mean of the sub-models'.
+class Distillation(NamedTuple):
+    """Sub-models learn from a better model beside the labels (Hinton et al. 2015).
 
-    `logits` are (N, classes) of the base-model, sub-model 0, 1, ...; `labels` (N,). Returns the loss and,
-    detached, the cross-entropy of each model (models,).
+    Their loss is (1 - `weight`) * cross-entropy + `weight` * `temperature`^2 * KL, from the teacher's softmax
+    at that temperature to theirs. The teacher is the base-model, or with `chain` the model before.
     """
-    losses = torch.stack([F.cross_entropy(model_logits, labels) for model_logits in logits])
+
+    teacher: Literal["base", "chain"]
+    weight: float
+    temperature: float
+
+
+def multi_model_loss(
+    logits: Sequence[Tensor],
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    distillation: Distillation | None = None,
+    scales: Sequence[float] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Eq. 1 of the paper: the base-model's loss plus the mean of the sub-models'.
+
+    `logits` are (N, classes) of the base-model, sub-model 0, 1, ...; `targets` class numbers (N,) or
+    probabilities (N, classes). `scales` weigh the sub-models, 1 each by default. Returns the sum and the loss
+    of each model (models,), not weighted.
+    """
+    losses = [F.cross_entropy(scores, targets, label_smoothing=label_smoothing) for scores in logits]
+    if distillation:
+        teachers = [logits[0]] * len(losses) if distillation.teacher == "base" else logits
+        for index in range(1, len(losses)):
+            soft = soft_loss(logits[index], teachers[index - 1], distillation.temperature)
+            losses[index] = torch.lerp(losses[index], soft, distillation.weight)
+    weights = [1.0] * (len(losses) - 1) if scales is None else scales
     total = losses[0]
     if len(losses) > 1:
-        total = total + losses[1:].mean()
-    return total, losses.detach()
+        weighted = [loss * weight for loss, weight in zip(losses[1:], weights, strict=True)]
+        total = total + torch.stack(weighted).mean()
+    return total, torch.stack(losses)
+
+
+def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 * KL(teacher || student) of logits (N, classes) at temperature T; the teacher learns nothing."""
+    log_student = F.log_softmax(student / temperature, 1)
+    log_teacher = F.log_softmax(teacher.detach() / temperature, 1)
+    return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)

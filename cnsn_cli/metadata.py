@@ -46,7 +46,8 @@ class Metadata(BaseModel):
 
     `provider` is the distribution that `arch` comes from. `sha256` holds a digest per tensor, `parent` that
     of the header of the file that a model was detached from, which commits to all tensors in it. `folded`
-    tells that BN has become part of the convs, `precision` in what the convs were trained.
+    tells that BN has become part of the convs, `precision` in what the convs were trained, and `recalibrated`
+    from how many batches BN statistics were computed anew.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -57,7 +58,9 @@ class Metadata(BaseModel):
     provider: str
     task: Task
     bn: Literal["private", "shared"]
+    step_down: Literal["patch", "stem"] = "patch"
     folded: bool = False
+    recalibrated: Count = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     models: list[ModelRecord] = Field(min_length=1)
     data: str | None = None

@@ -12,27 +12,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cnsn_cli.backbone import Backbone, DetachPoint, choose_exits, detach_points, on_meta
 from cnsn_cli.images import preprocess
 from cnsn_cli.norm import SharedBatchNorm, fresh_statistics
+from cnsn_cli.step_down import STEP_DOWNS
 from cnsn_cli.task import Task
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 BatchNormMode = Literal["private", "shared"]
-
-
-def step_down_conv(image_shape: tuple[int, int, int], feature_shape: tuple[int, int, int]) -> nn.Sequential:
-    """Images (N, C, S, S) -> features (N, c, f, f): a conv without padding, then BN and ReLU.
-
-    Per axis, stride = S // f and kernel = S - (f - 1) * stride; where f divides S the kernel is the
-    stride, as in the paper.
-    """
-    (channels, height, width), (out, target_height, target_width) = image_shape, feature_shape
-    stride = height // target_height, width // target_width
-    kernel = height - (target_height - 1) * stride[0], width - (target_width - 1) * stride[1]
-    conv = nn.Conv2d(channels, out, kernel, stride)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-    return nn.Sequential(conv, nn.BatchNorm2d(out), nn.ReLU(inplace=True))
+StepDown = Literal["patch", "stem"]
 
 
 class Model(nn.Module):
@@ -96,7 +83,7 @@ class SubModel(nn.Module):
     def __init__(self, name: str, network: "Cnsn", point: DetachPoint) -> None:
         super().__init__()
         self.name = name
-        self.step_down = step_down_conv(network.task.image_shape, point.shape)
+        self.step_down = STEP_DOWNS[network.step_down_variant](network.task.image_shape, point.shape)
         self.drops = point.drops
         self.first_unit = point.unit
         self._network = (network,)  # a tuple, so that torch does not register the network below its own part
@@ -126,17 +113,25 @@ class SubModel(nn.Module):
 class Cnsn(nn.Module):
     """A base-model with a sub-model at each of the `exits`; all weights but the step-down convs are shared.
 
-    `bn="private"` gives each model its own BN statistics, `bn="shared"` one running set for all. The
-    network takes over the modules of `backbone`, which must not be used for anything else. Raises
-    DetachPointError where `exits` are no legal detach points, ArchitectureError for too small images.
+    `bn="private"` gives each model its own BN statistics, `bn="shared"` one running set for all;
+    `step_down` is what the step-down convs are made of. The network takes over the modules of `backbone`,
+    which must not be used for anything else. Raises DetachPointError where `exits` are no legal detach
+    points, ArchitectureError for too small images.
     """
 
     def __init__(
-        self, backbone: Backbone, exits: tuple[int, ...], task: Task, bn: BatchNormMode = "private"
+        self,
+        backbone: Backbone,
+        exits: tuple[int, ...],
+        task: Task,
+        bn: BatchNormMode = "private",
+        step_down: StepDown = "patch",
     ) -> None:
         super().__init__()
         self.task = task
         self.bn = bn
+        self.step_down_variant = step_down
+        self.base_frozen = False
         self.exits = exits
         points = choose_exits(detach_points(backbone, task.image_shape), exits)
         self.units = nn.Sequential(*backbone.units)  # numbered by position, whatever they were called
@@ -201,6 +196,25 @@ class Cnsn(nn.Module):
             return Model("base", 0, None, units, head, self.task).train(self.training)
         step_down = _single(submodel.step_down, index)
         return Model(submodel.name, submodel.drops, step_down, units, head, self.task).train(self.training)
+
+    def freeze_base(self) -> None:
+        """From here on, training changes step-down convs and the sub-models' BN statistics alone."""
+        self.base_frozen = True
+        for part in (self.units, self.head):
+            part.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Cnsn":
+        """As in torch; but a base-model that is frozen stays in eval mode, as far as it is by itself."""
+        super().train(mode)
+        if self.base_frozen:
+            joined = min((submodel.first_unit for submodel in self._submodels()), default=len(self.units))
+            for unit in self.units[:joined]:
+                unit.eval()
+            for module in self.modules():
+                if isinstance(module, SharedBatchNorm):
+                    module.norms[0].eval()
+        return self
 
     def preprocess(self, image: "Image") -> Tensor:
         """A PIL image to the normalised tensor (C, H, W) that every model takes."""

@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from cnsn_cli.errors import RecipeError
 
@@ -15,28 +23,63 @@ PRESETS_FOLDER = Path(__file__).parent / "recipes"
 
 
 class Recipe(BaseModel):
-    """Everything that decides how a network is trained, with the units that the words imply.
-
-    `milestones` and `warmup_epochs` count epochs; `val_split` is the share of the training images held
-    out to select the best epoch, and 0 selects on the test images.
-    """
+    """Everything that decides how a network is trained. The descriptions are the help of `cnsn train`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, description="Learning rate.")
     momentum: float = Field(ge=0, lt=1)
+    nesterov: bool = Field(False, description="Nesterov momentum.")
     weight_decay: float = Field(ge=0)
-    schedule: Literal["step", "one-cycle"]
-    milestones: tuple[PositiveInt, ...] = ()
-    gamma: float = Field(0.1, gt=0, le=1)
-    warmup_epochs: float = Field(0, ge=0)
-    crop_padding: int = Field(0, ge=0, le=256)
-    flip: bool = False
-    val_split: float = Field(0.0, ge=0, lt=1)
-    bn: Literal["private", "shared"] = "private"
+    decay_norms: bool = Field(True, description="Weight decay on biases and BN too.")
+    schedule: Literal["step", "cosine", "linear"] = Field(
+        description="How the learning rate falls: at milestones, or to 0 at the end."
+    )
+    milestones: tuple[PositiveInt, ...] = Field(
+        (), description="Epochs such as 50,100 after which the learning rate falls."
+    )
+    gamma: float = Field(0.1, gt=0, le=1, description="By what factor it falls then.")
+    warmup_epochs: float = Field(0, ge=0, description="Epochs in which the learning rate rises to --lr.")
+    label_smoothing: float = Field(0, ge=0, lt=1)
+    ema: float = Field(
+        0, ge=0, lt=1, description="Decay of the average of the weights that is kept; 0: no average."
+    )
+    crop_padding: int = Field(0, ge=0, le=256, description="Pixels to pad before a random crop.")
+    flip: Literal["none", "random", "alternating"] = Field(
+        "none", description="Mirror images at random, or every other epoch."
+    )
+    cutout: int = Field(0, ge=0, le=1024, description="Side of the square that is blanked, in pixels.")
+    mix: Literal["none", "mixup", "cutmix"] = Field("none", description="Mix each image with another one.")
+    mix_alpha: float = Field(1, gt=0, description="Their shares follow Beta(alpha, alpha).")
+    val_split: float = Field(
+        0, ge=0, lt=1, description="Share of the training images that selects the best epoch; 0: test images."
+    )
+    bn: Literal["private", "shared"] = Field("private", description="BN statistics per model, or one set.")
+    step_down: Literal["patch", "stem"] = Field(
+        "patch", description="One conv without overlap, or 3x3 convs of stride 2."
+    )
+    distill: Literal["none", "base", "chain"] = Field(
+        "none", description="Sub-models learn from the base-model, or each from the one before."
+    )
+    distill_weight: float = Field(0.5, ge=0, le=1, description="Share of the teacher beside the labels.")
+    distill_temperature: float = Field(2, gt=0)
+    gradient_scale: tuple[PositiveFloat, ...] = Field(
+        (1.0,), min_length=1, description="Weight of the sub-models in the shared units: 0.5, or 0.5,0.25."
+    )
+    gradient_scale_end: tuple[PositiveFloat, ...] = Field(
+        (), description="That weight at the last step; by default it stays."
+    )
     seed: int = Field(0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum")
+        if self.ema and self.bn == "shared":
+            raise ValueError('ema needs bn = "private", to recompute the statistics of each model')
+        return self
 
     @property
     def selection(self) -> Literal["test", "validation"]:
@@ -46,8 +89,8 @@ class Recipe(BaseModel):
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of step 0, 1, 2, ...
 
-        `step`: linear warm-up, then `gamma` times less after each milestone. `one-cycle`: linear warm-up
-        to `lr`, then a cosine down to 0.
+        Linear warm-up to `lr`; then `gamma` times less after each milestone (`step`), or down to 0 at the
+        last step, along a `cosine` or `linear`.
         """
         warmup = self.warmup_epochs * steps_per_epoch
         ramp = min(1.0, (step + 1) / warmup) if warmup else 1.0
@@ -56,7 +99,17 @@ class Recipe(BaseModel):
             return self.lr * ramp * self.gamma**passed
         total = self.epochs * steps_per_epoch
         progress = max(0.0, (step + 1 - warmup) / max(1.0, total - warmup))
-        return self.lr * ramp * (1 + math.cos(math.pi * progress)) / 2
+        left = 1 - progress if self.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        return self.lr * ramp * left
+
+    def gradient_scales(self, submodels: int, progress: float) -> list[float]:
+        """The weight of each sub-model in the shared units, at `progress` 0..1 of the training.
+
+        Raises RecipeError where the recipe gives weights for another number of sub-models.
+        """
+        starts = _one_each("gradient_scale", self.gradient_scale, submodels)
+        ends = _one_each("gradient_scale_end", self.gradient_scale_end or self.gradient_scale, submodels)
+        return [start + (end - start) * progress for start, end in zip(starts, ends, strict=True)]
 
     def unreached_milestones(self) -> tuple[int, ...]:
         """Milestones that lie behind the last epoch, so that the learning rate never falls there."""
@@ -114,9 +167,19 @@ def _read(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
     return {**inherited, **settings}
 
 
+def _one_each(key: str, values: tuple[float, ...], submodels: int) -> tuple[float, ...]:
+    if len(values) == 1:
+        return values * submodels
+    if len(values) != submodels:
+        raise RecipeError(f"{key} has {len(values)} values for {submodels} sub-models: give one, or one each")
+    return values
+
+
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     key = ".".join(map(str, problem["loc"]))
+    if not key:
+        return problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key!r}: choose from {', '.join(Recipe.model_fields)}"
     if problem["type"] == "missing":

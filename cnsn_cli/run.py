@@ -2,22 +2,23 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from cnsn_cli import registry
-from cnsn_cli.checkpoint import load, save, versions
-from cnsn_cli.complexity import model_costs
+from cnsn_cli.balance import Pull
+from cnsn_cli.building import build_around, build_network, describe, load_base
+from cnsn_cli.checkpoint import load, save
 from cnsn_cli.data import Dataset, load_dataset
 from cnsn_cli.device import Precision, choose_device, default_precision, place
 from cnsn_cli.errors import DataError, OutputError, RecipeError, TrainingError
 from cnsn_cli.evaluation import ModelResult, evaluate
 from cnsn_cli.files import write_text
-from cnsn_cli.metadata import FORMAT, Metadata, ModelRecord, Selection
-from cnsn_cli.network import Cnsn
+from cnsn_cli.metadata import ModelRecord, Selection
+from cnsn_cli.network import Model
 from cnsn_cli.recipe import Recipe
 from cnsn_cli.split import Split
 from cnsn_cli.state import (
@@ -29,7 +30,6 @@ from cnsn_cli.state import (
     restore,
     save_state,
 )
-from cnsn_cli.task import Task
 from cnsn_cli.training import Epoch, Step, Trainer
 
 FILES = ("best.safetensors", "last.safetensors", "state.safetensors", "metrics.jsonl", "recipe.toml")
@@ -67,6 +67,8 @@ def train(
     recipe: Recipe,
     out: str | Path,
     *,
+    drop: int | None = None,
+    freeze_base: str | Path | None = None,
     data_dir: str | Path = "data",
     image_size: int | None = None,
     in_channels: int = 3,
@@ -79,8 +81,10 @@ def train(
 ) -> Run:
     """Train a network and write the run folder `out`; `watch` is told of every event.
 
-    On CUDA `precision` is bf16 and the forward pass `compiled` where nothing else is asked for. Raises a
-    CnsnError; what was written after earlier epochs is then whole and stays.
+    With `drop` in place of `exits`, the sub-model at that detach point is trained alone. `freeze_base` names
+    a file whose base-model gets sub-models, and stays as it is. On CUDA `precision` is bf16 and the forward
+    pass `compiled` where nothing else is asked for. Raises a CnsnError; what was written after earlier
+    epochs is then whole and stays.
     """
     chosen = choose_device(device)
     folder = Path(out)
@@ -88,6 +92,8 @@ def train(
     request = Request(
         arch=arch,
         exits=exits,
+        drop=drop,
+        freeze_base=None if freeze_base is None else str(freeze_base),
         data=data,
         data_dir=str(data_dir),
         image_size=image_size,
@@ -125,11 +131,33 @@ def resume(folder: str | Path, override: bool = False, watch: Watch = lambda eve
 def prepare(request: Request) -> tuple[Trainer, Dataset]:
     """All that a run needs before its first step. Raises a CnsnError where it cannot start."""
     registry.find(request.arch)
+    arch, exits, recipe = request.arch, request.exits, request.recipe
+    base = load_base(Path(request.freeze_base), arch) if request.freeze_base else None
     dataset = load_dataset(request.data, request.data_dir, request.image_size, request.in_channels)
-    fitted, held_out = split_off(dataset, request.recipe)
-    network = build_network(request.arch, request.exits, dataset.task, request.recipe)
+    if base:
+        dataset = _for_base(dataset, base, request)
+    fitted, held_out = split_off(dataset, recipe)
+    network = (
+        build_around(base, arch, exits, recipe)
+        if base
+        else build_network(arch, exits, dataset.task, recipe, request.drop)
+    )
     network = place(network, torch.device(request.device))
-    return Trainer(network, fitted, held_out, request.recipe, request.precision, request.compiled), dataset
+    return Trainer(network, fitted, held_out, recipe, request.precision, request.compiled), dataset
+
+
+def _for_base(dataset: Dataset, base: Model, request: Request) -> Dataset:
+    """The data set normalised as `base` knows it. Raises DataError where its images or classes differ."""
+    for words, found, wanted in (
+        ("classes", dataset.task.class_names, base.task.class_names),
+        ("pixels a side", dataset.task.image_size, base.task.image_size),
+        ("channels", dataset.task.in_channels, base.task.in_channels),
+    ):
+        if found != wanted:
+            raise DataError(
+                f"{request.data} has {words} {found}, {request.freeze_base} was trained on {wanted}"
+            )
+    return replace(dataset, task=base.task)
 
 
 def _run(recorder: "Recorder", dataset: Dataset, watch: Watch) -> Run:
@@ -173,33 +201,6 @@ def split_off(dataset: Dataset, recipe: Recipe) -> tuple[Split, Split]:
     return dataset.train.take(fitted), dataset.train.take(held_out)
 
 
-def build_network(arch: str, exits: tuple[int, ...], task: Task, recipe: Recipe) -> Cnsn:
-    """A network with random weights, drawn with the seed of the recipe."""
-    torch.manual_seed(recipe.seed)
-    return Cnsn(registry.build(arch, task), exits, task, recipe.bn)
-
-
-def describe(network: Cnsn, arch: str, data: str, recipe: Recipe, precision: Precision = "fp32") -> Metadata:
-    """All that can be said of a network before it is trained."""
-    models = [
-        ModelRecord(first_unit=model.first_unit, **vars(cost))
-        for model, cost in zip(network.models(), model_costs(network), strict=True)
-    ]
-    return Metadata(
-        format=FORMAT,
-        kind="network",
-        arch=arch,
-        provider=registry.provider(registry.find(arch)),
-        task=network.task,
-        bn=network.bn,
-        precision=precision,
-        models=models,
-        data=data,
-        recipe=recipe.model_dump(mode="json"),
-        versions=versions(),
-    )
-
-
 class Recorder:
     """Writes the run folder after each epoch; `metrics` are the lines of the epochs before."""
 
@@ -240,7 +241,7 @@ class Recorder:
         selection = Selection(images=self.trainer.recipe.selection, epoch=epoch.epoch)
         models = with_results(self.metadata.models, epoch.results)
         metadata = self.metadata.model_copy(update={"models": models, "selection": selection})
-        save(self.folder / name, self.trainer.network, metadata)
+        save(self.folder / name, self.trainer.trained, metadata)
 
     def _save_state(self) -> None:
         state = State(
@@ -258,6 +259,7 @@ def epoch_of(line: str) -> Epoch:
     del content["selection"]
     for part in ("train", "results"):
         content[part] = [ModelResult(**result) for result in content[part]]
+    content["pulls"] = [Pull(**pull) for pull in content["pulls"]]
     return Epoch(**content)
 
 

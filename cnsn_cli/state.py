@@ -1,7 +1,8 @@
 """The state of a training run after an epoch: all that it takes to go on as if nothing had happened.
 
 The order of the samples and their augmentation follow from the recipe's seed and the number of the epoch, so
-the state holds weights, the optimizer's momentum, torch's random generator (for dropout), and the metrics.
+the state holds weights and their average, the optimizer's momentum, torch's random generator (for dropout),
+and the metrics.
 """
 
 import platform
@@ -10,6 +11,7 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
 
 from cnsn_cli.checkpoint import read_tensors, write_tensors
 from cnsn_cli.errors import CheckpointError
@@ -18,7 +20,7 @@ from cnsn_cli.tensorfile import read_header
 from cnsn_cli.training import Trainer
 
 KEY = "cnsn-state"
-NETWORK, MOMENTUM, RANDOM = "network.", "momentum.", "random"
+NETWORK, MOMENTUM, AVERAGE, RANDOM = "network.", "momentum.", "average.", "random"
 
 
 class Request(BaseModel):
@@ -28,6 +30,8 @@ class Request(BaseModel):
 
     arch: str
     exits: tuple[int, ...]
+    drop: int | None
+    freeze_base: str | None
     data: str
     data_dir: str
     image_size: int | None
@@ -62,6 +66,8 @@ def environment(device: torch.device) -> dict[str, str]:
 def save_state(path: Path, trainer: Trainer, state: State) -> None:
     """Write the state of `trainer` after an epoch. Raises OutputError."""
     tensors = {NETWORK + name: tensor for name, tensor in trainer.network.state_dict().items()}
+    if trainer.average:
+        tensors |= {AVERAGE + name: tensor for name, tensor in trainer.average.network.state_dict().items()}
     for name, parameter in trainer.network.named_parameters():
         momentum = trainer.optimizer.state[parameter].get("momentum_buffer")
         if momentum is not None:
@@ -86,9 +92,10 @@ def read_state(path: Path) -> State:
 def restore(path: Path, trainer: Trainer) -> None:
     """Put `trainer`, made for the same request, where the state says. Raises CheckpointError."""
     tensors = read_tensors(path)
-    network = {name.removeprefix(NETWORK): t for name, t in tensors.items() if name.startswith(NETWORK)}
     try:
-        trainer.network.load_state_dict(network)
+        trainer.network.load_state_dict(_part(tensors, NETWORK))
+        if trainer.average:
+            trainer.average.network.load_state_dict(_part(tensors, AVERAGE))
         for name, parameter in trainer.network.named_parameters():
             if MOMENTUM + name in tensors:
                 # In the memory format of the parameter, as the optimizer made it.
@@ -98,6 +105,10 @@ def restore(path: Path, trainer: Trainer) -> None:
     except (RuntimeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} does not fit what it says of itself: {reason}") from error
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def differences(old: dict[str, str], new: dict[str, str]) -> str:

@@ -1,8 +1,16 @@
+import pytest
 import torch
 
-from cnsn_cli.augmentation import crop, plan_epoch
+from cnsn_cli.augmentation import EpochPlan, crop, plan_epoch
+from cnsn_cli.recipe import load_recipe
+from cnsn_cli.task import Task
 
 CPU = torch.device("cpu")
+
+
+def plan(samples: int, seed: int = 0, epoch: int = 1, **changes: object) -> EpochPlan:
+    settings = {"seed": seed, "crop_padding": 0, "flip": "none", **changes}
+    return plan_epoch(samples, load_recipe("quick", settings), epoch, CPU)
 
 
 def test_crop_equals_cutting_one_image_at_a_time():
@@ -17,33 +25,33 @@ def test_crop_equals_cutting_one_image_at_a_time():
 
 
 def test_flips_and_crops_are_drawn_per_sample():
-    plan = plan_epoch(1000, seed=0, epoch=1, padding=4, flip=True, device=CPU)
-    assert sorted(plan.order.tolist()) == list(range(1000))
-    assert 400 < plan.flips.sum() < 600
-    counts = torch.bincount(plan.offsets.flatten(), minlength=9)
+    drawn = plan(1000, crop_padding=4, flip="random")
+    assert sorted(drawn.order.tolist()) == list(range(1000))
+    assert 400 < drawn.flips.sum() < 600
+    counts = torch.bincount(drawn.offsets.flatten(), minlength=9)
     assert len(counts) == 9
     assert counts.min() > 150  # 2,000 draws over 9 values
 
 
 def test_what_a_sample_gets_does_not_depend_on_its_batch():
     pixels = torch.randint(256, (10, 3, 8, 8), dtype=torch.uint8)
-    plan = plan_epoch(10, seed=3, epoch=2, padding=2, flip=True, device=CPU)
-    whole = plan.augment(pixels, torch.arange(10))
+    drawn = plan(10, seed=3, epoch=2, crop_padding=2, flip="random")
+    whole = drawn.augment(pixels, torch.arange(10))
     for index in range(10):
-        alone = plan.augment(pixels[index : index + 1], torch.tensor([index]))
+        alone = drawn.augment(pixels[index : index + 1], torch.tensor([index]))
         assert torch.equal(alone[0], whole[index])
 
 
 def test_a_flip_mirrors_left_and_right():
     pixels = torch.arange(9, dtype=torch.uint8).view(1, 1, 3, 3)
-    plans = (plan_epoch(1, seed, 1, 0, flip=True, device=CPU) for seed in range(50))
-    flipped = next(plan for plan in plans if plan.flips[0])
+    plans = (plan(1, seed, flip="random") for seed in range(50))
+    flipped = next(drawn for drawn in plans if drawn.flips[0])
     assert flipped.augment(pixels, torch.tensor([0])).flatten().tolist() == [2, 1, 0, 5, 4, 3, 8, 7, 6]
 
 
 def test_epochs_and_seeds_differ_and_repeat():
     def order(seed: int, epoch: int) -> list[int]:
-        return plan_epoch(100, seed, epoch, 4, True, CPU).order.tolist()
+        return plan(100, seed, epoch).order.tolist()
 
     assert order(0, 1) == order(0, 1)
     assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
@@ -51,5 +59,70 @@ def test_epochs_and_seeds_differ_and_repeat():
 
 def test_without_flip_and_padding_nothing_changes():
     pixels = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
-    plan = plan_epoch(4, 0, 1, padding=0, flip=False, device=CPU)
-    assert torch.equal(plan.augment(pixels, torch.arange(4)), pixels)
+    assert torch.equal(plan(4).augment(pixels, torch.arange(4)), pixels)
+
+
+def test_alternating_flips_show_both_sides_in_every_two_epochs():
+    first, second, third = (plan(1000, epoch=epoch, flip="alternating").flips for epoch in (1, 2, 3))
+    assert torch.equal(first, ~second)
+    assert torch.equal(first, third)
+    assert 400 < first.sum() < 600
+
+
+def prepared(pixels: torch.Tensor, **changes: object) -> tuple[torch.Tensor, torch.Tensor]:
+    """All samples, each with its own number as its label, on a scale of 0 to 1."""
+    samples = len(pixels)
+    task = Task(tuple(map(str, range(samples))), pixels.shape[-1], 1, (0.0,), (1.0,))
+    return plan(samples, **changes).prepare(pixels, torch.arange(samples), torch.arange(samples), task)
+
+
+def white(samples: int, size: int) -> torch.Tensor:
+    return torch.full((samples, 1, size, size), 255, dtype=torch.uint8)
+
+
+def test_cutout_blanks_a_square_that_may_lie_partly_outside():
+    images, labels = prepared(white(200, 16), cutout=6)
+    blanked = [(image[0] == 0).nonzero() for image in images]
+    sizes = [(h.max(0).values - h.min(0).values + 1).tolist() for h in blanked]
+    assert max(sizes) == [6, 6]
+    assert all(3 <= side <= 6 for size in sizes for side in size)
+    assert all(len(hole) == height * width for hole, (height, width) in zip(blanked, sizes, strict=True))
+    assert len({tuple(hole[0].tolist()) for hole in blanked}) > 50
+    assert labels.tolist() == list(range(200))
+
+
+def test_mixup_mixes_images_and_targets_alike():
+    """Image i is as bright as its number, so that a mixture tells the shares of its two parts."""
+    pixels = (torch.arange(10, dtype=torch.uint8) * 25).view(10, 1, 1, 1).expand(10, 1, 2, 2)
+    images, targets = prepared(pixels, mix="mixup", mix_alpha=1.0)
+    assert torch.allclose(targets.sum(1), torch.ones(10))
+    brightness = targets @ (torch.arange(10) * 25 / 255)
+    torch.testing.assert_close(images.mean((1, 2, 3)), brightness)
+    own = targets.diagonal()
+    assert torch.allclose(own + targets.roll(1, 1).diagonal(), torch.ones(10))  # the rest is the one before
+    assert own.min() < 0.3
+    assert own.max() > 0.7
+
+
+def test_cutmix_counts_the_pixels_that_are_left():
+    pixels = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1).expand(10, 1, 8, 8).clone()
+    images, targets = prepared(pixels, mix="cutmix", seed=2)
+    for number in range(10):
+        shown = (images[number, 0] * 255).round().long()
+        before = (number - 1) % 10
+        assert set(shown.unique().tolist()) <= {number, before}
+        assert targets[number, number].item() == pytest.approx((shown == number).float().mean().item())
+        assert targets[number].sum().item() == pytest.approx(1)
+        pasted = (shown == before).nonzero()
+        if len(pasted):  # a rectangle
+            height, width = (pasted.max(0).values - pasted.min(0).values + 1).tolist()
+            assert len(pasted) == height * width
+    assert 0.2 < targets.diagonal().mean() < 0.95
+
+
+def test_shares_follow_a_beta_distribution():
+    """Beta(a, a) has mean 1/2 and variance 1 / (4 (2a + 1))."""
+    for alpha in (0.2, 1.0, 4.0):
+        shares = plan(20_000, mix_alpha=alpha).shares
+        assert shares.mean().item() == pytest.approx(0.5, abs=0.01)
+        assert shares.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)

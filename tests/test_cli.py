@@ -141,7 +141,7 @@ TRAIN_TINY = (*TRAIN, "--arch", TINY, "--exits", "1")
         ((*TRAIN_TINY, "--classes", "9"), "digits has 10 classes, not 9"),
         (
             (*TRAIN, "--arch", TINY, "--exits", "1", "--recipe", "best?"),
-            "no recipe 'best?': choose paper, quick or",
+            "no recipe 'best?': choose best, fast, paper, quick or",
         ),
         (
             ("train", "--arch", TINY, "--exits", "1", "--data", "nowhere"),
@@ -231,9 +231,12 @@ def test_detach_and_info_do_not_import_torch(checkpoint, tmp_path):
 
 
 FLAGS = {
-    "epochs": 1, "batch_size": 4, "lr": 0.011, "momentum": 0.8, "weight_decay": 0.002, "schedule": "step",
-    "milestones": (3, 5), "gamma": 0.3, "warmup_epochs": 0.5, "crop_padding": 1, "flip": True,
-    "val_split": 0.25, "bn": "shared", "seed": 9,
+    "epochs": 1, "batch_size": 4, "lr": 0.011, "momentum": 0.8, "nesterov": True, "weight_decay": 0.002,
+    "decay_norms": False, "schedule": "linear", "milestones": (3, 5), "gamma": 0.3, "warmup_epochs": 0.5,
+    "label_smoothing": 0.2, "ema": 0.9, "crop_padding": 1, "flip": "alternating", "cutout": 3,
+    "mix": "mixup", "mix_alpha": 0.4, "val_split": 0.25, "bn": "private", "step_down": "stem",
+    "distill": "chain", "distill_weight": 0.7, "distill_temperature": 4.0, "gradient_scale": (0.5, 0.25),
+    "gradient_scale_end": (0.1,), "seed": 9,
 }  # fmt: skip
 
 
@@ -250,12 +253,16 @@ def called(monkeypatch):
     return calls
 
 
+def words(key: str, value: object) -> list[object]:
+    """A hyper-parameter as it is written on the command line."""
+    name = key.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", ",".join(map(str, value)) if isinstance(value, tuple) else value]
+
+
 def test_every_flag_reaches_the_recipe(cnsn, called):
-    words = [f"--{key.replace('_', '-')}" for key in FLAGS]
-    values = ["3,5" if key == "milestones" else value for key, value in FLAGS.items()]
-    pairs = [
-        part for word, value in zip(words, values, strict=True) for part in (word, value) if part is not True
-    ]
+    pairs = [part for key, value in FLAGS.items() for part in words(key, value)]
     cnsn("train", "--arch", TINY, "--exits", "1", *pairs)
     ((_, _, _, recipe, _), _) = called[0]
     assert set(FLAGS) == set(type(recipe).model_fields)

@@ -22,8 +22,9 @@ ONLY_IN = {
 
 ORDER = [
     "errors", "task", "files", "recipe", "tensorfile", "metadata", "backbone", "registry", "images",
-    "norm", "loss", "network", "device", "folding", "complexity", "checkpoint", "detaching", "split", "data",
-    "augmentation", "evaluation", "training", "state", "run", "commands", "main",
+    "norm", "loss", "step_down", "network", "averaging", "balance", "device", "folding", "complexity",
+    "checkpoint", "building", "split", "recalibration", "data", "detaching", "augmentation", "evaluation",
+    "training", "state", "run", "commands", "main",
 ]  # fmt: skip
 
 

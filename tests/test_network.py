@@ -12,7 +12,8 @@ from cnsn_cli import registry
 from cnsn_cli.backbone import Backbone, detach_points
 from cnsn_cli.errors import DetachPointError
 from cnsn_cli.loss import multi_model_loss
-from cnsn_cli.network import Cnsn, step_down_conv
+from cnsn_cli.network import Cnsn
+from cnsn_cli.step_down import patch
 from cnsn_cli.task import Task
 
 TASK = Task.plain(classes=7)
@@ -197,7 +198,7 @@ def test_dropping_everything_is_refused():
     [(32, 16, 2, 2), (32, 4, 8, 8), (32, 32, 1, 1), (33, 17, 17, 1), (30, 7, 6, 4), (224, 7, 32, 32)],
 )
 def test_step_down_geometry(size, feature, kernel, stride):
-    step_down = step_down_conv((3, size, size), (5, feature, feature))
+    step_down = patch((3, size, size), (5, feature, feature))
     conv = step_down[0]
     assert (conv.kernel_size, conv.stride, conv.padding) == ((kernel,) * 2, (stride,) * 2, (0, 0))
     assert step_down.eval()(torch.randn(2, 3, size, size)).shape == (2, 5, feature, feature)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from cnsn_cli.errors import RecipeError
@@ -8,8 +10,11 @@ def test_paper_is_the_recipe_of_section_3():
     recipe = load_recipe("paper")
     assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.momentum) == (300, 32, 0.01, 0.9)
     assert (recipe.milestones, recipe.gamma, recipe.warmup_epochs) == ((50, 100, 150), 0.1, 1)
-    assert (recipe.crop_padding, recipe.flip, recipe.selection) == (4, True, "test")
+    assert (recipe.crop_padding, recipe.flip, recipe.selection) == (4, "random", "test")
     assert recipe.weight_decay == 6e-4
+    assert (recipe.bn, recipe.step_down, recipe.distill, recipe.mix) == ("private", "patch", "none", "none")
+    assert (recipe.nesterov, recipe.decay_norms, recipe.ema, recipe.cutout) == (False, True, 0, 0)
+    assert (recipe.label_smoothing, recipe.gradient_scale, recipe.gradient_scale_end) == (0, (1,), ())
     assert load_recipe("paper", baseline=True).weight_decay == 6e-3
     assert load_recipe("paper", {"weight_decay": 1e-4}, baseline=True).weight_decay == 1e-4
 
@@ -25,13 +30,29 @@ def test_learning_rate_of_the_paper():
     assert recipe.learning_rate(300 * steps - 1, steps) == pytest.approx(0.00001)
 
 
-def test_one_cycle_rises_to_lr_and_falls_to_zero():
-    recipe = load_recipe("quick", {"epochs": 3, "lr": 1.0, "warmup_epochs": 1})
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_it_rises_to_lr_and_falls_to_zero(schedule):
+    recipe = load_recipe("quick", {"epochs": 3, "lr": 1.0, "warmup_epochs": 1, "schedule": schedule})
     rates = [recipe.learning_rate(step, 10) for step in range(30)]
     assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
-    assert rates[19] == pytest.approx(0.5)  # half way down a cosine
+    assert rates[19] == pytest.approx(0.5)  # half way down
+    assert rates[14] == pytest.approx(0.75 if schedule == "linear" else (1 + math.cos(math.pi / 4)) / 2)
     assert rates[29] == pytest.approx(0.0, abs=1e-12)
     assert rates[9:] == sorted(rates[9:], reverse=True)
+
+
+def test_gradient_scales_of_each_submodel():
+    assert load_recipe("paper").gradient_scales(3, 0.7) == [1, 1, 1]
+    constant = load_recipe("paper", {"gradient_scale": (0.5, 0.25)})
+    assert constant.gradient_scales(2, 0) == constant.gradient_scales(2, 1) == [0.5, 0.25]
+    annealed = load_recipe("paper", {"gradient_scale_end": (0.2,)})
+    assert annealed.gradient_scales(2, 0) == [1, 1]
+    assert annealed.gradient_scales(2, 0.5) == pytest.approx([0.6, 0.6])
+    assert annealed.gradient_scales(2, 1) == pytest.approx([0.2, 0.2])
+    with pytest.raises(
+        RecipeError, match="gradient_scale has 2 values for 3 sub-models: give one, or one each"
+    ):
+        constant.gradient_scales(3, 0)
 
 
 def test_a_cycle_that_is_all_warmup_does_not_divide_by_zero():
@@ -74,6 +95,10 @@ def test_extends(tmp_path):
             'extends = "paper"\nschedule = "magic"',
             "schedule = 'magic': input should be 'step'",
         ),
+        ('extends = "paper"\nmomentum = 0\nnesterov = true', "nesterov needs a momentum"),
+        ('extends = "paper"\nema = 0.9\nbn = "shared"', 'ema needs bn = "private"'),
+        ('extends = "paper"\ngradient_scale = [0.5, 0]', "gradient_scale.1 = 0: input should be greater"),
+        ('extends = "paper"\ngradient_scale = []', "gradient_scale = []: "),
         ("lr = 0.1", "epochs is missing: set it, or start with extends"),
         ('extends = "paper"\ngamma = 1.5', "gamma = 1.5: input should be less than or equal to 1"),
         ('extends = "paper"\nmomentum = 1', "momentum = 1: input should be less than 1"),
@@ -94,7 +119,7 @@ def test_bad_recipes(tmp_path, text, message):
 
 
 def test_unknown_recipe_names_the_presets():
-    with pytest.raises(RecipeError, match="no recipe 'papr': choose paper, quick or a TOML file"):
+    with pytest.raises(RecipeError, match="no recipe 'papr': choose best, fast, paper, quick or a TOML file"):
         load_recipe("papr")
 
 

@@ -38,7 +38,7 @@ class Stop(Exception):
 
 @pytest.fixture
 def recipe(quick: Recipe) -> Recipe:
-    changes = {"epochs": 4, "crop_padding": 2, "flip": True, "val_split": 0.25, "seed": 3}
+    changes = {"epochs": 4, "crop_padding": 2, "flip": "random", "val_split": 0.25, "seed": 3}
     return quick.model_copy(update=changes)
 
 

@@ -24,7 +24,7 @@ from tests.conftest import TINY
 
 def settings(**changes: object) -> Recipe:
     plain = {"epochs": 1, "batch_size": 4, "schedule": "step", "milestones": (), "warmup_epochs": 0}
-    return load_recipe("paper", {**plain, "crop_padding": 0, "flip": False, **changes})
+    return load_recipe("paper", {**plain, "crop_padding": 0, "flip": "none", **changes})
 
 
 def trainer(network: Cnsn, split: Split, **changes: object) -> Trainer:
@@ -67,7 +67,7 @@ def test_it_learns(dataset):
 def test_the_same_seed_gives_the_same_weights(dataset):
     def weights(seed: int) -> torch.Tensor:
         trained = network(dataset, seed)
-        list(trainer(trained, dataset.train, seed=seed, crop_padding=2, flip=True).run())
+        list(trainer(trained, dataset.train, seed=seed, crop_padding=2, flip="random").run())
         return torch.cat([parameter.flatten() for parameter in trained.parameters()])
 
     assert torch.equal(weights(0), weights(0))
@@ -158,34 +158,29 @@ def test_without_exits_only_the_baseline_is_trained(image_folder, tmp_path, quic
     assert math.isfinite(run.models[0].loss)
 
 
-def test_the_schedule_goes_on_over_epochs(dataset, monkeypatch):
-    seen = []
-    monkeypatch.setattr(training, "train_step", lambda network, optimizer, images, labels, precision: (
-        seen.append(optimizer.param_groups[0]["lr"]), (torch.zeros(3), torch.zeros(3))
-    )[1])  # fmt: skip
+def test_the_schedule_goes_on_over_epochs(dataset):
     ours = trainer(
-        network(dataset), dataset.train, epochs=3, batch_size=32, lr=1.0, milestones=(1, 2), gamma=0.5
+        network(dataset), dataset.train, epochs=3, batch_size=32, lr=1e-3, milestones=(1, 2), gamma=0.5
     )
+    seen = []
+    ours.optimizer.register_step_pre_hook(lambda sgd, *_: seen.append(sgd.param_groups[0]["lr"]))
     list(ours.run())
-    assert seen == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
+    assert seen == pytest.approx([1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4, 2.5e-4])
 
 
 def test_every_sample_is_seen_once_an_epoch_augmented_and_normalised(dataset, monkeypatch):
     seen = []
+    forward_pass = training.forward_pass
 
-    def step(network, optimizer, images, labels, precision):
-        assert network.training
+    def spy(forward, images, labels, *rest):
         seen.append((images, labels))
-        return torch.zeros(3), torch.full((3,), len(labels) / 2)
+        return forward_pass(forward, images, labels, *rest)
 
-    monkeypatch.setattr(training, "train_step", step)
-    ours = trainer(
-        network(dataset), dataset.train, epochs=2, batch_size=16, crop_padding=3, flip=True, seed=5
-    )
-    epochs = [event for event in ours.run() if isinstance(event, Epoch)]
-    assert [result.accuracy for result in epochs[0].train] == [0.5] * 3
+    monkeypatch.setattr(training, "forward_pass", spy)
+    changes = {"epochs": 2, "batch_size": 16, "crop_padding": 3, "flip": "random", "seed": 5}
+    list(trainer(network(dataset), dataset.train, **changes).run())
     for epoch in (1, 2):
-        plan = plan_epoch(64, 5, epoch, 3, True, torch.device("cpu"))
+        plan = plan_epoch(64, settings(**changes), epoch, torch.device("cpu"))
         augmented = plan.augment(dataset.train.pixels, torch.arange(64))[plan.order]
         batches = seen[4 * (epoch - 1) : 4 * epoch]
         assert torch.equal(torch.cat([images for images, _ in batches]), normalise(augmented, dataset.task))

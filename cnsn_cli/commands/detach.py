@@ -1,11 +1,11 @@
 """`cnsn detach`: a sub-model as a file of its own."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnsn_cli.commands.options import Force, Json
+from cnsn_cli.commands.options import DataDir, Force, Json, Recalibrate
 from cnsn_cli.commands.output import print_json, printable
 
 if TYPE_CHECKING:
@@ -23,6 +23,12 @@ def detach(
     fold_bn: Annotated[
         bool, typer.Option("--fold-bn", help="Make BN part of the convs: faster, but no longer trainable.")
     ] = False,
+    recalibrate: Recalibrate = 0,
+    data: Annotated[
+        str | None,
+        typer.Option(help="With --recalibrate: the images; default: what the network was trained on."),
+    ] = None,
+    data_dir: DataDir = Path("data"),
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -31,15 +37,21 @@ def detach(
 
     if sum([submodel is not None, max_macs is not None, all_models]) != 1:
         raise typer.BadParameter("give one of --submodel, --max-macs and --all")
+    options: dict[str, Any] = {
+        "fold_bn": fold_bn,
+        "recalibrate": recalibrate,
+        "data": data,
+        "data_dir": data_dir,
+    }
     if all_models:
-        written = detaching.detach_all(checkpoint, output, force, fold_bn)
+        written = detaching.detach_all(checkpoint, output, force, **options)
     else:
         name = (
             submodel
             if submodel is not None
             else detaching.most_accurate(checkpoint, _parse_count(max_macs or ""))
         )
-        written = {output: detaching.detach(checkpoint, name, output, force, fold_bn)}
+        written = {output: detaching.detach(checkpoint, name, output, force, **options)}
     _report(written, json)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnsn_cli.commands.options import DataDir, Device, Json
+from cnsn_cli.commands.options import DataDir, Device, Json, Recalibrate
 from cnsn_cli.commands.output import print_json, print_models, print_table
 
 if TYPE_CHECKING:
@@ -22,12 +22,13 @@ def evaluate(
     data_dir: DataDir = Path("data"),
     device: Device = "auto",
     per_class: Annotated[bool, typer.Option(help="Show precision and recall of every class too.")] = False,
+    recalibrate: Recalibrate = 0,
     json: Json = False,
 ) -> None:
     """Measure accuracy and loss of every model in a file on the test images."""
     from cnsn_cli.evaluation import evaluate_file
 
-    report = evaluate_file(checkpoint, data, data_dir, device, per_class)
+    report = evaluate_file(checkpoint, data, data_dir, device, per_class, recalibrate)
     models = [
         {**asdict(cost), **asdict(result)} for cost, result in zip(report.costs, report.results, strict=True)
     ]

@@ -1,7 +1,7 @@
 """`cnsn info`: what a file is."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,13 +33,14 @@ def _lines(metadata: "Metadata") -> dict[str, str]:
     task = metadata.task
     names = ", ".join(task.class_names[:10]) + ", ..." * (task.num_classes > 10)
     lines = {
-        "kind": "a detached model" if metadata.kind == "detached" else "a network with its sub-models",
+        "kind": _kind(metadata),
         "architecture": f"{metadata.arch} ({metadata.provider})",
         "images": f"{task.in_channels} x {task.image_size} x {task.image_size}",
         "classes": f"{task.num_classes}: {names}",
-        "BN": "folded into the convs" if metadata.folded else f"{metadata.bn} statistics",
+        "BN": _statistics(metadata),
+        "step-down": metadata.step_down,
         "trained on": f"{metadata.data or 'unknown'}, in {metadata.precision}",
-        "recipe": ", ".join(f"{key} {value}" for key, value in metadata.recipe.items()),
+        "recipe": ", ".join(_changed(metadata.recipe)),
         "made with": ", ".join(f"{name} {version}" for name, version in metadata.versions.items()),
     }
     if metadata.selection:
@@ -48,3 +49,27 @@ def _lines(metadata: "Metadata") -> dict[str, str]:
     if metadata.parent:
         lines["parent"] = metadata.parent
     return lines
+
+
+def _kind(metadata: "Metadata") -> str:
+    if metadata.kind == "network":
+        return "a network with its sub-models"
+    return "a detached model" if metadata.parent else "a sub-model that was trained alone"
+
+
+def _statistics(metadata: "Metadata") -> str:
+    batches = metadata.recalibrated
+    anew = f", computed anew from {batches} batch{'es' * (batches > 1)} of images" if batches else ""
+    return ("folded into the convs" if metadata.folded else f"{metadata.bn} statistics") + anew
+
+
+def _changed(recipe: dict[str, Any]) -> list[str]:
+    """The settings that a recipe must give, and those that are not as they would be without it."""
+    from cnsn_cli.recipe import Recipe
+
+    usual = {key: field.default for key, field in Recipe.model_fields.items()}
+    return [
+        f"{key} {value}"
+        for key, value in recipe.items()
+        if key not in usual or value != (list(usual[key]) if isinstance(usual[key], tuple) else usual[key])
+    ]

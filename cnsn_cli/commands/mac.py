@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -29,15 +29,20 @@ def mac(
     in_channels: Annotated[
         int | None, typer.Option(min=1, max=64, help="Channels of the images.", show_default="3")
     ] = None,
+    step_down: Annotated[
+        Literal["patch", "stem"] | None,
+        typer.Option(help="What step-down convs are made of.", show_default="patch"),
+    ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Show every part of the network too.")] = False,
     json: Json = False,
 ) -> None:
     """Count MACs, operations, parameters and bytes of a network and of its sub-models."""
     if (checkpoint is None) == (arch is None):
         raise typer.BadParameter("give a checkpoint or --arch")
-    if checkpoint is not None and (exits, image_size, classes, in_channels) != (None,) * 4:
+    if checkpoint is not None and (exits, image_size, classes, in_channels, step_down) != (None,) * 5:
         raise typer.BadParameter(
-            "--exits, --image-size, --classes and --in-channels go with --arch: a checkpoint knows its own"
+            "--exits, --image-size, --classes, --in-channels and --step-down go with --arch: "
+            "a checkpoint knows its own"
         )
     cuts = None if exits is None else parse_exits(exits)
     from cnsn_cli import complexity
@@ -45,7 +50,7 @@ def mac(
 
     if arch is not None:
         task = Task.plain(classes or 10, image_size or 32, in_channels or 3)
-        network: Cnsn | Model = complexity.blank_network(arch, cuts, task)
+        network: Cnsn | Model = complexity.blank_network(arch, cuts, task, step_down or "patch")
     else:
         network, _ = load_blank(checkpoint or Path())
     costs = complexity.model_costs(network)

@@ -20,6 +20,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs inst
 Force = Annotated[bool, typer.Option("--force", help="Replace what exists.")]
 DataDir = Annotated[Path, typer.Option(help="Where CIFAR lies, or is downloaded to.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Recalibrate = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Compute BN statistics anew, from so many batches of 200 training images.",
+        show_default=False,
+    ),
+]
 SIDE = "Side of the images in pixels."
 ImageSize = Annotated[int | None, typer.Option(min=1, max=LARGEST_IMAGE, help=SIDE)]
 InChannels = Annotated[int, typer.Option(min=1, max=64, help="Channels of the images: 3, or 1 for grey.")]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cnsn_cli.commands.hyperparameters import with_hyperparameters
 from cnsn_cli.commands.options import DataDir, Device, Force, ImageSize, InChannels, Json, parse_exits
 from cnsn_cli.commands.output import print_json, print_models, printable
 
@@ -19,21 +20,28 @@ if TYPE_CHECKING:
     from cnsn_cli.recipe import Recipe
     from cnsn_cli.run import Run, Watch
 
-PANEL = "Hyper-parameters (each overrides the recipe)"
 
-
+@with_hyperparameters
 def train(
+    overrides: dict[str, Any],
     arch: Annotated[
         str | None, typer.Option(help="An architecture, such as vgg16:width=0.5; see cnsn archs.")
     ] = None,
     exits: Annotated[
         str | None, typer.Option(help='Detach points such as 2,7; "" trains the plain baseline.')
     ] = None,
+    drop: Annotated[
+        int | None,
+        typer.Option(help="In place of --exits: train the sub-model at this detach point alone."),
+    ] = None,
+    freeze_base: Annotated[
+        Path | None, typer.Option(help="A file whose base-model gets sub-models and stays as it is.")
+    ] = None,
     data: Annotated[
         str, typer.Option(help="cifar10, cifar100, digits, or a folder with train/ and test/ or val/.")
     ] = "cifar10",
     data_dir: DataDir = Path("data"),
-    recipe: Annotated[str, typer.Option(help="paper, quick, or a TOML file.")] = "paper",
+    recipe: Annotated[str, typer.Option(help="paper, best, fast, quick, or a TOML file.")] = "paper",
     out: Annotated[
         Path | None, typer.Option(help="The run folder.", show_default="runs/<arch>-<data>-<time>")
     ] = None,
@@ -53,31 +61,6 @@ def train(
     classes: Annotated[
         int | None, typer.Option(min=1, help="Number of classes; an error where the data has others.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(rich_help_panel=PANEL)] = None,
-    batch_size: Annotated[int | None, typer.Option(rich_help_panel=PANEL)] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.", rich_help_panel=PANEL)] = None,
-    momentum: Annotated[float | None, typer.Option(rich_help_panel=PANEL)] = None,
-    weight_decay: Annotated[float | None, typer.Option(rich_help_panel=PANEL)] = None,
-    schedule: Annotated[str | None, typer.Option(help="step or one-cycle.", rich_help_panel=PANEL)] = None,
-    milestones: Annotated[
-        str | None, typer.Option(help="Epochs such as 50,100 after which lr falls.", rich_help_panel=PANEL)
-    ] = None,
-    gamma: Annotated[float | None, typer.Option(help="By what it falls then.", rich_help_panel=PANEL)] = None,
-    warmup_epochs: Annotated[float | None, typer.Option(rich_help_panel=PANEL)] = None,
-    crop_padding: Annotated[
-        int | None, typer.Option(help="Pixels to pad before a random crop.", rich_help_panel=PANEL)
-    ] = None,
-    flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", help="Random mirror images.", rich_help_panel=PANEL)
-    ] = None,
-    val_split: Annotated[
-        float | None,
-        typer.Option(help="Share of training images that select the best epoch.", rich_help_panel=PANEL),
-    ] = None,
-    bn: Annotated[
-        str | None, typer.Option(help="BN statistics: private or shared.", rich_help_panel=PANEL)
-    ] = None,
-    seed: Annotated[int | None, typer.Option(rich_help_panel=PANEL)] = None,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the run in this folder; all else is taken from there.")
     ] = None,
@@ -87,31 +70,18 @@ def train(
     json: Json = False,
 ) -> None:
     """Train a network together with its sub-models, and write a run folder."""
-    flags = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "lr": lr,
-        "momentum": momentum,
-        "weight_decay": weight_decay,
-        "schedule": schedule,
-        "milestones": None if milestones is None else parse_exits(milestones),
-        "gamma": gamma,
-        "warmup_epochs": warmup_epochs,
-        "crop_padding": crop_padding,
-        "flip": flip,
-        "val_split": val_split,
-        "bn": bn,
-        "seed": seed,
-    }
-    overrides = {key: value for key, value in flags.items() if value is not None}
     if resume is not None:
-        if overrides or (arch, exits, out) != (None, None, None):
+        if overrides or (arch, exits, drop, freeze_base, out) != (None,) * 5:
             raise typer.BadParameter("--resume goes with --override and --json alone: the run knows the rest")
         report(_resume(resume, override), json)
         return
-    if arch is None or exits is None:
-        raise typer.BadParameter("give --arch and --exits, or --resume")
-    cuts = parse_exits(exits)
+    if arch is None and freeze_base is not None:
+        arch = _arch_of(freeze_base)
+    if arch is None or (exits is None) == (drop is None):
+        raise typer.BadParameter("give --arch and --exits, --arch and --drop, or --resume")
+    if drop is not None and freeze_base is not None:
+        raise typer.BadParameter("--drop trains a sub-model alone: there is no base-model to freeze")
+    cuts = parse_exits(exits or "")
     from cnsn_cli.recipe import load_recipe
     from cnsn_cli.run import train as run
 
@@ -124,6 +94,8 @@ def train(
             data,
             chosen,
             folder,
+            drop=drop,
+            freeze_base=freeze_base,
             data_dir=data_dir,
             image_size=image_size,
             in_channels=in_channels,
@@ -135,6 +107,13 @@ def train(
             watch=watch,
         )
     report(finished, json)
+
+
+def _arch_of(checkpoint: Path) -> str:
+    from cnsn_cli.metadata import read_metadata
+    from cnsn_cli.tensorfile import read_header
+
+    return read_metadata(checkpoint, read_header(checkpoint)).arch
 
 
 def _resume(folder: Path, override: bool) -> "Run":

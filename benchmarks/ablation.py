@@ -1,0 +1,128 @@
+"""What does each option of a recipe give or cost every model?
+
+    python benchmarks/ablation.py cifar10-jpeg --jobs 2 --seeds 0
+
+Trains a narrow VGG-16 with exits 2 and 7 on 20,000 training images, once for every row and seed, and measures
+it on 5,000 other training images after the last epoch. Rows that are there already are not trained again.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ARCH = "vgg16:width=0.25"
+TRAIN, HELD_OUT = 2000, 500  # images of a class
+SUBMODELS = ("--exits", "2,7")
+ROWS: dict[str, tuple[str, ...]] = {
+    "reference": SUBMODELS,
+    "baseline": ("--exits", ""),
+    "k=2 alone": ("--drop", "2"),
+    "k=7 alone": ("--drop", "7"),
+    "k=7 alone, stem": ("--drop", "7", "--step-down", "stem"),
+    "shared BN statistics": (*SUBMODELS, "--bn", "shared"),
+    "step-down: stem": (*SUBMODELS, "--step-down", "stem"),
+    "distill: base": (*SUBMODELS, "--distill", "base"),
+    "distill: chain": (*SUBMODELS, "--distill", "chain"),
+    "gradient scale 0.5, 0.25": (*SUBMODELS, "--gradient-scale", "0.5,0.25"),
+    "gradient scale 1 to 0.1": (*SUBMODELS, "--gradient-scale-end", "0.1"),
+    "nesterov": (*SUBMODELS, "--nesterov"),
+    "linear schedule": (*SUBMODELS, "--schedule", "linear"),
+    "no decay of BN and biases": (*SUBMODELS, "--no-decay-norms"),
+    "label smoothing 0.1": (*SUBMODELS, "--label-smoothing", "0.1"),
+    "EMA 0.998": (*SUBMODELS, "--ema", "0.998"),
+    "cutout 8": (*SUBMODELS, "--cutout", "8"),
+    "mixup 0.2": (*SUBMODELS, "--mix", "mixup", "--mix-alpha", "0.2"),
+    "cutmix 1": (*SUBMODELS, "--mix", "cutmix"),
+    "alternating flip": (*SUBMODELS, "--flip", "alternating"),
+}
+
+
+def subset(data: Path, folder: Path) -> Path:
+    """A folder with the first images of each class: `train/` to fit, `val/` to measure."""
+    for source in sorted((data / "train").iterdir()):
+        files = sorted(source.iterdir())
+        parts = {"train": files[:TRAIN], "val": files[TRAIN : TRAIN + HELD_OUT]}
+        for part, chosen in parts.items():
+            target = folder / part / source.name
+            target.mkdir(parents=True, exist_ok=True)
+            for file in chosen:
+                link = target / file.name
+                if not link.exists():
+                    link.symlink_to(file.resolve())
+    return folder
+
+
+def command(row: str, seed: int, data: Path, out: Path) -> list[str]:
+    recipe = ("--recipe", str(HERE / "ablation.toml"), "--seed", str(seed))
+    where = ("--data", str(data), "--out", str(out), "--device", "cpu")
+    return [sys.executable, "-m", "cnsn_cli", "train", "--arch", ARCH, *ROWS[row], *recipe, *where]
+
+
+def run(row: str, seed: int, data: Path, out: Path) -> None:
+    epochs = 10
+    metrics = out / "metrics.jsonl"
+    if metrics.exists() and len(metrics.read_text().splitlines()) == epochs:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / "log", "w") as log:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(
+            [*command(row, seed, data, out), "--force"], stderr=log, stdout=log, env=environment, check=True
+        )
+    print(f"{row}, seed {seed}: {accuracies(out)}", flush=True)
+
+
+def accuracies(out: Path) -> list[float]:
+    """Of base, k=2 and k=7 after the last epoch, in %."""
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    return [round(100 * result["accuracy"], 2) for result in last["results"]]
+
+
+def table(rows: Sequence[str], seeds: Sequence[int], runs: Path) -> str:
+    lines = ["| row | seeds | base | k=2 | k=7 |", "|---|---|---|---|---|"]
+    for row in rows:
+        found = [accuracies(folder) for seed in seeds if (folder := place(runs, row, seed)).exists()]
+        cells = [_cell(values) for values in zip(*found, strict=True)]
+        lines.append(f"| {row} | {len(found)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
+
+
+def place(runs: Path, row: str, seed: int) -> Path:
+    name = "".join(c if c.isalnum() or c in "=." else "-" for c in row)
+    return runs / f"{name}-{seed}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("data", type=Path, help="CIFAR-10 as a folder of images")
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"))
+    chosen = parser.parse_args()
+    data = subset(chosen.data, chosen.runs / "data")
+    with ThreadPoolExecutor(chosen.jobs) as pool:
+        jobs = [
+            pool.submit(run, row, seed, data, place(chosen.runs, row, seed))
+            for seed, row in product(chosen.seeds, chosen.rows)
+        ]
+        for job in jobs:
+            job.result()
+    print(table(chosen.rows, chosen.seeds, chosen.runs))
+
+
+if __name__ == "__main__":
+    main()

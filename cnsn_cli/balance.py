@@ -1,0 +1,60 @@
+"""How strongly sub-models pull at the units that they share with the base-model.
+
+Late in training the base-model is nearly right and its gradient small, while a weak sub-model's stays large.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cnsn_cli.network import Cnsn, Model
+
+
+@dataclass(frozen=True)
+class Pull:
+    """The gradients of a sub-model and of the base-model in the parameters that both use.
+
+    `scale` is the weight of the sub-model's; `norm` and `base_norm` are Euclidean, without it; `cosine` lies
+    between -1 and 1.
+    """
+
+    name: str
+    scale: float
+    norm: float
+    base_norm: float
+    cosine: float
+
+
+def undo_in_step_downs(network: Cnsn | Model, scales: Sequence[float]) -> None:
+    """Divide the gradients in the step-down convs by `scales`, which thus weigh the shared units alone.
+
+    That is exact because a gradient is proportional to the weight of its loss.
+    """
+    for submodel, scale in zip(network.models()[1:], scales, strict=True):
+        if scale != 1:
+            for parameter in submodel.step_down.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.div_(scale)
+
+
+def measure(network: Cnsn | Model, losses: Tensor, scales: Sequence[float]) -> list[Pull]:
+    """The pull of every sub-model, from the losses (models,) of a forward pass; its graph is kept."""
+    pulls = []
+    for submodel, loss, scale in zip(network.models()[1:], losses[1:], scales, strict=True):
+        own = {id(parameter) for parameter in submodel.step_down.parameters()}
+        shared = [p for p in submodel.parameters() if p.requires_grad and id(p) not in own]
+        if shared:
+            theirs, base = (_gradient(source, shared) for source in (loss, losses[0]))
+            norm, base_norm = theirs.norm(), base.norm()
+            cosine = theirs @ base / (norm * base_norm).clamp(min=torch.finfo(norm.dtype).tiny)
+            pulls.append(Pull(submodel.name, scale, norm.item(), base_norm.item(), cosine.item()))
+    return pulls
+
+
+def _gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    gradients = torch.autograd.grad(
+        loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return torch.cat([gradient.flatten() for gradient in gradients])

@@ -1,0 +1,78 @@
+"""What is trained: a network with sub-models, one sub-model alone, or sub-models on a finished base-model."""
+
+from pathlib import Path
+
+import torch
+
+from cnsn_cli import registry
+from cnsn_cli.checkpoint import load, versions
+from cnsn_cli.complexity import model_costs
+from cnsn_cli.device import Precision
+from cnsn_cli.errors import CheckpointError, RecipeError
+from cnsn_cli.metadata import FORMAT, Metadata, ModelRecord, read_metadata
+from cnsn_cli.network import Cnsn, Model
+from cnsn_cli.recipe import Recipe
+from cnsn_cli.task import Task
+from cnsn_cli.tensorfile import read_header
+
+
+def build_network(
+    arch: str, exits: tuple[int, ...], task: Task, recipe: Recipe, drop: int | None = None
+) -> Cnsn | Model:
+    """A network with random weights, drawn with the seed of the recipe.
+
+    With `drop` it is the sub-model at that detach point by itself, which shares nothing.
+    """
+    torch.manual_seed(recipe.seed)
+    cuts = exits if drop is None else (drop,)
+    network = Cnsn(registry.build(arch, task), cuts, task, recipe.bn, recipe.step_down)
+    return network if drop is None else network.model(1)
+
+
+def load_base(path: Path, arch: str) -> Model:
+    """The base-model of a whole network or of a detached file; raises CheckpointError where there is none."""
+    metadata = read_metadata(path, read_header(path))
+    if metadata.arch != arch:
+        raise CheckpointError(f"{path} holds {metadata.arch}, not {arch}: leave out --arch")
+    base = load(path).models()[0]
+    if base.drops or metadata.folded:
+        kind = "a base-model with folded BN" if metadata.folded else f"{base.name} alone"
+        raise CheckpointError(f"{path} holds {kind}: --freeze-base takes a whole network or its base-model")
+    return base
+
+
+def build_around(base: Model, arch: str, exits: tuple[int, ...], recipe: Recipe) -> Cnsn:
+    """A network whose base-model is `base`, frozen; only its sub-models are new, and are to be trained."""
+    if not exits:
+        raise RecipeError("--freeze-base trains sub-models only: give --exits")
+    if recipe.bn == "shared":
+        raise RecipeError('bn = "shared" changes the BN statistics of a frozen base-model: use "private"')
+    network = build_network(arch, exits, base.task, recipe)
+    assert isinstance(network, Cnsn)
+    network.load_state_dict(base.state_dict(), strict=False)
+    network.freeze_base()
+    return network
+
+
+def describe(
+    network: Cnsn | Model, arch: str, data: str, recipe: Recipe, precision: Precision = "fp32"
+) -> Metadata:
+    """All that can be said of a network before it is trained."""
+    models = [
+        ModelRecord(first_unit=model.first_unit, **vars(cost))
+        for model, cost in zip(network.models(), model_costs(network), strict=True)
+    ]
+    return Metadata(
+        format=FORMAT,
+        kind="network" if isinstance(network, Cnsn) else "detached",
+        arch=arch,
+        provider=registry.provider(registry.find(arch)),
+        task=network.task,
+        bn=recipe.bn,
+        step_down=recipe.step_down,
+        precision=precision,
+        models=models,
+        data=data,
+        recipe=recipe.model_dump(mode="json"),
+        versions=versions(),
+    )

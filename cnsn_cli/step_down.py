@@ -1,0 +1,60 @@
+"""The step-down convolution: from the image to the feature map that the first kept layer expects."""
+
+from itertools import pairwise
+
+from torch import nn
+
+Shape = tuple[int, int, int]
+KERNEL = 3
+FEWEST_CHANNELS = 8
+
+
+def patch(image_shape: Shape, feature_shape: Shape) -> nn.Sequential:
+    """Images (N, C, S, S) -> features (N, c, f, f): a conv without padding, then BN and ReLU.
+
+    Per axis, stride = S // f and kernel = S - (f - 1) * stride; where f divides S the kernel is the
+    stride, as in the paper.
+    """
+    (channels, height, width), (out, target_height, target_width) = image_shape, feature_shape
+    stride = height // target_height, width // target_width
+    kernel = height - (target_height - 1) * stride[0], width - (target_width - 1) * stride[1]
+    return _conv(nn.Conv2d(channels, out, kernel, stride))
+
+
+def stem(image_shape: Shape, feature_shape: Shape) -> nn.Sequential:
+    """The same from several 3x3 convs of stride 2, each with BN and ReLU; a `patch` where none fits.
+
+    Convs halve the image while it stays as large as the features; if it is larger then, a `patch` takes the
+    last step. The last conv doubles the channels and those before it quadruple them, so that most of the
+    MACs lie where the image is small: VGG-16, k=7 takes 3 -> 32 -> 128 -> 256 channels.
+    """
+    (channels, *size), (out, *target) = image_shape, feature_shape
+    sizes = _halvings(size, target)
+    if not sizes:
+        return patch(image_shape, feature_shape)
+    exact = sizes[-1] == target
+    before_last = len(sizes) - exact
+    widths = [max(FEWEST_CHANNELS, out // 2 // 4**later) for later in reversed(range(before_last))]
+    steps = [channels, *widths, *([out] if exact else [])]
+    layers = [_conv(nn.Conv2d(few, many, KERNEL, 2, padding=1)) for few, many in pairwise(steps)]
+    if not exact:
+        height, width = sizes[-1]
+        layers.append(patch((steps[-1], height, width), feature_shape))
+    return nn.Sequential(*layers)
+
+
+def _halvings(size: list[int], target: list[int]) -> list[list[int]]:
+    """The sizes that 3x3 convs of stride 2 with padding 1 lead through, none smaller than `target`."""
+    half = [(side + 1) // 2 for side in size]
+    if size == target or any(side < goal for side, goal in zip(half, target, strict=True)):
+        return []
+    return [half, *_halvings(half, target)]
+
+
+def _conv(conv: nn.Conv2d) -> nn.Sequential:
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(inplace=True))
+
+
+STEP_DOWNS = {"patch": patch, "stem": stem}

@@ -1,0 +1,141 @@
+"""What can be trained beside a network with sub-models: one of them alone, or new ones on a frozen base."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cnsn_cli.checkpoint import load
+from cnsn_cli.errors import CheckpointError, DataError, RecipeError
+from cnsn_cli.run import resume, train
+from tests.conftest import TINY
+from tests.test_resume import Stop, assert_same_run, stop_after
+
+
+def base_tensors(path) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in load_file(path).items() if not name.startswith("submodels")}
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.5, "distill": "base", "weight_decay": 0.1}])
+def test_a_frozen_base_stays_bit_identical_and_its_submodels_learn(
+    image_folder, checkpoint, tmp_path, quick, changes
+):
+    recipe = quick.model_copy(update={"epochs": 3, **changes})
+    run = train(TINY, (2, 6), str(image_folder), recipe, tmp_path, freeze_base=checkpoint)
+    before = base_tensors(checkpoint)
+    for name in ("best", "last"):
+        after = base_tensors(tmp_path / f"{name}.safetensors")
+        assert after.keys() == before.keys()
+        assert all(torch.equal(after[name], before[name]) for name in before)
+    assert [model.drops for model in run.models] == [0, 2, 6]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0]["results"][0] == lines[2]["results"][0]  # the base-model does as well as before
+    assert all(line[1]["loss"] < first[1]["loss"] for first, line in [(lines[0]["train"], lines[2]["train"])])
+
+
+def test_a_base_can_be_a_detached_file_and_names_its_architecture(cnsn, image_folder, checkpoint, tmp_path):
+    base, out = tmp_path / "base.safetensors", tmp_path / "run"
+    cnsn("detach", checkpoint, "--submodel", "base", "-o", base)
+    words = ("--exits", "3", "--data", image_folder, "--recipe", "quick", "--epochs", 1, "--out", out)
+    result = cnsn("train", "--freeze-base", base, *words, "--json")
+    assert result.code == 0, result.err
+    assert [model["drops"] for model in json.loads(result.out)["models"]] == [0, 3]
+    before, after = load_file(base), base_tensors(out / "last.safetensors")
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert load(out / "last.safetensors").task == load(base).task
+
+
+def test_a_run_on_a_frozen_base_goes_on(image_folder, checkpoint, tmp_path, quick):
+    recipe = quick.model_copy(update={"epochs": 2, "ema": 0.5})
+    train(TINY, (2,), str(image_folder), recipe, tmp_path / "whole", freeze_base=checkpoint)
+    with pytest.raises(Stop):
+        train(
+            TINY,
+            (2,),
+            str(image_folder),
+            recipe,
+            tmp_path / "cut",
+            freeze_base=checkpoint,
+            watch=stop_after(1),
+        )
+    resume(tmp_path / "cut")
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_bases_that_cannot_be_frozen(cnsn, image_folder, checkpoint, tmp_path, quick):
+    small, folded = tmp_path / "small.safetensors", tmp_path / "folded.safetensors"
+    cnsn("detach", checkpoint, "--submodel", 0, "-o", small)
+    cnsn("detach", checkpoint, "--submodel", "base", "--fold-bn", "-o", folded)
+
+    def run(base, arch=TINY, exits=(2,), recipe=quick, data=str(image_folder)):
+        train(arch, exits, data, recipe, tmp_path / "run", freeze_base=base)
+
+    with pytest.raises(CheckpointError, match="holds submodel0 alone: --freeze-base takes a whole network"):
+        run(small)
+    with pytest.raises(CheckpointError, match="holds a base-model with folded BN"):
+        run(folded)
+    with pytest.raises(CheckpointError, match=r"holds vgg11:width=0.0625, not vgg11: leave out --arch"):
+        run(checkpoint, arch="vgg11")
+    with pytest.raises(RecipeError, match="--freeze-base trains sub-models only: give --exits"):
+        run(checkpoint, exits=())
+    with pytest.raises(RecipeError, match='bn = "shared" changes the BN statistics of a frozen base-model'):
+        run(checkpoint, recipe=quick.model_copy(update={"bn": "shared"}))
+    with pytest.raises(
+        DataError, match=r"digits has classes \('0', .*, .* was trained on \('bright', 'dark'\)"
+    ):
+        run(checkpoint, data="digits")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("step_down", ["patch", "stem"])
+def test_a_submodel_trained_alone(cnsn, image_folder, tmp_path, step_down):
+    words = ("--arch", TINY, "--data", image_folder, "--recipe", "quick", "--epochs", 4, "--lr", 0.01)
+    words += ("--batch-size", 8, "--step-down", step_down, "--out", tmp_path / "run")
+    result = cnsn("train", "--drop", 4, *words, "--json")
+    assert result.code == 0, result.err
+    (model,) = json.loads(result.out)["models"]
+    assert (model["name"], model["drops"]) == ("submodel0", 4)
+    assert model["accuracy"] >= 0.9
+    path = tmp_path / "run" / "best.safetensors"
+    assert not any(name.startswith(("units.0.", "submodels.")) for name in load_file(path))
+    evaluated = json.loads(cnsn("eval", path, "--json").out)["models"]
+    assert evaluated[0]["accuracy"] == model["accuracy"]
+    assert evaluated[0]["loss"] == model["loss"]
+    assert "trained alone" in cnsn("info", path).out
+    beside = json.loads(
+        cnsn("mac", "--arch", TINY, "--exits", "4", "--classes", 2, "--step-down", step_down, "--json").out
+    )
+    assert {key: model[key] for key in ("macs", "parameters")} == {
+        key: beside["models"][1][key] for key in ("macs", "parameters")
+    }
+
+
+def test_a_run_of_one_submodel_goes_on(image_folder, tmp_path, quick):
+    recipe = quick.model_copy(update={"epochs": 2, "ema": 0.9})
+    train(TINY, (), str(image_folder), recipe, tmp_path / "whole", drop=4)
+    with pytest.raises(Stop):
+        train(TINY, (), str(image_folder), recipe, tmp_path / "cut", drop=4, watch=stop_after(1))
+    resume(tmp_path / "cut")
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--arch", TINY), "give --arch and --exits, --arch and --drop, or --resume"),
+        (("--arch", TINY, "--exits", "1", "--drop", "2"), "give --arch and --exits"),
+        (("--drop", "2"), "give --arch and --exits"),
+        (("--arch", TINY, "--drop", "2", "--freeze-base", "x"), "there is no base-model to freeze"),
+    ],
+)
+def test_options_that_do_not_go_together(cnsn, words, message):
+    result = cnsn("train", *words)
+    assert result.code == 2
+    assert message in " ".join(result.err.replace("│", " ").split())
+
+
+def test_dropping_everything_is_refused(cnsn, image_folder):
+    result = cnsn("train", "--arch", TINY, "--drop", 8, "--data", image_folder)
+    assert result.code == 1
+    assert result.err.startswith("cnsn: 8 is no detach point")
