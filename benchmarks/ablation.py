@@ -32,7 +32,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "distill: base": (*SUBMODELS, "--distill", "base"),
     "distill: chain": (*SUBMODELS, "--distill", "chain"),
     "gradient scale 0.5, 0.25": (*SUBMODELS, "--gradient-scale", "0.5,0.25"),
-    "gradient scale 1 to 0.1": (*SUBMODELS, "--gradient-scale-end", "0.1"),
+    "gradient scale 1 to 0.1": (*SUBMODELS, "--final-scale", "0.1"),
     "nesterov": (*SUBMODELS, "--nesterov"),
     "linear schedule": (*SUBMODELS, "--schedule", "linear"),
     "no decay of BN and biases": (*SUBMODELS, "--no-decay-norms"),

@@ -23,54 +23,36 @@ PRESETS_FOLDER = Path(__file__).parent / "recipes"
 
 
 class Recipe(BaseModel):
-    """Everything that decides how a network is trained. The descriptions are the help of `cnsn train`."""
+    """Everything that decides how a network is trained; `cnsn train --help` says what each word means."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)
-    lr: float = Field(gt=0, description="Learning rate.")
+    lr: float = Field(gt=0)
     momentum: float = Field(ge=0, lt=1)
-    nesterov: bool = Field(False, description="Nesterov momentum.")
+    nesterov: bool = False
     weight_decay: float = Field(ge=0)
-    decay_norms: bool = Field(True, description="Weight decay on biases and BN too.")
-    schedule: Literal["step", "cosine", "linear"] = Field(
-        description="How the learning rate falls: at milestones, or to 0 at the end."
-    )
-    milestones: tuple[PositiveInt, ...] = Field(
-        (), description="Epochs such as 50,100 after which the learning rate falls."
-    )
-    gamma: float = Field(0.1, gt=0, le=1, description="By what factor it falls then.")
-    warmup_epochs: float = Field(0, ge=0, description="Epochs in which the learning rate rises to --lr.")
+    decay_norms: bool = True
+    schedule: Literal["step", "cosine", "linear"]
+    milestones: tuple[PositiveInt, ...] = ()
+    gamma: float = Field(0.1, gt=0, le=1)
+    warmup_epochs: float = Field(0, ge=0)
     label_smoothing: float = Field(0, ge=0, lt=1)
-    ema: float = Field(
-        0, ge=0, lt=1, description="Decay of the average of the weights that is kept; 0: no average."
-    )
-    crop_padding: int = Field(0, ge=0, le=256, description="Pixels to pad before a random crop.")
-    flip: Literal["none", "random", "alternating"] = Field(
-        "none", description="Mirror images at random, or every other epoch."
-    )
-    cutout: int = Field(0, ge=0, le=1024, description="Side of the square that is blanked, in pixels.")
-    mix: Literal["none", "mixup", "cutmix"] = Field("none", description="Mix each image with another one.")
-    mix_alpha: float = Field(1, gt=0, description="Their shares follow Beta(alpha, alpha).")
-    val_split: float = Field(
-        0, ge=0, lt=1, description="Share of the training images that selects the best epoch; 0: test images."
-    )
-    bn: Literal["private", "shared"] = Field("private", description="BN statistics per model, or one set.")
-    step_down: Literal["patch", "stem"] = Field(
-        "patch", description="One conv without overlap, or 3x3 convs of stride 2."
-    )
-    distill: Literal["none", "base", "chain"] = Field(
-        "none", description="Sub-models learn from the base-model, or each from the one before."
-    )
-    distill_weight: float = Field(0.5, ge=0, le=1, description="Share of the teacher beside the labels.")
-    distill_temperature: float = Field(2, gt=0)
-    gradient_scale: tuple[PositiveFloat, ...] = Field(
-        (1.0,), min_length=1, description="Weight of the sub-models in the shared units: 0.5, or 0.5,0.25."
-    )
-    gradient_scale_end: tuple[PositiveFloat, ...] = Field(
-        (), description="That weight at the last step; by default it stays."
-    )
+    ema: float = Field(0, ge=0, lt=1)
+    crop_padding: int = Field(0, ge=0, le=256)
+    flip: Literal["none", "random", "alternating"] = "none"
+    cutout: int = Field(0, ge=0, le=1024)
+    mix: Literal["none", "mixup", "cutmix"] = "none"
+    mix_alpha: float = Field(1, gt=0)
+    val_split: float = Field(0, ge=0, lt=1)
+    bn: Literal["private", "shared"] = "private"
+    step_down: Literal["patch", "stem"] = "patch"
+    distill: Literal["none", "base", "chain"] = "none"
+    distill_weight: float = Field(0.5, ge=0, le=1)
+    temperature: float = Field(2, gt=0)
+    gradient_scale: tuple[PositiveFloat, ...] = Field((1.0,), min_length=1)
+    final_scale: tuple[PositiveFloat, ...] = ()
     seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
@@ -108,7 +90,7 @@ class Recipe(BaseModel):
         Raises RecipeError where the recipe gives weights for another number of sub-models.
         """
         starts = _one_each("gradient_scale", self.gradient_scale, submodels)
-        ends = _one_each("gradient_scale_end", self.gradient_scale_end or self.gradient_scale, submodels)
+        ends = _one_each("final_scale", self.final_scale or self.gradient_scale, submodels)
         return [start + (end - start) * progress for start, end in zip(starts, ends, strict=True)]
 
     def unreached_milestones(self) -> tuple[int, ...]:

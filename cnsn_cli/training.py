@@ -161,7 +161,7 @@ class Trainer:
         recipe = self.recipe
         distillation = None
         if recipe.distill != "none":
-            distillation = Distillation(recipe.distill, recipe.distill_weight, recipe.distill_temperature)
+            distillation = Distillation(recipe.distill, recipe.distill_weight, recipe.temperature)
         return partial(
             multi_model_loss,
             label_smoothing=recipe.label_smoothing,

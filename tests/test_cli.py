@@ -4,11 +4,14 @@ import json
 import re
 import subprocess
 import sys
+from typing import get_origin
 
 import pytest
 
+from cnsn_cli.commands.hyperparameters import OPTIONS
 from cnsn_cli.commands.output import printable
 from cnsn_cli.errors import CnsnError
+from cnsn_cli.recipe import Recipe
 from tests.conftest import TINY
 
 
@@ -235,8 +238,8 @@ FLAGS = {
     "decay_norms": False, "schedule": "linear", "milestones": (3, 5), "gamma": 0.3, "warmup_epochs": 0.5,
     "label_smoothing": 0.2, "ema": 0.9, "crop_padding": 1, "flip": "alternating", "cutout": 3,
     "mix": "mixup", "mix_alpha": 0.4, "val_split": 0.25, "bn": "private", "step_down": "stem",
-    "distill": "chain", "distill_weight": 0.7, "distill_temperature": 4.0, "gradient_scale": (0.5, 0.25),
-    "gradient_scale_end": (0.1,), "seed": 9,
+    "distill": "chain", "distill_weight": 0.7, "temperature": 4.0, "gradient_scale": (0.5, 0.25),
+    "final_scale": (0.1,), "seed": 9,
 }  # fmt: skip
 
 
@@ -259,6 +262,13 @@ def words(key: str, value: object) -> list[object]:
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
     return [f"--{name}", ",".join(map(str, value)) if isinstance(value, tuple) else value]
+
+
+def test_hyperparameters_are_those_of_a_recipe():
+    assert list(OPTIONS) == list(Recipe.model_fields)
+    for name, field in Recipe.model_fields.items():
+        is_list = get_origin(field.annotation) is tuple
+        assert OPTIONS[name][0] == (str if is_list else field.annotation), name
 
 
 def test_every_flag_reaches_the_recipe(cnsn, called):

@@ -86,6 +86,12 @@ def test_importing_the_package_is_light():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_the_command_line_starts_without_recipes():
+    """Building their pydantic models takes a tenth of a second."""
+    code = "import sys, cnsn_cli.main; assert not {'torch', 'cnsn_cli.recipe'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_architectures_is_no_top_level_package_of_an_installation(tmp_path):
     code = "import importlib.util as u; assert u.find_spec('architectures') is None"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

@@ -14,7 +14,7 @@ def test_paper_is_the_recipe_of_section_3():
     assert recipe.weight_decay == 6e-4
     assert (recipe.bn, recipe.step_down, recipe.distill, recipe.mix) == ("private", "patch", "none", "none")
     assert (recipe.nesterov, recipe.decay_norms, recipe.ema, recipe.cutout) == (False, True, 0, 0)
-    assert (recipe.label_smoothing, recipe.gradient_scale, recipe.gradient_scale_end) == (0, (1,), ())
+    assert (recipe.label_smoothing, recipe.gradient_scale, recipe.final_scale) == (0, (1,), ())
     assert load_recipe("paper", baseline=True).weight_decay == 6e-3
     assert load_recipe("paper", {"weight_decay": 1e-4}, baseline=True).weight_decay == 1e-4
 
@@ -45,7 +45,7 @@ def test_gradient_scales_of_each_submodel():
     assert load_recipe("paper").gradient_scales(3, 0.7) == [1, 1, 1]
     constant = load_recipe("paper", {"gradient_scale": (0.5, 0.25)})
     assert constant.gradient_scales(2, 0) == constant.gradient_scales(2, 1) == [0.5, 0.25]
-    annealed = load_recipe("paper", {"gradient_scale_end": (0.2,)})
+    annealed = load_recipe("paper", {"final_scale": (0.2,)})
     assert annealed.gradient_scales(2, 0) == [1, 1]
     assert annealed.gradient_scales(2, 0.5) == pytest.approx([0.6, 0.6])
     assert annealed.gradient_scales(2, 1) == pytest.approx([0.2, 0.2])
