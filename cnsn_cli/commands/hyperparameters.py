@@ -64,7 +64,7 @@ def with_hyperparameters(command: Callable[..., None]) -> Callable[..., None]:
 
 def _parameter(name: str) -> inspect.Parameter:
     kind, text = OPTIONS[name]
-    annotation: Any = Annotated[kind | None, typer.Option(help=text, rich_help_panel=PANEL)]  # type: ignore[valid-type]
+    annotation: Any = Annotated[kind | None, typer.Option(help=text, rich_help_panel=PANEL)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
