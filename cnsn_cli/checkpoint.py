@@ -2,22 +2,26 @@
 
 import hashlib
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from cnsn_cli import __version__, registry
-from cnsn_cli.errors import CheckpointError, CnsnError, OutputError
+from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError
 from cnsn_cli.files import replacing
 from cnsn_cli.folding import fold
 from cnsn_cli.metadata import KEY, Metadata, read_metadata
 from cnsn_cli.network import Cnsn, Model
 from cnsn_cli.tensorfile import Header, read_header
 
-FLOAT = "F32"
+DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}  # all that our files hold
+MOST_PARAMETERS = 20_000  # tensors, of an architecture that a file names
 
 
 def versions() -> dict[str, str]:
@@ -41,27 +45,24 @@ def on_cpu(tensor: Tensor) -> Tensor:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], key: str, text: str) -> None:
     """Write tensors, with one text as metadata. Raises OutputError."""
-    with replacing(path) as temporary:
-        try:
-            held = {name: on_cpu(tensor) for name, tensor in tensors.items()}
-            save_file(held, temporary, metadata={key: text})
-        except SafetensorError as error:  # also where the disk is full
-            raise OutputError(f"cannot write {path}: {error}") from error
+    content = serialise({name: on_cpu(tensor) for name, tensor in tensors.items()}, metadata={key: text})
+    with replacing(path) as file:
+        file.write(content)
 
 
 def load(path: str | Path) -> Cnsn | Model:
     """Read a whole network or a detached model, in eval mode on the CPU.
 
     Weights lie channels last, which is fastest for a few images. Every tensor is checked against the
-    architecture before it is read, and against its digest after. Raises CheckpointError, and
-    ArchitectureError where the architecture is not installed.
+    architecture before it is read, and against its digest after. Raises CheckpointError, also where a
+    weight is not finite, and ArchitectureError where the architecture is not installed.
     """
     path = Path(path)
     network, metadata = load_blank(path)
-    tensors = read_tensors(path)
+    tensors = read_tensors(path, metadata.sha256)
     for name, tensor in tensors.items():
-        if digest(tensor) != metadata.sha256.get(name):
-            raise CheckpointError(f"{path} is damaged: tensor {name!r} is not as it was saved")
+        if not _is_finite(tensor):
+            raise CheckpointError(f"{path} is of no use: tensor {name!r} holds NaN or infinite values")
     network.load_state_dict(tensors, assign=True)
     return network.to(memory_format=torch.channels_last).eval()
 
@@ -71,7 +72,7 @@ def load_blank(path: Path) -> tuple[Cnsn | Model, Metadata]:
     header = read_header(path)
     metadata = read_metadata(path, header)
     network = _blank(path, metadata)
-    _check_tensors(path, header, network)
+    check_tensors(path, header, network.state_dict())
     for model, record in zip(network.models(), metadata.models, strict=True):
         if (model.drops, model.first_unit) != (record.drops, record.first_unit):
             raise CheckpointError(f"{path} places {record.name} where its architecture has no detach point")
@@ -85,20 +86,48 @@ def digest(tensor: Tensor) -> str:
 
 def _blank(path: Path, metadata: Metadata) -> Cnsn | Model:
     try:
-        backbone = registry.build_blank(metadata.arch, metadata.task)
+        with _not_larger_than(MOST_PARAMETERS):
+            backbone = registry.build_blank(metadata.arch, metadata.task)
         with torch.device("meta"):
             network = Cnsn(backbone, metadata.exits, metadata.task, metadata.bn, metadata.step_down)
+        if metadata.kind == "network":
+            return network
+        model = network.models()[-1]
+        model.name = metadata.models[0].name
+        return fold(model) if metadata.folded else model
     except CnsnError as error:
         raise type(error)(f"{path}, made with {metadata.provider}: {error}") from error
-    if metadata.kind == "network":
-        return network
-    model = network.models()[-1]
-    model.name = metadata.models[0].name
-    return fold(model) if metadata.folded else model
+    except (RuntimeError, ValueError, TypeError, OverflowError) as error:  # sizes that no tensor can have
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} tells of a network that cannot be built: {reason}") from error
 
 
-def _check_tensors(path: Path, header: Header, network: nn.Module) -> None:
-    expected = network.state_dict()
+@contextmanager
+def _not_larger_than(most: int) -> Iterator[None]:
+    """Stops an architecture whose options, which come from a file, ask for a giant of layers."""
+    count = 0
+
+    def counted(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal count
+        count += 1
+        if count > most:
+            raise ArchitectureError(f"it takes more than {most:,} parameter tensors")
+
+    hook = register_module_parameter_registration_hook(counted)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return all(bound.isfinite() for bound in tensor.aminmax())  # one pass; NaN comes out of it
+
+
+def check_tensors(path: Path, header: Header, expected: dict[str, Tensor]) -> None:
+    """Raises CheckpointError unless a file has tensors of the names, shapes and dtypes `expected`."""
     for name in sorted(expected.keys() | header.entries.keys()):
         if name not in header.entries:
             raise CheckpointError(f"{path} lacks tensor {name!r} of its architecture")
@@ -108,17 +137,22 @@ def _check_tensors(path: Path, header: Header, network: nn.Module) -> None:
         if entry.shape != tuple(tensor.shape):
             shape = tuple(tensor.shape)
             raise CheckpointError(f"{path}: {name!r} has shape {entry.shape}, its architecture wants {shape}")
-        wanted = FLOAT if tensor.is_floating_point() else "I64"
+        wanted = DTYPES[tensor.dtype]
         if entry.dtype != wanted:
             raise CheckpointError(
                 f"{path}: {name!r} has dtype {entry.dtype}, its architecture wants {wanted}"
             )
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file. Raises CheckpointError."""
+def read_tensors(path: Path, sha256: dict[str, str]) -> dict[str, Tensor]:
+    """All tensors of a safetensors file. Raises CheckpointError where one does not fit its digest."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-    except SafetensorError as error:
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is broken: {error}") from error
+    for name in sorted(tensors.keys() | sha256.keys()):
+        if name not in tensors or digest(tensors[name]) != sha256.get(name):
+            raise CheckpointError(f"{path} is damaged: tensor {name!r} is not as it was saved")
+    return tensors

@@ -53,8 +53,8 @@ def detach(
         if fold_bn:
             model, metadata = _folded(model, metadata)
         return save(output, model, metadata)
-    with replacing(output) as temporary:
-        copy_tensors(checkpoint, header, names, temporary, metadata.to_json(), metadata.sha256)
+    with replacing(output) as file:
+        copy_tensors(checkpoint, header, names, file, metadata.to_json(), metadata.sha256)
     return metadata
 
 

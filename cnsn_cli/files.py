@@ -1,9 +1,10 @@
-"""Files appear whole or not at all, and never by accident on top of others."""
+"""The one writer: files appear whole or not at all, and never by accident on top of others."""
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from cnsn_cli.errors import OutputError
 
@@ -21,33 +22,41 @@ def check_output(path: Path, force: bool) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; what was written there takes its place when all went well.
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yields a new file beside `path`, which takes its place when all went well and is on the disk.
 
-    Raises OutputError where the system refuses; what stood at `path` is then still there.
+    Raises OutputError where the system refuses. Whenever the process or the machine stops, `path` holds
+    either what stood there before or all of the new content.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # by the umask; libraries that write files may choose another
-        yield temporary
-        temporary.chmod(mode)
-        _sync(temporary)
+        with open(temporary, "xb") as file:  # with permissions by the umask
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync(path.parent)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            os.unlink(temporary)
 
 
 def write_text(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def remove_leftovers(folder: Path, names: tuple[str, ...]) -> None:
+    """Remove what writes of the files `names` left behind that were killed. Nobody may be writing them."""
+    for name in names:
+        for path in folder.glob(f".{name}.*.tmp"):
+            path.unlink()
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -3,19 +3,22 @@
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cnsn_cli.errors import CheckpointError
 from cnsn_cli.task import LARGEST_IMAGE, Task
-from cnsn_cli.tensorfile import Header
+from cnsn_cli.tensorfile import Header, check_json
 
 KEY = "cnsn"  # the only one: safetensors shuffles several keys, and files would not be reproducible
 FORMAT = 1
-
+LONGEST_CLASS_NAME = 255  # as that of the folder it comes from
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+Text = Annotated[str, Field(max_length=4096)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Scalar = None | bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | Finite | Text
 
 
 class ModelRecord(BaseModel):
@@ -23,7 +26,7 @@ class ModelRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    name: str
+    name: Text
     drops: Count
     first_unit: Count
     macs: Count
@@ -38,7 +41,13 @@ class Selection(BaseModel):
     """Which images chose the epoch that a file holds."""
 
     images: Literal["test", "validation"]
-    epoch: int
+    epoch: Count
+
+
+class _Version(BaseModel):
+    """What all formats have in common."""
+
+    format: Count | None = None
 
 
 class Metadata(BaseModel):
@@ -54,8 +63,8 @@ class Metadata(BaseModel):
 
     format: int
     kind: Literal["network", "detached"]
-    arch: str
-    provider: str
+    arch: Text
+    provider: Text
     task: Task
     bn: Literal["private", "shared"]
     step_down: Literal["patch", "stem"] = "patch"
@@ -63,12 +72,12 @@ class Metadata(BaseModel):
     recalibrated: Count = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     models: list[ModelRecord] = Field(min_length=1)
-    data: str | None = None
-    recipe: dict[str, Any] = {}
+    data: Text | None = None
+    recipe: dict[Text, Scalar | list[Scalar]] = {}
     selection: Selection | None = None
-    versions: dict[str, str] = {}
-    sha256: dict[str, str] = {}
-    parent: str | None = None
+    versions: dict[Text, Text] = {}
+    sha256: dict[Text, Text] = {}
+    parent: Text | None = None
 
     @property
     def exits(self) -> tuple[int, ...]:
@@ -93,25 +102,32 @@ def read_metadata(path: Path, header: Header) -> Metadata:
     if text is None:
         raise CheckpointError(f"{path} was not written by cnsn: its metadata have no key {KEY!r}")
     try:
-        content = json.loads(text)
-        version = content.get("format") if isinstance(content, dict) else None
+        check_json(text)
+        version = _Version.model_validate_json(text).format
         if version != FORMAT:
             raise CheckpointError(
-                f"{path} has format {version!r}, this version reads format {FORMAT}: update cnsn-cli"
+                f"{path} has format {version}, this version reads format {FORMAT}: update cnsn-cli"
             )
         metadata = Metadata.model_validate_json(text, strict=True)
         _check(metadata)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise CheckpointError(f"{path} has broken metadata: {where}: {problem['msg']}") from error
-    except (ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} has broken metadata: {first_problem(error)}") from error
+    except ValueError as error:
         raise CheckpointError(f"{path} has broken metadata: {error}") from error
     return metadata
 
 
+def first_problem(error: ValidationError) -> str:
+    """The first thing that is wrong, and where it stands: `models.0.macs: Input should be ...`"""
+    problem = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(map(str, problem["loc"]))
+    return f"{where}: {problem['msg']}" if where else problem["msg"]
+
+
 def _check(metadata: Metadata) -> None:
     task, first = metadata.task, metadata.models[0]
+    if max(map(len, task.class_names), default=0) > LONGEST_CLASS_NAME:
+        raise ValueError(f"a class has a name of more than {LONGEST_CLASS_NAME} characters")
     if not (task.class_names and 0 < task.image_size <= LARGEST_IMAGE and 0 < task.in_channels <= 64):
         raise ValueError(f"its task has no classes, or images that are not of 1 to {LARGEST_IMAGE} pixels")
     finite = all(math.isfinite(value) for value in (*task.mean, *task.std))

@@ -1,7 +1,7 @@
 """A training run in a folder: from names of an architecture and a data set to files on the disk."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -14,12 +14,13 @@ from cnsn_cli.building import build_around, build_network, describe, load_base
 from cnsn_cli.checkpoint import load, save
 from cnsn_cli.data import Dataset, load_dataset
 from cnsn_cli.device import Precision, choose_device, default_precision, place
-from cnsn_cli.errors import DataError, OutputError, RecipeError, TrainingError
+from cnsn_cli.errors import DataError, RecipeError, TrainingError
 from cnsn_cli.evaluation import ModelResult, evaluate
 from cnsn_cli.files import write_text
 from cnsn_cli.metadata import ModelRecord, Selection
 from cnsn_cli.network import Model
 from cnsn_cli.recipe import Recipe
+from cnsn_cli.runfolder import check_space, locked, refuse_existing
 from cnsn_cli.split import Split
 from cnsn_cli.state import (
     Request,
@@ -31,8 +32,6 @@ from cnsn_cli.state import (
     save_state,
 )
 from cnsn_cli.training import Epoch, Step, Trainer
-
-FILES = ("best.safetensors", "last.safetensors", "state.safetensors", "metrics.jsonl", "recipe.toml")
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,9 @@ def train(
     trainer, dataset = prepare(request)
     if classes not in (None, dataset.task.num_classes):
         raise DataError(f"{data} has {dataset.task.num_classes} classes, not {classes}: leave out --classes")
-    return _run(Recorder(folder, trainer, request), dataset, watch)
+    with locked(folder):
+        refuse_existing(folder, force)  # once more, now that nobody else can fill it
+        return _run(Recorder(folder, trainer, request), dataset, watch)
 
 
 def resume(folder: str | Path, override: bool = False, watch: Watch = lambda event: None) -> Run:
@@ -115,7 +116,14 @@ def resume(folder: str | Path, override: bool = False, watch: Watch = lambda eve
     That holds on the same device, with the same versions and threads: where they differ, TrainingError is
     raised unless `override` accepts it. Raises CheckpointError where there is no such run.
     """
-    path = Path(folder) / "state.safetensors"
+    folder = Path(folder)
+    read_state(folder / "state.safetensors")  # there must be a run, before its folder is locked
+    with locked(folder):
+        return _resume(folder, override, watch)
+
+
+def _resume(folder: Path, override: bool, watch: Watch) -> Run:
+    path = folder / "state.safetensors"
     state = read_state(path)
     changed = differences(state.environment, environment(choose_device(state.request.device)))
     if changed and not override:
@@ -123,9 +131,10 @@ def resume(folder: str | Path, override: bool = False, watch: Watch = lambda eve
             f"{folder} was trained elsewhere ({changed}): give --override to go on all the same"
         )
     trainer, dataset = prepare(state.request)
-    restore(path, trainer)
+    restore(path, trainer, state)
     trainer.epoch = state.epoch
-    return _run(Recorder(Path(folder), trainer, state.request, state.metrics), dataset, watch)
+    recorder = Recorder(folder, trainer, state.request, state.metrics, state.epochs())
+    return _run(recorder, dataset, watch)
 
 
 def prepare(request: Request) -> tuple[Trainer, Dataset]:
@@ -172,16 +181,6 @@ def _run(recorder: "Recorder", dataset: Dataset, watch: Watch) -> Run:
     return recorder.finish(dataset.test)
 
 
-def refuse_existing(folder: Path, force: bool) -> None:
-    """Raises OutputError where `folder` holds a run and `force` is not given."""
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file: give --out another name")
-    if not force and any((folder / name).exists() for name in FILES):
-        raise OutputError(
-            f"{folder} holds a run already: give --force to replace it, or --out another folder"
-        )
-
-
 def split_off(dataset: Dataset, recipe: Recipe) -> tuple[Split, Split]:
     """The images to train on and those that choose the best epoch: the test images without `val_split`."""
     if recipe.selection == "test":
@@ -202,15 +201,21 @@ def split_off(dataset: Dataset, recipe: Recipe) -> tuple[Split, Split]:
 
 
 class Recorder:
-    """Writes the run folder after each epoch; `metrics` are the lines of the epochs before."""
+    """Writes the run folder after each epoch; `metrics` are the lines of the `epochs` before."""
 
-    def __init__(self, folder: Path, trainer: Trainer, request: Request, metrics: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        trainer: Trainer,
+        request: Request,
+        metrics: str = "",
+        epochs: Sequence[Epoch] = (),
+    ) -> None:
         self.folder, self.trainer, self.request, self.metrics = folder, trainer, request, metrics
-        folder.mkdir(parents=True, exist_ok=True)  # where that fails, it must not be after an epoch
+        check_space(folder, file_sizes(trainer))
         self.metadata = describe(
             trainer.network, request.arch, request.data, request.recipe, request.precision
         )
-        epochs = [epoch_of(line) for line in metrics.splitlines()]
         self.best = max(epochs, key=lambda epoch: epoch.mean_accuracy, default=None)
 
     def record(self, epoch: Epoch) -> None:
@@ -253,14 +258,11 @@ class Recorder:
         save_state(self.folder / "state.safetensors", self.trainer, state)
 
 
-def epoch_of(line: str) -> Epoch:
-    """An epoch from its line of metrics.jsonl."""
-    content = json.loads(line)
-    del content["selection"]
-    for part in ("train", "results"):
-        content[part] = [ModelResult(**result) for result in content[part]]
-    content["pulls"] = [Pull(**pull) for pull in content["pulls"]]
-    return Epoch(**content)
+def file_sizes(trainer: Trainer) -> dict[str, int]:
+    """Bytes of the large files of a run by name; the state has a momentum for each weight, maybe an average."""
+    weights = sum(tensor.nbytes for tensor in trainer.network.state_dict().values())
+    held = 3 if trainer.average else 2
+    return {"best.safetensors": weights, "last.safetensors": weights, "state.safetensors": held * weights}
 
 
 def with_results(models: list[ModelRecord], results: list[ModelResult]) -> list[ModelRecord]:

@@ -5,22 +5,26 @@ the state holds weights and their average, the optimizer's momentum, torch's ran
 and the metrics.
 """
 
+import hashlib
 import platform
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from torch import Tensor
 
-from cnsn_cli.checkpoint import read_tensors, write_tensors
+from cnsn_cli.checkpoint import check_tensors, digest, on_cpu, read_tensors, write_tensors
 from cnsn_cli.errors import CheckpointError
+from cnsn_cli.metadata import Count, first_problem
 from cnsn_cli.recipe import Recipe
-from cnsn_cli.tensorfile import read_header
-from cnsn_cli.training import Trainer
+from cnsn_cli.task import LARGEST_IMAGE
+from cnsn_cli.tensorfile import check_json, read_header
+from cnsn_cli.training import Epoch, Trainer
 
 KEY = "cnsn-state"
 NETWORK, MOMENTUM, AVERAGE, RANDOM = "network.", "momentum.", "average.", "random"
+EPOCH = TypeAdapter(Epoch)
 
 
 class Request(BaseModel):
@@ -29,12 +33,12 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     arch: str
-    exits: tuple[int, ...]
-    drop: int | None
+    exits: tuple[Count, ...]
+    drop: Count | None
     freeze_base: str | None
     data: str
     data_dir: str
-    image_size: int | None
+    image_size: int | None = Field(ge=1, le=LARGEST_IMAGE)
     in_channels: int
     device: str
     precision: Literal["fp32", "bf16"]
@@ -43,14 +47,39 @@ class Request(BaseModel):
 
 
 class State(BaseModel):
-    """`epoch` epochs of `request` are done, in `environment`; `metrics` are their lines of metrics.jsonl."""
+    """`epoch` epochs of `request` are done, in `environment`; `metrics` are their lines of metrics.jsonl.
+
+    `sha256` holds a digest per tensor.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
-    epoch: int
+    epoch: Count
     request: Request
     environment: dict[str, str]
     metrics: str
+    sha256: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> "State":
+        try:
+            epochs = self.epochs()
+        except ValidationError as error:
+            raise ValueError(f"a line of metrics: {first_problem(error)}") from error
+        numbers = [epoch.epoch for epoch in epochs]
+        if len(epochs) != self.epoch or numbers != list(range(1, len(epochs) + 1)):
+            raise ValueError(f"metrics are not those of {self.epoch} epochs")
+        models = ["base", *(f"submodel{number}" for number in range(len(self.request.exits)))]
+        if self.request.drop is not None:
+            models = ["submodel0"]
+        for epoch in epochs:
+            if [result.name for result in epoch.results] != models:
+                raise ValueError(f"metrics of epoch {epoch.epoch} are not those of {', '.join(models)}")
+        return self
+
+    def epochs(self) -> list[Epoch]:
+        """What the lines of `metrics` say."""
+        return [EPOCH.validate_json(line) for line in self.metrics.splitlines()]
 
 
 def environment(device: torch.device) -> dict[str, str]:
@@ -65,33 +94,58 @@ def environment(device: torch.device) -> dict[str, str]:
 
 def save_state(path: Path, trainer: Trainer, state: State) -> None:
     """Write the state of `trainer` after an epoch. Raises OutputError."""
-    tensors = {NETWORK + name: tensor for name, tensor in trainer.network.state_dict().items()}
-    if trainer.average:
-        tensors |= {AVERAGE + name: tensor for name, tensor in trainer.average.network.state_dict().items()}
+    tensors = _weights_and_random(trainer)
     for name, parameter in trainer.network.named_parameters():
         momentum = trainer.optimizer.state[parameter].get("momentum_buffer")
         if momentum is not None:
             tensors[MOMENTUM + name] = momentum
-    tensors[RANDOM] = torch.get_rng_state()
-    write_tensors(path, tensors, KEY, state.model_dump_json())
+    write_state(path, tensors, state)
+
+
+def _weights_and_random(trainer: Trainer) -> dict[str, Tensor]:
+    tensors = {NETWORK + name: tensor for name, tensor in trainer.network.state_dict().items()}
+    if trainer.average:
+        tensors |= {AVERAGE + name: tensor for name, tensor in trainer.average.network.state_dict().items()}
+    return {**tensors, RANDOM: torch.get_rng_state()}
+
+
+def write_state(path: Path, tensors: dict[str, Tensor], state: State) -> None:
+    """Write tensors and what goes with them; digests commit to both. Raises OutputError."""
+    held = {name: on_cpu(tensor) for name, tensor in tensors.items()}
+    sha256 = {name: digest(tensor) for name, tensor in held.items()}
+    text = state.model_copy(update={"sha256": sha256}).model_dump_json()
+    write_tensors(path, held, KEY, f"{text_digest(text)} {text}")
+
+
+def text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_state(path: Path) -> State:
     """What `save_state` wrote beside the tensors. Raises CheckpointError."""
-    text = read_header(path).metadata.get(KEY)
-    if text is None:
+    sealed = read_header(path).metadata.get(KEY)
+    if sealed is None:
         raise CheckpointError(f"{path} is no state of a training run")
+    seal, _, text = sealed.partition(" ")
     try:
+        if seal != text_digest(text):
+            raise CheckpointError(f"{path} is damaged: its metadata are not as they were saved")
+        check_json(text)
         return State.model_validate_json(text)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise CheckpointError(f"{path} is broken: {where}: {problem['msg']}") from error
+        raise CheckpointError(f"{path} is broken: {first_problem(error)}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is broken: {error}") from error
 
 
-def restore(path: Path, trainer: Trainer) -> None:
+def restore(path: Path, trainer: Trainer, state: State) -> None:
     """Put `trainer`, made for the same request, where the state says. Raises CheckpointError."""
-    tensors = read_tensors(path)
+    header, expected = read_header(path), _weights_and_random(trainer)
+    for name, parameter in trainer.network.named_parameters():
+        if MOMENTUM + name in header.entries:
+            expected[MOMENTUM + name] = parameter
+    check_tensors(path, header, expected)
+    tensors = read_tensors(path, state.sha256)
     try:
         trainer.network.load_state_dict(_part(tensors, NETWORK))
         if trainer.average:

@@ -8,6 +8,7 @@ framework; copying them from file to file, in any dtype, needs no array.
 import hashlib
 import json
 import struct
+from array import array
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -15,12 +16,22 @@ from typing import Any, BinaryIO, NamedTuple
 
 from cnsn_cli.errors import CheckpointError
 
-LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+# Files come from strangers. These limits bound the memory and the time that reading a header can take;
+# resnet152 with a sub-model at all of its 49 detach points has 12,000 tensors and a header of 3 MB.
+LARGEST_HEADER = 8 * 2**20  # bytes
+MOST_VALUES = 500_000  # of JSON
+LONGEST_NAME = 512
+MOST_AXES = 8
+LARGEST_SIZE = 2**48
 CHUNK = 2**20  # bytes
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
     "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
 }  # fmt: skip
+EXPONENTS = {
+    "F8_E4M3": 0x7F, "F8_E5M2": 0x7C, "F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F80_0000, "F64": 0x7FF0 << 48,
+}  # fmt: skip
+UNSIGNED = {8: "B", 16: "H", 32: "I", 64: "Q"}  # codes of the array module by bits
 
 
 class Entry(NamedTuple):
@@ -58,13 +69,9 @@ def read_header(path: Path) -> Header:
     except ValueError as error:
         raise CheckpointError(f"{path} is no safetensors file: {error}") from error
     try:
-        content = json.loads(raw, object_pairs_hook=_unique)
-        metadata = content.pop("__metadata__", {})
-        entries = {name: _entry(name, value) for name, value in content.items()}
+        entries, metadata = _parse(raw.decode())
         _check_layout(entries, size - 8 - len(raw))
-        if not all(isinstance(value, str) for value in metadata.values()):
-            raise ValueError("its metadata are no strings")
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is broken or truncated: {error}") from error
     return Header(entries, metadata, 8 + len(raw), hashlib.sha256(raw).hexdigest())
 
@@ -74,8 +81,27 @@ def _raw_header(file: BinaryIO, size: int) -> bytes:
         raise ValueError(f"it has {size} bytes")
     (length,) = struct.unpack("<Q", file.read(8))
     if not 2 <= length <= min(LARGEST_HEADER, size - 8):
-        raise ValueError(f"it starts with a header length of {length} in {size} bytes")
+        raise ValueError(
+            f"it starts with a header length of {length} in {size} bytes; at most {LARGEST_HEADER} are read"
+        )
     return file.read(length)
+
+
+def check_json(text: str) -> None:
+    """Raises ValueError where parsing `text` could take much more memory than an honest file needs."""
+    if sum(map(text.count, ",[{")) > MOST_VALUES:
+        raise ValueError(f"its JSON has more than {MOST_VALUES:,} values")
+
+
+def _parse(text: str) -> tuple[dict[str, Entry], dict[str, str]]:
+    check_json(text)
+    content = json.loads(text, object_pairs_hook=_unique)
+    if not isinstance(content, dict):
+        raise ValueError("its header is no JSON object")
+    metadata = content.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its metadata are no strings")
+    return {name: _entry(name, value) for name, value in content.items()}, metadata
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -85,15 +111,23 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _entry(name: str, value: dict[str, Any]) -> Entry:
-    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    numbers = [*shape, *offsets]
-    if dtype not in BITS or len(offsets) != 2 or not all(type(n) is int and n >= 0 for n in numbers):
-        raise ValueError(f"tensor {name!r} has an impossible description")
-    entry = Entry(dtype, tuple(shape), *offsets)
+def _entry(name: str, value: object) -> Entry:
+    if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+        raise ValueError(f"the name of a tensor is not 1 to {LONGEST_NAME} printable characters")
+    match value:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [start, end]} if (
+            dtype in BITS and len(shape) <= MOST_AXES and all(map(_is_size, (*shape, start, end)))
+        ):
+            entry = Entry(dtype, tuple(shape), start, end)
+        case _:
+            raise ValueError(f"tensor {name!r} has an impossible description")
     if entry.end - entry.start != prod(shape) * BITS[dtype] // 8:
         raise ValueError(f"tensor {name!r} has {entry.end - entry.start} bytes, not those of its shape")
     return entry
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST_SIZE
 
 
 def _check_layout(entries: dict[str, Entry], size: int) -> None:
@@ -107,24 +141,50 @@ def _check_layout(entries: dict[str, Entry], size: int) -> None:
         raise ValueError(f"it holds {size} bytes of tensors where its header tells of {position}")
 
 
+def all_finite(dtype: str, data: bytes) -> bool:
+    """False where a float in `data` is infinite or NaN: all bits of its exponent are ones.
+
+    A look at the highest byte of each value settles it for weights that are not above 1e38.
+    """
+    if dtype not in EXPONENTS:
+        return True
+    mask, size = EXPONENTS[dtype], BITS[dtype] // 8
+    top = mask >> 8 * (size - 1)
+    highest = data[size - 1 :: size]
+    if not any(byte in highest for byte in range(256) if byte & top == top):
+        return True
+    return not any(value & mask == mask for value in array(UNSIGNED[BITS[dtype]], data))
+
+
 def copy_tensors(
-    source: Path, header: Header, names: dict[str, str], target: Path, metadata: str, sha256: dict[str, str]
+    source: Path,
+    header: Header,
+    names: dict[str, str],
+    target: BinaryIO,
+    metadata: str,
+    sha256: dict[str, str],
 ) -> None:
     """Write a file with the tensors of `source` whose names are the values of `names`, under its keys.
 
-    Only their bytes are read. Raises CheckpointError where they do not fit `sha256`, digests by new name.
+    Only their bytes are read. Raises CheckpointError where they do not fit `sha256`, digests by new name,
+    and where they hold values that are not finite.
     """
     kept = {new: header.entries[old] for new, old in names.items()}
     kept = dict(sorted(kept.items(), key=lambda item: (item[1].start, item[0])))
-    with source.open("rb") as reader, target.open("wb") as writer:
-        writer.write(_new_header(kept, metadata))
+    with source.open("rb") as reader:
+        target.write(_new_header(kept, metadata))
         for name, entry in kept.items():
-            digest = hashlib.sha256()
+            digest, finite = hashlib.sha256(), True
             for chunk in _chunks(reader, header.data_start + entry.start, entry.end - entry.start):
                 digest.update(chunk)
-                writer.write(chunk)
+                finite = finite and all_finite(entry.dtype, chunk)
+                target.write(chunk)
             if digest.hexdigest() != sha256.get(name):
                 raise CheckpointError(f"{source} is damaged: tensor {names[name]!r} is not as it was saved")
+            if not finite:
+                raise CheckpointError(
+                    f"{source} is of no use: tensor {names[name]!r} holds NaN or infinite values"
+                )
 
 
 def _new_header(entries: dict[str, Entry], metadata: str) -> bytes:
@@ -142,8 +202,11 @@ def _new_header(entries: dict[str, Entry], metadata: str) -> bytes:
 def _chunks(file: BinaryIO, start: int, size: int) -> Iterator[bytes]:
     file.seek(start)
     while size > 0:
-        chunk = file.read(min(CHUNK, size))
+        try:
+            chunk = file.read(min(CHUNK, size))
+        except OSError as error:
+            raise CheckpointError(f"cannot read {file.name}: {error.strerror or error}") from error
         if not chunk:
-            raise CheckpointError("the file shrank while it was read")
+            raise CheckpointError(f"{file.name} shrank while it was read")
         size -= len(chunk)
         yield chunk

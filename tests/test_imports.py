@@ -11,7 +11,7 @@ import cnsn_cli
 
 ROOT = Path(__file__).parents[1]
 LIGHT = ("__init__", "__main__", "main", "errors", "registry", "task", "recipe", "files", "tensorfile")
-LIGHT += ("metadata", "detaching", "device")
+LIGHT += ("metadata", "detaching", "device", "runfolder")
 HEAVY = {"torch", "torchvision", "fvcore", "sklearn", "numpy", "PIL"}
 ONLY_IN = {
     "typer": {"main", "commands"},
@@ -21,10 +21,10 @@ ONLY_IN = {
 }
 
 ORDER = [
-    "errors", "task", "files", "recipe", "tensorfile", "metadata", "backbone", "registry", "images",
-    "norm", "loss", "step_down", "network", "averaging", "balance", "device", "folding", "complexity",
-    "checkpoint", "building", "split", "recalibration", "data", "detaching", "augmentation", "evaluation",
-    "training", "state", "run", "commands", "main",
+    "errors", "task", "files", "runfolder", "recipe", "tensorfile", "metadata", "backbone", "registry",
+    "images", "norm", "loss", "step_down", "network", "averaging", "balance", "device", "folding",
+    "complexity", "checkpoint", "building", "split", "recalibration", "data", "detaching", "augmentation",
+    "evaluation", "training", "state", "run", "commands", "main",
 ]  # fmt: skip
 
 

@@ -1,0 +1,79 @@
+"""The folder of a run: for one process at a time, and with room for what will be written."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from cnsn_cli.errors import OutputError
+from cnsn_cli.files import remove_leftovers
+
+FILES = ("best.safetensors", "last.safetensors", "state.safetensors", "metrics.jsonl", "recipe.toml")
+LOCK = ".lock"
+SMALL_FILES = 2**20  # bytes: metrics, recipe and headers
+
+_held: set[int] = set()
+
+
+def refuse_existing(folder: Path, force: bool) -> None:
+    """Raises OutputError where `folder` holds a run and `force` is not given."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file: give --out another name")
+    if not force and any((folder / name).exists() for name in FILES):
+        raise OutputError(
+            f"{folder} holds a run already: give --force to replace it, or --out another folder"
+        )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of `folder`, which is created where it is missing.
+
+    What killed writes left in it is removed. The system lets go of the lock when the process ends, however
+    it ends; the empty file `.lock` stays. Raises OutputError where another run holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    _held.add(descriptor)
+    try:
+        _lock(descriptor, folder)
+        remove_leftovers(folder, FILES)
+        yield
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OutputError(
+            f"another run is at work in {folder}: wait until it ends, or give --out another folder"
+        ) from error
+    except OSError as error:
+        raise OutputError(f"cannot lock {folder}: {error.strerror}") from error
+
+
+def _close_in_child() -> None:
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+# Workers that read images outlive a killed run by seconds; the lock must not.
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+def check_space(folder: Path, sizes: Mapping[str, int]) -> None:
+    """Raises OutputError unless files of `sizes` bytes by name fit, each replaced by way of a second copy."""
+    there = sum((folder / name).stat().st_size for name in sizes if (folder / name).exists())
+    needed = sum(sizes.values()) + max(sizes.values()) + SMALL_FILES - there
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutputError(
+            f"the files of the run take {needed / 2**20:,.1f} MiB, and {folder} has {free / 2**20:,.1f} MiB "
+            "free: make room, or give --out a folder on another disk"
+        )
