@@ -21,7 +21,7 @@ from cnsn_cli.network import Cnsn, Model
 from cnsn_cli.tensorfile import Header, read_header
 
 DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}  # all that our files hold
-MOST_PARAMETERS = 20_000  # tensors, of an architecture that a file names
+MOST_PARAMETERS = 10_000  # tensors, of an architecture that a file names
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from cnsn_cli.errors import DataError
+from cnsn_cli.imagefolder import find_images, quiet, read_image
 from cnsn_cli.images import to_pixels
 from cnsn_cli.metadata import Metadata
 from cnsn_cli.split import Split, from_files, in_memory
@@ -33,11 +35,12 @@ SPLIT_WORDS = {"train": "training", "test": "test"}
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test images, and the task that they define."""
+    """Training and test images, and the task that they define; `skipped` says why images were left out."""
 
     train: Split
     test: Split
     task: Task
+    skipped: tuple[str, ...] = ()
 
 
 class Source(NamedTuple):
@@ -48,31 +51,44 @@ class Source(NamedTuple):
     read: Callable[[int], Image.Image]
 
 
+@quiet()
 def load_dataset(
-    data: str, data_dir: str | Path = "data", image_size: int | None = None, in_channels: int = 3
+    data: str,
+    data_dir: str | Path = "data",
+    image_size: int | None = None,
+    in_channels: int = 3,
+    skip_bad: bool = False,
 ) -> Dataset:
     """Read `cifar10`, `cifar100`, `digits` or an image folder with `train/` and `test/` or `val/`.
 
     `image_size` resizes; without it images keep their size, as the first one shows it, up to 224 px.
-    The mean and standard deviation are those of the training images. Raises DataError.
+    The mean and standard deviation are those of the training images. Raises DataError, also for the first
+    image that cannot be read; with `skip_bad` all images of a folder are tried first, and bad ones left out.
     """
     if in_channels not in (1, 3):
         raise DataError(f"images are read with 1 or 3 channels, not {in_channels}")
-    source = open_source(data, "train", data_dir)
+    source, bad = _sound(open_source(data, "train", data_dir), skip_bad)
+    for number in set(range(len(source.class_names))) - set(source.labels):
+        raise DataError(f"no images of class {source.class_names[number]!r} in {data} that can be read")
     size = image_size or _default_size(data, source)
     train = _split(source, size, in_channels)
     mean, std = channel_statistics(train)
     task = Task(source.class_names, size, in_channels, mean, std)
-    return Dataset(train, load_test(data, task, data_dir), task)
+    test, bad_test = _read_split(data, "test", task, data_dir, skip_bad)
+    return Dataset(train, test, task, bad + bad_test)
 
 
 def load_test(data: str, task: Task, data_dir: str | Path = "data") -> Split:
     """Read the test images, with labels numbered as in `task`. Raises DataError for unknown classes."""
-    return _load_split(data, "test", task, data_dir)
+    return _read_split(data, "test", task, data_dir)[0]
 
 
-def _load_split(data: str, split: SplitName, task: Task, data_dir: str | Path) -> Split:
-    source = open_source(data, split, data_dir)
+@quiet()
+def _read_split(
+    data: str, split: SplitName, task: Task, data_dir: str | Path, skip_bad: bool = False
+) -> tuple[Split, tuple[str, ...]]:
+    """The images of one split, and the problems of those that `skip_bad` left out."""
+    source, bad = _sound(open_source(data, split, data_dir), skip_bad)
     numbers = {name: number for number, name in enumerate(task.class_names)}
     for name in source.class_names:
         if name not in numbers:
@@ -81,18 +97,25 @@ def _load_split(data: str, split: SplitName, task: Task, data_dir: str | Path) -
                 f"{task.num_classes} classes to tell apart: {_listed(task.class_names)}"
             )
     labels = [numbers[source.class_names[label]] for label in source.labels]
-    return _split(source._replace(labels=labels), task.image_size, task.in_channels)
+    return _split(source._replace(labels=labels), task.image_size, task.in_channels), bad
 
 
 def load_recorded(
-    split: SplitName, metadata: Metadata, data: str | None = None, data_dir: str | Path = "data"
-) -> Split:
-    """Images for the models of a file: of `data`, or of what they were trained on. Raises DataError."""
+    split: SplitName,
+    metadata: Metadata,
+    data: str | None = None,
+    data_dir: str | Path = "data",
+    skip_bad: bool = False,
+) -> tuple[Split, tuple[str, ...]]:
+    """Images for the models of a file: of `data`, or of what they were trained on. Raises DataError.
+
+    The second value says what is wrong with those that `skip_bad` left out.
+    """
     name = data or metadata.data
     if name is None:
         raise DataError("the file does not say what it was trained on: give --data")
     try:
-        return _load_split(name, split, metadata.task, data_dir)
+        return _read_split(name, split, metadata.task, data_dir, skip_bad)
     except DataError as error:
         if name != metadata.data or name in NAMED:
             raise
@@ -106,6 +129,32 @@ def open_source(data: str, split: SplitName, data_dir: str | Path) -> Source:
     if data in NAMED:
         return _cifar(data, split, Path(data_dir))
     return _folder(data, split)
+
+
+def _sound(source: Source, skip_bad: bool) -> tuple[Source, tuple[str, ...]]:
+    """With `skip_bad` the images that can be read, and what is wrong with the others."""
+    if not skip_bad:
+        return source, ()
+    with ThreadPoolExecutor() as pool:
+        problems = list(pool.map(partial(_problem, source.read), range(len(source.labels))))
+    sound = [number for number, problem in enumerate(problems) if problem is None]
+    bad = tuple(filter(None, problems))
+    if not sound:
+        raise DataError(f"none of {len(bad):,} images can be read; the first: {bad[0]}")
+    labels = [source.labels[number] for number in sound]
+    return Source(source.class_names, labels, partial(_chosen, source.read, sound)), bad
+
+
+def _problem(read: Callable[[int], Image.Image], number: int) -> str | None:
+    try:
+        read(number)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def _chosen(read: Callable[[int], Image.Image], chosen: list[int], number: int) -> Image.Image:
+    return read(chosen[number])
 
 
 def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -167,20 +216,16 @@ def _existing_or_downloaded(kind: Any, data_dir: Path, train: bool) -> Any:
 
 
 def _folder(data: str, split: SplitName) -> Source:
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
     folder = _split_folder(data, split)
     class_names = tuple(sorted(d.name for d in folder.iterdir() if d.is_dir() and d.name[0] != "."))
-    numbers = {name: number for number, name in enumerate(class_names)}
-    found = make_dataset(folder, numbers, IMG_EXTENSIONS, allow_empty=True) if numbers else []
-    samples = [(path, label) for path, label in found if not Path(path).name.startswith(".")]
+    samples = find_images(folder, class_names)
     if not samples:
         raise DataError(f"no images in {folder}: expected {folder}/<class>/<image>, one folder a class")
     empty = set(range(len(class_names))) - {label for _, label in samples}
     if empty and split == "train":
         raise DataError(f"no images of class {class_names[min(empty)]!r} in {folder}")
     paths = [path for path, _ in samples]
-    return Source(class_names, [label for _, label in samples], partial(_open, paths))
+    return Source(class_names, [label for _, label in samples], partial(_read, paths))
 
 
 def _split_folder(data: str, split: SplitName) -> Path:
@@ -204,13 +249,8 @@ def _from_array(pixels: "ndarray[Any, Any]", number: int) -> Image.Image:
     return Image.fromarray(pixels[number])
 
 
-def _open(paths: list[str], number: int) -> Image.Image:
-    try:
-        with Image.open(paths[number]) as image:
-            image.load()
-            return image
-    except Exception as error:  # Pillow's decoders raise many kinds
-        raise DataError(f"cannot read image {paths[number]}: {error}") from error
+def _read(paths: list[str], number: int) -> Image.Image:
+    return read_image(paths[number])
 
 
 def _default_size(data: str, source: Source) -> int:

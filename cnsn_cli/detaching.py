@@ -77,7 +77,8 @@ def _recalibrated(
     from cnsn_cli.data import load_recorded
     from cnsn_cli.recalibration import recalibrated
 
-    (model,) = recalibrated([model], load_recorded("train", metadata, data, data_dir), batches)
+    train, _ = load_recorded("train", metadata, data, data_dir)
+    (model,) = recalibrated([model], train, batches)
     # Figures of quality were measured with other statistics.
     record = metadata.models[0].model_copy(update={"accuracy": None, "loss": None})
     return model, metadata.model_copy(update={"recalibrated": batches, "models": [record]})

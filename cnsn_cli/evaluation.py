@@ -43,13 +43,17 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class Report:
-    """How all models of a file do on `images` test images of `data`; `classes` by model, where asked for."""
+    """How all models of a file do on `images` test images of `data`; `classes` by model, where asked for.
+
+    `skipped` says of each image that was left out what is wrong with it.
+    """
 
     data: str
     images: int
     costs: list[ModelCost]
     results: list[ModelResult]
     classes: dict[str, list[ClassResult]]
+    skipped: tuple[str, ...]
 
 
 def evaluate_file(
@@ -59,22 +63,26 @@ def evaluate_file(
     device: str = "auto",
     per_class: bool = False,
     recalibrate: int = 0,
+    skip_bad: bool = False,
 ) -> Report:
     """Evaluate every model of a file on test images, those of the data it was trained on by default.
 
-    With `recalibrate`, on BN statistics computed anew from so many batches of training images. Raises
-    CheckpointError for the file, DataError for the data.
+    With `recalibrate`, on BN statistics computed anew from so many batches of training images; with
+    `skip_bad`, images that cannot be read are left out. Raises CheckpointError for the file, DataError for
+    the data.
     """
     metadata = read_metadata(path, read_header(path))
     chosen = choose_device(device)
     network = load(path)
-    split = load_recorded("test", metadata, data, data_dir)
+    split, skipped = load_recorded("test", metadata, data, data_dir, skip_bad)
     costs = model_costs(network)
     models = place(network, chosen).models()
     if recalibrate:
-        models = recalibrated(models, load_recorded("train", metadata, data, data_dir), recalibrate)
+        train, bad = load_recorded("train", metadata, data, data_dir, skip_bad)
+        models, skipped = recalibrated(models, train, recalibrate), bad + skipped
     classes = {model.name: evaluate_classes(model, split) for model in models} if per_class else {}
-    return Report(data or str(metadata.data), len(split), costs, evaluate_models(models, split), classes)
+    results = evaluate_models(models, split)
+    return Report(data or str(metadata.data), len(split), costs, results, classes, skipped)
 
 
 def evaluate(network: Cnsn | Model, split: Split) -> list[ModelResult]:

@@ -12,11 +12,30 @@ def to_pixels(image: Image.Image, image_size: int, in_channels: int) -> Tensor:
     """A picture to uint8 (C, S, S): grey for one channel, else RGB; cut to a square around its middle."""
     import numpy as np
 
-    image = image.convert("L" if in_channels == 1 else "RGB")
+    image = eight_bits(image).convert("L" if in_channels == 1 else "RGB")
     if image.size != (image_size, image_size):
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
     pixels = np.array(image).reshape(image_size, image_size, in_channels)
     return from_numpy(pixels).permute(2, 0, 1)
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """A picture as grey or RGB with 8 bits a channel; transparency is dropped.
+
+    Raises ValueError where the range of its values is not known.
+    """
+    import numpy as np
+
+    if image.mode in ("L", "RGB"):
+        return image
+    if image.mode == "F":
+        raise ValueError("its pixels are floats of unknown range: save it with 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return image.convert("RGB")
+    values = np.asarray(image)  # 16 bits, which convert() would clip instead of scaling them
+    if values.min() < 0 or values.max() >= 2**16:
+        raise ValueError("its pixels are integers of unknown range: save it with 8 or 16 bits")
+    return Image.fromarray((values >> 8).astype(np.uint8))
 
 
 def preprocess(image: Image.Image, task: Task) -> Tensor:

@@ -36,7 +36,10 @@ from cnsn_cli.training import Epoch, Step, Trainer
 
 @dataclass(frozen=True)
 class Started:
-    """All is ready: what will be trained, on how many images, and which images choose the best epoch."""
+    """All is ready: what will be trained, on how many images, and which images choose the best epoch.
+
+    `skipped` says of each image that was left out what is wrong with it.
+    """
 
     train_images: int
     held_out_images: int
@@ -44,6 +47,7 @@ class Started:
     epochs_done: int
     selection: Literal["test", "validation"]
     device: torch.device
+    skipped: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,14 @@ def train(
     precision: Precision | None = None,
     compiled: bool | None = None,
     force: bool = False,
+    skip_bad: bool = False,
     watch: Watch = lambda event: None,
 ) -> Run:
     """Train a network and write the run folder `out`; `watch` is told of every event.
 
     With `drop` in place of `exits`, the sub-model at that detach point is trained alone. `freeze_base` names
-    a file whose base-model gets sub-models, and stays as it is. On CUDA `precision` is bf16 and the forward
+    a file whose base-model gets sub-models, and stays as it is. With `skip_bad`, images that cannot be read
+    are left out. On CUDA `precision` is bf16 and the forward
     pass `compiled` where nothing else is asked for. Raises a CnsnError; what was written after earlier
     epochs is then whole and stays.
     """
@@ -97,6 +103,7 @@ def train(
         data_dir=str(data_dir),
         image_size=image_size,
         in_channels=in_channels,
+        skip_bad=skip_bad,
         device=chosen.type,
         precision=precision or default_precision(chosen),
         compiled=chosen.type == "cuda" if compiled is None else compiled,
@@ -142,7 +149,9 @@ def prepare(request: Request) -> tuple[Trainer, Dataset]:
     registry.find(request.arch)
     arch, exits, recipe = request.arch, request.exits, request.recipe
     base = load_base(Path(request.freeze_base), arch) if request.freeze_base else None
-    dataset = load_dataset(request.data, request.data_dir, request.image_size, request.in_channels)
+    dataset = load_dataset(
+        request.data, request.data_dir, request.image_size, request.in_channels, request.skip_bad
+    )
     if base:
         dataset = _for_base(dataset, base, request)
     fitted, held_out = split_off(dataset, recipe)
@@ -173,7 +182,9 @@ def _run(recorder: "Recorder", dataset: Dataset, watch: Watch) -> Run:
     trainer = recorder.trainer
     selection = trainer.recipe.selection
     images = len(trainer.train), len(trainer.held_out)
-    watch(Started(*images, trainer.steps_per_epoch, trainer.epoch, selection, trainer.device))
+    watch(
+        Started(*images, trainer.steps_per_epoch, trainer.epoch, selection, trainer.device, dataset.skipped)
+    )
     for event in trainer.run():
         if isinstance(event, Epoch):
             recorder.record(event)

@@ -1,6 +1,7 @@
 """The images of a split: in memory where they fit, else read from files as training goes along."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ class FileSplit:
             num_workers=min(_cores(), MOST_WORKERS),
             collate_fn=_stacked,
             pin_memory=self.labels.device.type == "cuda",
+            worker_init_fn=_be_quiet,
         )
         for batch in loader:
             if isinstance(batch, DataError):
@@ -98,6 +100,11 @@ class _Files(TorchDataset[Tensor | DataError]):
             return self.read(number)
         except DataError as error:
             return error
+
+
+def _be_quiet(worker: int) -> None:
+    """Decoders warn without naming a file."""
+    warnings.simplefilter("ignore")
 
 
 def _stacked(images: list[Tensor | DataError]) -> Tensor | DataError:

@@ -40,6 +40,7 @@ class Request(BaseModel):
     data_dir: str
     image_size: int | None = Field(ge=1, le=LARGEST_IMAGE)
     in_channels: int
+    skip_bad: bool
     device: str
     precision: Literal["fp32", "bf16"]
     compiled: bool

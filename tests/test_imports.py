@@ -23,8 +23,8 @@ ONLY_IN = {
 ORDER = [
     "errors", "task", "files", "runfolder", "recipe", "tensorfile", "metadata", "backbone", "registry",
     "images", "norm", "loss", "step_down", "network", "averaging", "balance", "device", "folding",
-    "complexity", "checkpoint", "building", "split", "recalibration", "data", "detaching", "augmentation",
-    "evaluation", "training", "state", "run", "commands", "main",
+    "complexity", "checkpoint", "building", "split", "imagefolder", "recalibration", "data", "detaching",
+    "augmentation", "evaluation", "training", "state", "run", "commands", "main",
 ]  # fmt: skip
 
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnsn_cli.commands.options import DataDir, Device, Json, Recalibrate
-from cnsn_cli.commands.output import print_json, print_models, print_table
+from cnsn_cli.commands.options import DataDir, Device, Json, Recalibrate, SkipBad
+from cnsn_cli.commands.output import print_json, print_models, print_skipped, print_table
 
 if TYPE_CHECKING:
     from cnsn_cli.evaluation import ClassResult
@@ -23,12 +23,14 @@ def evaluate(
     device: Device = "auto",
     per_class: Annotated[bool, typer.Option(help="Show precision and recall of every class too.")] = False,
     recalibrate: Recalibrate = 0,
+    skip_bad: SkipBad = False,
     json: Json = False,
 ) -> None:
     """Measure accuracy and loss of every model in a file on the test images."""
     from cnsn_cli.evaluation import evaluate_file
 
-    report = evaluate_file(checkpoint, data, data_dir, device, per_class, recalibrate)
+    report = evaluate_file(checkpoint, data, data_dir, device, per_class, recalibrate, skip_bad)
+    print_skipped(report.skipped)
     models = [
         {**asdict(cost), **asdict(result)} for cost, result in zip(report.costs, report.results, strict=True)
     ]

@@ -28,6 +28,9 @@ Recalibrate = Annotated[
         show_default=False,
     ),
 ]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out images that cannot be read, and list them.")
+]
 SIDE = "Side of the images in pixels."
 ImageSize = Annotated[int | None, typer.Option(min=1, max=LARGEST_IMAGE, help=SIDE)]
 InChannels = Annotated[int, typer.Option(min=1, max=64, help="Channels of the images: 3, or 1 for grey.")]

@@ -1,6 +1,7 @@
 """What commands print: tables for people, JSON for programs, and nothing that a terminal would obey."""
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,14 @@ def _millions(count: int) -> str:
 def printable(text: str) -> str:
     """`text` with control characters spelled out, so that names from files cannot steer a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def print_skipped(problems: Sequence[str]) -> None:
+    """On stderr, what is wrong with the images that were left out."""
+    if problems:
+        print(f"images skipped: {len(problems):,}", file=sys.stderr)
+    for problem in problems:
+        print(f"  {printable(problem)}", file=sys.stderr)
 
 
 def print_json(content: Mapping[str, Any]) -> None:

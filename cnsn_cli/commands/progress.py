@@ -8,6 +8,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from cnsn_cli.commands.output import print_skipped
 from cnsn_cli.evaluation import ModelResult
 from cnsn_cli.recipe import Recipe
 from cnsn_cli.run import Started, Watch
@@ -61,6 +62,7 @@ class _Watcher:
 
 def _print_event(console: Console, event: Started | Step | Epoch, recipe: Recipe) -> None:
     if isinstance(event, Started):
+        print_skipped(event.skipped)
         console.print(_opening(event, recipe), soft_wrap=not console.is_terminal)
     elif isinstance(event, Epoch):
         console.print(

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cnsn_cli.commands.hyperparameters import with_hyperparameters
-from cnsn_cli.commands.options import DataDir, Device, Force, ImageSize, InChannels, Json, parse_exits
+from cnsn_cli.commands.options import (
+    DataDir,
+    Device,
+    Force,
+    ImageSize,
+    InChannels,
+    Json,
+    SkipBad,
+    parse_exits,
+)
 from cnsn_cli.commands.output import print_json, print_models, printable
 
 if TYPE_CHECKING:
@@ -46,6 +55,7 @@ def train(
         Path | None, typer.Option(help="The run folder.", show_default="runs/<arch>-<data>-<time>")
     ] = None,
     force: Force = False,
+    skip_bad: SkipBad = False,
     device: Device = "auto",
     precision: Annotated[
         Literal["fp32", "bf16"] | None, typer.Option(show_default="bf16 on CUDA, else fp32")
@@ -104,6 +114,7 @@ def train(
             precision=precision,
             compiled=compiled,
             force=force,
+            skip_bad=skip_bad,
             watch=watch,
         )
     report(finished, json)

@@ -1,0 +1,69 @@
+"""A folder of images, one folder a class: which files count, and how a stranger's picture is read."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from cnsn_cli.errors import DataError
+from cnsn_cli.images import eight_bits
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of others Pillow has PostScript run by Ghostscript
+MOST_PIXELS = 64_000_000  # 8,000 x 8,000; decoded, they take 256 MB
+
+
+def find_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[str, int]]:
+    """Path and class number of all images in the folders of `classes`, sorted within each."""
+    return [
+        (path, number) for number, name in enumerate(classes) for path in _images_below(str(folder / name))
+    ]
+
+
+def _images_below(folder: str) -> list[str]:
+    """Nothing hidden counts, and a folder counts once, even where links lead in a circle."""
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else [name for name in folders if name[0] != "."]
+        if real not in seen:
+            found += [(place, f) for f in files if f[0] != "." and f.lower().endswith(SUFFIXES)]
+        seen.add(real)
+    return [os.path.join(place, name) for place, name in sorted(found)]
+
+
+def read_image(path: str) -> Image.Image:
+    """A picture with 8 bits a channel. Raises DataError, which names the file, where that cannot be had."""
+    try:
+        return _decoded(path)
+    except Image.DecompressionBombError as error:  # Pillow's own limit, which is higher
+        raise DataError(f"cannot read image {path}: it has more than {MOST_PIXELS:,} pixels") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"cannot read image {path}: it is no sound {', '.join(FORMATS)} file") from error
+    except Exception as error:  # Pillow's decoders raise many kinds
+        raise DataError(f"cannot read image {path}: {error or type(error).__name__}") from error
+
+
+def _decoded(path: str) -> Image.Image:
+    if not os.path.isfile(path):  # a pipe would wait forever
+        raise ValueError("it is no ordinary file")
+    if os.path.getsize(path) == 0:
+        raise ValueError("it is empty")
+    with Image.open(path, formats=FORMATS) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(
+                f"its {image.width:,} x {image.height:,} pixels are more than {MOST_PIXELS:,}: shrink it"
+            )
+        image.load()
+        return eight_bits(image)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps Pillow's warnings from the user: they name no file, and what matters here is an error."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
