@@ -12,7 +12,7 @@ from cnsn_cli.commands.detach import detach
 from cnsn_cli.commands.eval import evaluate
 from cnsn_cli.commands.info import info
 from cnsn_cli.commands.mac import mac
-from cnsn_cli.commands.output import printable
+from cnsn_cli.commands.output import printable, shortened
 from cnsn_cli.commands.train import train
 from cnsn_cli.errors import CnsnError
 
@@ -52,5 +52,5 @@ def main() -> None:
         text = str(error)
         if isinstance(error, OSError) and error.filename:
             text = f"{error.filename}: {error.strerror}"
-        print(f"cnsn: {printable(text)}", file=sys.stderr)
+        print(f"cnsn: {printable(shortened(text))}", file=sys.stderr)
         sys.exit(1)

@@ -26,6 +26,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def shortened(text: str, most: int = 2000) -> str:
+    """`text` without its middle where it is too long to read."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
+
+
 def print_skipped(problems: Sequence[str]) -> None:
     """On stderr, what is wrong with the images that were left out."""
     if problems:

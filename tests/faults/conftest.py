@@ -1,0 +1,59 @@
+"""Tiny files to break: a whole network, a detached model, a folded one and the state of a run."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from cnsn_cli import registry
+from cnsn_cli.detaching import detach
+from cnsn_cli.recipe import load_recipe
+from cnsn_cli.run import train
+
+TINY_PLUGIN = """
+from torch import nn
+from cnsn_cli import Backbone
+
+def tiny(num_classes, in_channels, image_size, width=2, depth=2):
+    units = nn.Sequential()
+    for index in range(depth):
+        units.append(nn.Sequential(nn.Conv2d(in_channels if index == 0 else width, width, 3, 2, 1),
+                                   nn.BatchNorm2d(width), nn.ReLU()))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
+    return Backbone(units, head, (1,) * depth)
+"""
+
+
+@pytest.fixture
+def tiny(
+    distribution: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Path]:
+    """Files by kind, all of the architecture `tiny` on images of 8 x 8, in a folder of their own."""
+    distribution("tinynet", {"tinynet": TINY_PLUGIN}, {"tiny": "tinynet:tiny"})
+    known = registry.architectures()
+    monkeypatch.setattr(registry, "architectures", lambda: known)  # looking around takes longer than loading
+    data, run = tmp_path / "data", tmp_path / "run"
+    for split in ("train", "test"):
+        for number, name in enumerate(("a", "b")):
+            (data / split / name).mkdir(parents=True)
+            for index in range(4):
+                Image.new("RGB", (8, 8), (100 * number, 20 * index, 50)).save(
+                    data / split / name / f"{index}.png"
+                )
+    torch.set_num_threads(1)
+    train("tiny", (1,), str(data), load_recipe("quick", {"epochs": 1, "batch_size": 4}), run)
+    files = {"network": run / "best.safetensors", "state": run / "state.safetensors"}
+    files |= {"detached": run / "detached.safetensors", "folded": run / "folded.safetensors"}
+    detach(files["network"], "0", files["detached"])
+    detach(files["network"], "0", files["folded"], fold_bn=True)
+    return files
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Prints what was counted, and how long it took; `make faults` shows it."""
+    start = time.perf_counter()
+    return lambda text: print(f"\n{request.node.name}: {text}, {time.perf_counter() - start:.0f} s")

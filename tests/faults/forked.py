@@ -1,0 +1,90 @@
+"""Commands in forked children: torch is imported once, and each command still has a process of its own."""
+
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+CODE_EVENTS = (
+    "pickle.find_class",
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "socket.connect",
+)
+LIMIT = 30  # seconds
+
+
+class Ended(NamedTuple):
+    """How a command ended: `code` is negative for a signal, `memory` counts bytes beyond the imports."""
+
+    code: int
+    out: str
+    err: str
+    memory: int
+    seconds: float
+
+
+def run(words: list[object], ignored: tuple[str, ...] = ()) -> Ended:
+    """`cnsn words`. An event that runs code, unless `ignored`, is written to stderr as EXECUTED."""
+    from cnsn_cli.main import main
+
+    def command() -> None:
+        sys.argv = ["cnsn", *map(str, words)]
+        sys.addaudithook(lambda event, arguments: _tell(event, arguments, ignored))
+        main()
+
+    return forked(command)
+
+
+def forked(function: Callable[[], None]) -> Ended:
+    """Call `function` in a child; it is killed after LIMIT seconds."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        out, err, memory = (Path(folder) / name for name in ("out", "err", "memory"))
+        child = os.fork()
+        if child == 0:
+            _in_child(function, out, err, memory)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        used = int(memory.read_text()) if memory.exists() else 0
+        seconds = time.perf_counter() - start
+        return Ended(code, out.read_text(), err.read_text(), used, seconds)
+
+
+def _in_child(function: Callable[[], None], out: Path, err: Path, memory: Path) -> None:
+    code, before = 70, _memory("VmRSS")
+    try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(LIMIT)
+        sys.stdout, sys.stderr = out.open("w"), err.open("w")
+        try:
+            function()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        memory.write_text(str(_memory("VmHWM") - before))
+    finally:
+        os._exit(code)
+
+
+def _tell(event: str, arguments: tuple[object, ...], ignored: tuple[str, ...]) -> None:
+    if event in CODE_EVENTS and event not in ignored:
+        print("EXECUTED", event, arguments, file=sys.stderr)
+
+
+def _memory(field: str) -> int:
+    """VmRSS or VmHWM of this process, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise KeyError(field)

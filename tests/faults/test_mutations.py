@@ -1,0 +1,118 @@
+"""Mutated checkpoints end in one line of ours: no traceback, no hang, no great use of memory."""
+
+import itertools
+import random
+import resource
+import time
+
+import pytest
+
+from cnsn_cli.checkpoint import load
+from cnsn_cli.detaching import detach
+from cnsn_cli.errors import CheckpointError, CnsnError
+from cnsn_cli.state import read_state
+from cnsn_cli.tensorfile import read_header
+from tests.faults.forked import run
+from tests.faults.mutations import Mutator
+
+MEMORY = 200 * 2**20  # bytes
+SECONDS = 10  # a file that takes longer hangs
+
+
+def many(short: int, long: int) -> pytest.MarkDecorator:
+    """A short version for `make test`, a long one for `make faults`."""
+    counts = [short, pytest.param(long, marks=pytest.mark.faults)]
+    return pytest.mark.parametrize("count", counts)
+
+
+def peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@many(1_500, 1_000_000)
+def test_through_the_loader(tiny, tmp_path, figures, count):
+    path, readers = tmp_path / "broken.safetensors", {"state": read_state}
+    mutators = {kind: Mutator(file.read_bytes(), 1) for kind, file in tiny.items()}
+    for kind, file in tiny.items():
+        readers.setdefault(kind, load)(file)
+    before, slowest, refused = peak_memory(), 0.0, 0
+    for kind in itertools.islice(itertools.cycle(("network", "detached", "folded", "state")), count):
+        path.write_bytes(mutators[kind]())
+        start = time.perf_counter()
+        try:
+            readers[kind](path)
+        except CnsnError:
+            refused += 1
+        except Exception:
+            path.rename("broken.safetensors")
+            raise
+        slowest = max(slowest, time.perf_counter() - start)
+    more = peak_memory() - before
+    figures(f"{count:,} files, {refused:,} refused, slowest {slowest:.2f} s, memory +{more / 2**20:.0f} MiB")
+    assert refused > 0.7 * count
+    assert slowest < SECONDS
+    assert more < MEMORY
+
+
+@many(12, 1_000)
+def test_through_the_commands(tiny, tmp_path, figures, count):
+    path, small = tmp_path / "broken.safetensors", tmp_path / "small.safetensors"
+    mutators = [Mutator(tiny[kind].read_bytes(), 2) for kind in ("network", "network", "detached", "folded")]
+    commands = [
+        ["eval", path, "--device", "cpu"],
+        ["detach", path, "--submodel", 0, "-o", small, "--force"],
+        ["detach", path, "--submodel", 0, "-o", small, "--force", "--fold-bn"],
+        ["mac", path, "--layers"],
+    ]
+    most, slowest, codes = 0, 0.0, [0, 0]
+    for number in range(count):
+        path.write_bytes(mutators[number % 4]())
+        for command in commands:
+            ended = run(command)
+            codes[ended.code] += 1
+            assert ended.code == 0 or ended.err.startswith("cnsn: "), ended
+            assert ended.err.count("\n") == ended.code, ended
+            most, slowest = max(most, ended.memory), max(slowest, ended.seconds)
+    figures(
+        f"{count:,} files x {len(commands)} commands, {codes[1]:,} refused, slowest {slowest:.2f} s, "
+        f"memory +{most / 2**20:.0f} MiB"
+    )
+    assert slowest < SECONDS
+    assert most < MEMORY
+
+
+@many(150, 10_000)
+def test_single_bit_flips_in_tensors(tiny, tmp_path, figures, count):
+    """Each is found by the loader, and by detach where it keeps the tensor."""
+    path, small = tmp_path / "flipped.safetensors", tmp_path / "small.safetensors"
+    draw, data, header = random.Random(3), tiny["network"].read_bytes(), read_header(tiny["network"])
+    for _ in range(count):
+        place = draw.randrange(header.data_start, len(data))
+        flipped = bytes([data[place] ^ 1 << draw.randrange(8)])
+        path.write_bytes(data[:place] + flipped + data[place + 1 :])
+        with pytest.raises(CheckpointError, match="is damaged: tensor"):
+            load(path)
+        with pytest.raises(CheckpointError, match="is damaged: tensor"):
+            detach(path, "base" if _is_kept_by_base(header, place) else "0", small)
+        assert not small.exists()
+    figures(f"{count:,} of {count:,} bit flips found by load and by detach")
+
+
+def _is_kept_by_base(header, place: int) -> bool:
+    (name,) = (
+        name for name, entry in header.entries.items() if entry.start <= place - header.data_start < entry.end
+    )
+    return not name.startswith("submodels.")
+
+
+@many(100, 2_000)
+def test_single_bit_flips_in_the_state_of_a_run(tiny, tmp_path, figures, count):
+    from cnsn_cli.checkpoint import read_tensors
+
+    path, draw, data = tmp_path / "flipped.safetensors", random.Random(4), tiny["state"].read_bytes()
+    for _ in range(count):
+        place = draw.randrange(len(data))
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << draw.randrange(8)]) + data[place + 1 :])
+        with pytest.raises(CheckpointError):
+            read_tensors(path, read_state(path).sha256)
+    figures(f"{count:,} of {count:,} bit flips found, in tensors and header")
