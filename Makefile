@@ -2,11 +2,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
 
-.PHONY: help install test demo bench clean
+.PHONY: help install test faults demo bench clean
 
 help:
 	@echo "make demo   install into .venv, then train, evaluate and detach on the digits (a minute after the install)"
 	@echo "make test   install into .venv, then ruff, mypy and pytest"
+	@echo "make faults install into .venv, then a million broken files and every fault of a disk (an hour)"
 	@echo "make bench  install into .venv, then time steps, start-up and inference (10 minutes)"
 	@echo "make clean  remove .venv and $(DEMO)"
 
@@ -22,6 +23,9 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+faults: install
+	$(BIN)/pytest -m faults -s tests/faults
 
 demo: install
 	$(BIN)/cnsn train --arch vgg16:width=0.25 --exits 2,7 --data digits --recipe quick --out $(DEMO) --force

@@ -1,0 +1,184 @@
+"""No command runs code out of a file: not as weights, state, recipe or image, whatever the file is."""
+
+import io
+import itertools
+import json
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cnsn_cli.state import read_state, write_state
+from tests.faults.forked import run
+from tests.faults.test_mutations import many
+from tests.test_checkpoint import rewrite
+
+
+class Evil:
+    """Runs a command of the shell when it is unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self):
+        import os
+
+        return os.system, (f"touch {self.canary}",)
+
+
+def payloads(canary: Path) -> list[str]:
+    call = f"__import__('os').system('touch {canary}')"
+    return [
+        call, f"vgg11:width={call}", f"tiny:width={call}", f"$(touch {canary})", f"; touch {canary} #",
+        "os:system", f"subprocess:run:['touch','{canary}']", "tests.faults.test_execution:Evil",
+        f"!!python/object/apply:{call}", "http://127.0.0.1:9/x", "file:///etc/passwd", "../../../etc/passwd",
+        f"|touch {canary}", "{0.__class__}",
+    ]  # fmt: skip
+
+
+def other_files(canary: Path) -> dict[str, bytes]:
+    """Files that other programs would obey."""
+    evil, call = Evil(canary), payloads(canary)[0]
+    postscript = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n({canary}) (w) file\n"
+    stream, legacy, array, arrays, archive = (io.BytesIO() for _ in range(5))
+    torch.save(evil, stream)
+    torch.save(evil, legacy, _use_new_zipfile_serialization=False)
+    np.save(array, np.array([evil], dtype=object), allow_pickle=True)
+    np.savez(arrays, x=np.array([evil], dtype=object))
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("__main__.py", call)
+    return {
+        **{f"pickle {protocol}": pickle.dumps(evil, protocol) for protocol in range(6)},
+        "torch": stream.getvalue(), "legacy torch": legacy.getvalue(), "numpy": array.getvalue(),
+        "arrays": arrays.getvalue(), "zip": archive.getvalue(), "python": call.encode(),
+        "shell": f"#!/bin/sh\ntouch {canary}\n".encode(),
+        "yaml": f"!!python/object/apply:os.system ['touch {canary}']\n".encode(),
+        "toml": f'extends = "{call}"\n'.encode(),
+        "postscript": postscript.encode(),
+        "svg": f'<svg><script>{call}</script><image href="file://{canary}"/></svg>'.encode(),
+        "graphics": f"push graphic-context\nfill 'url(https://x\"|touch {canary}\")'\n".encode(),
+    }  # fmt: skip
+
+
+def checkpoints(sound: Path, canary: Path, folder: Path) -> list[Path]:
+    """Sound weights, with each text of the metadata replaced by each payload."""
+    fields = (
+        lambda c, m, text: m.update(arch=text),
+        lambda c, m, text: m.update(data=text),
+        lambda c, m, text: m.update(provider=text, versions={text: text}, recipe={text: text}),
+        lambda c, m, text: m["models"][1].update(name=text),
+        lambda c, m, text: m["task"].update(class_names=[text, "b"]),
+        lambda c, m, text: c.update({text: c.pop("head.2.bias")}),
+        lambda c, m, text: c["__metadata__"].update({text: text}),
+    )
+    paths = []
+    for number, (change, text) in enumerate(itertools.product(fields, payloads(canary))):
+        paths.append(folder / f"{number}.safetensors")
+        paths[-1].write_bytes(sound.read_bytes())
+        rewrite(paths[-1], lambda c, m, change=change, text=text: change(c, m, text))
+    return paths
+
+
+def states(sound: Path, canary: Path, folder: Path) -> list[Path]:
+    """Runs to resume, with each text of the request replaced by each payload, and digests that fit."""
+    state, tensors = read_state(sound), load_file(sound)
+    lines = json.loads(state.metrics)
+    runs = []
+    for number, text in enumerate(payloads(canary)):
+        for field in ("arch", "data", "data_dir", "metrics", "environment"):
+            request = state.request.model_copy(
+                update={field: text} if field in ("arch", "data", "data_dir") else {}
+            )
+            changes = {"request": request}
+            if field == "metrics":
+                changes["metrics"] = json.dumps({**lines, "selection": text}) + "\n"
+            if field == "environment":
+                changes["environment"] = {text: text}
+            runs.append(folder / f"run{number}{field}")
+            runs[-1].mkdir()
+            write_state(runs[-1] / "state.safetensors", tensors, state.model_copy(update=changes))
+    return runs
+
+
+def commands_on(path: Path, data: Path, out: Path) -> list[list[object]]:
+    """All that a file can be given to, as what it is and as what it is not."""
+    train = ["train", "--arch", "tiny", "--exits", "1", "--out", out / "run", "--force", "--epochs", "1"]
+    run_folder, images = out / "resumed", out / "images"
+    shutil.copytree(data, images, dirs_exist_ok=True)
+    run_folder.mkdir(exist_ok=True)
+    shutil.copy(path, run_folder / "state.safetensors")
+    shutil.copy(path, images / "train" / "a" / "x.png")
+    return [
+        ["info", path],
+        ["eval", path, "--per-class"],
+        ["mac", path],
+        ["detach", path, "--all", "--force", "-o", out / "all"],
+        ["detach", path, "--submodel", "0", "--force", "--fold-bn", "-o", out / "small.safetensors"],
+        ["archs", path],
+        ["train", "--resume", run_folder],
+        [*train, "--recipe", path, "--data", data],
+        [*train, "--recipe", "quick", "--data", path],
+        [*train, "--recipe", "quick", "--batch-size", "4", "--data", images],
+        [*train, "--recipe", "quick", "--batch-size", "4", "--data", images, "--skip-bad"],
+    ]
+
+
+@pytest.fixture
+def warm(tiny: dict[str, Path]) -> dict[str, Path]:
+    """All libraries are imported, so that none of them does it under the eyes of the hook."""
+    import sklearn.metrics  # noqa: F401
+    import torchvision.datasets  # noqa: F401
+
+    return tiny
+
+
+@many(40, 1)
+def test_hostile_files_and_commands(warm, tmp_path, figures, count):
+    """One of `count` pairs of a file and a command."""
+    canary, folder, out = tmp_path / "canary", tmp_path / "hostile", tmp_path / "out"
+    folder.mkdir()
+    out.mkdir()
+    files = checkpoints(warm["network"], canary, folder)
+    for name, content in other_files(canary).items():
+        files.append(folder / f"{name}.safetensors")
+        files[-1].write_bytes(content)
+    runs = states(warm["state"], canary, folder)
+    data = warm["network"].parents[1] / "data"
+    pairs = 0
+    for number, path in enumerate(files):
+        for place, command in enumerate(commands_on(path, data, out)):
+            if (number * 11 + place) % count == 0:
+                check(command, canary)
+                pairs += 1
+    for run_folder in runs[::count]:
+        check(["train", "--resume", run_folder], canary)
+        check(["train", "--resume", run_folder, "--override"], canary)
+        pairs += 2
+    figures(f"{len(files) + len(runs)} files, {pairs:,} commands on them, 0 ran code")
+
+
+def check(command: list[object], canary: Path) -> None:
+    ended = run(command)
+    assert "EXECUTED" not in ended.err, (command, ended)
+    assert "Traceback" not in ended.err, (command, ended)
+    assert ended.code in (0, 1, 2), (command, ended)
+    assert not canary.exists(), command
+
+
+def test_the_hook_sees_code_that_is_run(tmp_path, monkeypatch):
+    """What the other tests trust in."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(pickle.dumps(Evil(tmp_path / "canary")))
+    monkeypatch.setattr(
+        "cnsn_cli.metadata.read_metadata", lambda path, header: pickle.loads(path.read_bytes())
+    )
+    monkeypatch.setattr("cnsn_cli.tensorfile.read_header", lambda path: None)
+    ended = run(["info", path])
+    assert "EXECUTED pickle.find_class" in ended.err
+    assert "EXECUTED os.system" in ended.err
+    assert (tmp_path / "canary").exists()

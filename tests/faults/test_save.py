@@ -1,0 +1,124 @@
+"""Whatever happens while a run is saved, its newest or its previous state can be loaded."""
+
+import errno
+import itertools
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from cnsn_cli.checkpoint import load, read_tensors
+from cnsn_cli.detaching import detach
+from cnsn_cli.errors import OutputError
+from cnsn_cli.recipe import load_recipe
+from cnsn_cli.run import Recorder, prepare
+from cnsn_cli.runfolder import FILES, locked
+from cnsn_cli.state import Request, read_state
+from cnsn_cli.training import Epoch
+from tests.faults.filelayer import FileLayer
+from tests.faults.forked import forked
+from tests.faults.test_mutations import many
+
+FAULTS = (errno.EIO, errno.ENOSPC, "before", "after")
+
+
+@pytest.fixture
+def saving(tiny, tmp_path):
+    """A run after its first epoch, and a function that saves the second one."""
+    request = read_state(tiny["state"]).request
+    recipe = load_recipe("quick", {"epochs": 2, "batch_size": 4})
+    trainer, _ = prepare(Request(**{**dict(request), "recipe": recipe}))
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    recorder = Recorder(folder, trainer, request)
+    first, second = (event for event in trainer.run() if isinstance(event, Epoch))
+    trainer.epoch = 1
+    recorder.record(first)
+    trainer.epoch = 2
+
+    def save(target: Path, layer: FileLayer) -> None:
+        recorder.folder = target
+        recorder.best = None  # so that all five files are written
+        layer.install()
+        try:
+            recorder.record(second)
+        except OutputError:
+            sys.exit(1)
+
+    return folder, save
+
+
+def check(folder: Path) -> int:
+    """All files of the run can be loaded; returns the epoch of the state."""
+    state = read_state(folder / "state.safetensors")
+    assert read_tensors(folder / "state.safetensors", state.sha256)
+    assert load(folder / "best.safetensors")
+    assert load(folder / "last.safetensors")
+    assert len(state.epochs()) == state.epoch
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] in ([1], [1, 2])
+    assert load_recipe(str(folder / "recipe.toml")).epochs == 2
+    return state.epoch
+
+
+@many(11, 1)
+def test_a_fault_in_any_call_of_the_save_path(saving, tmp_path, figures, count):
+    """Every call to the system x EIO, ENOSPC and a kill; in the short version one of `count`."""
+    folder, save = saving
+    calls = count_calls(folder, save, tmp_path)
+    cases = list(itertools.product(range(calls), FAULTS))[::count]
+    ended, epochs = [], []
+    for number, (at, fault) in enumerate(cases):
+        target = shutil.copytree(folder, tmp_path / f"case{number}")
+        result = forked(lambda at=at, fault=fault, target=target: save(target, FileLayer(at, fault)))
+        assert result.code in ((-9,) if isinstance(fault, str) else (0, 1)), result  # 0: it only tidied up
+        assert "Traceback" not in result.err, result
+        epochs.append(check(target))
+        ended.append(result.code)
+        with locked(target):
+            assert {path.name for path in target.iterdir()} <= {*FILES, ".lock"}
+        shutil.rmtree(target)
+    figures(
+        f"{len(cases)} faults in {calls} calls, {ended.count(-9)} kills, {ended.count(1)} errors; "
+        f"{epochs.count(1)} previous and {epochs.count(2)} newest states, all loadable"
+    )
+
+
+def count_calls(folder, save, tmp_path) -> int:
+    target = shutil.copytree(folder, tmp_path / "sound")
+
+    def count() -> None:
+        layer = FileLayer()
+        save(target, layer)
+        print(layer.count)
+
+    result = forked(count)
+    assert result.code == 0, result
+    assert check(target) == 2
+    return int(result.out)
+
+
+@many(5, 1)
+def test_a_fault_while_a_file_is_detached(tiny, tmp_path, figures, count):
+    """The file that stood there before stays, or the new one is whole."""
+    target = tmp_path / "small.safetensors"
+
+    def write(layer: FileLayer) -> None:
+        layer.install()
+        try:
+            detach(tiny["network"], "base", target, force=True)
+        except OutputError:
+            sys.exit(1)
+        print(layer.count)
+
+    calls = int(forked(lambda: write(FileLayer())).out)
+    names = []
+    for at, fault in list(itertools.product(range(calls), FAULTS))[::count]:
+        target.write_bytes(tiny["detached"].read_bytes())
+        result = forked(lambda at=at, fault=fault: write(FileLayer(at, fault)))
+        assert "Traceback" not in result.err, result
+        names.append(load(target).name)
+    figures(f"{len(names)} faults in {calls} calls; {names.count('submodel0')} times the previous file")
+    assert set(names) == {"base", "submodel0"}
