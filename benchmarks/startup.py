@@ -62,9 +62,9 @@ def network_file(folder: Path) -> Path:
     """VGG-16 with exits 2,7 as `cnsn train` writes it, with random weights."""
     import torch
 
+    from cnsn_cli.building import build_network, describe
     from cnsn_cli.checkpoint import save
     from cnsn_cli.recipe import load_recipe
-    from cnsn_cli.run import build_network, describe
     from cnsn_cli.task import Task
 
     recipe = load_recipe("paper")

@@ -93,6 +93,10 @@ class Recipe(BaseModel):
         ends = _one_each("final_scale", self.final_scale or self.gradient_scale, submodels)
         return [start + (end - start) * progress for start, end in zip(starts, ends, strict=True)]
 
+    def with_changes(self, changes: Mapping[str, Any]) -> "Recipe":
+        """The same with other values. Raises RecipeError for unknown keys and values out of range."""
+        return _valid("this recipe", {**self.model_dump(), **changes})
+
     def unreached_milestones(self) -> tuple[int, ...]:
         """Milestones that lie behind the last epoch, so that the learning rate never falls there."""
         return tuple(m for m in self.milestones if m >= self.epochs) if self.schedule == "step" else ()
@@ -120,10 +124,14 @@ def load_recipe(
     baseline_decay = settings.pop("baseline_weight_decay", None)
     if baseline and baseline_decay is not None:
         settings["weight_decay"] = baseline_decay
+    return _valid(f"recipe {name!r}", {**settings, **(overrides or {})})
+
+
+def _valid(name: str, settings: dict[str, Any]) -> Recipe:
     try:
-        return Recipe(**{**settings, **(overrides or {})})
+        return Recipe(**settings)
     except ValidationError as error:
-        raise RecipeError(f"recipe {name!r}: {_first_problem(error)}") from error
+        raise RecipeError(f"{name}: {_first_problem(error)}") from error
 
 
 def _read(name: str, seen: tuple[str, ...]) -> dict[str, Any]:

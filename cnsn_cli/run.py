@@ -1,37 +1,31 @@
 """A training run in a folder: from names of an architecture and a data set to files on the disk."""
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from cnsn_cli import registry
-from cnsn_cli.balance import Pull
-from cnsn_cli.building import build_around, build_network, describe, load_base
-from cnsn_cli.checkpoint import load, save
-from cnsn_cli.data import Dataset, load_dataset
+from cnsn_cli.checkpoint import load
+from cnsn_cli.data import Dataset
 from cnsn_cli.device import Precision, choose_device, default_precision, place
-from cnsn_cli.errors import DataError, RecipeError, TrainingError
-from cnsn_cli.evaluation import ModelResult, evaluate
-from cnsn_cli.files import write_text
-from cnsn_cli.metadata import ModelRecord, Selection
-from cnsn_cli.network import Model
+from cnsn_cli.errors import DataError, TrainingError
+from cnsn_cli.evaluation import evaluate
+from cnsn_cli.events import Epoch, Step
+from cnsn_cli.interruption import Stopped, listening
+from cnsn_cli.metadata import ModelRecord
 from cnsn_cli.recipe import Recipe
-from cnsn_cli.runfolder import check_space, locked, refuse_existing
-from cnsn_cli.split import Split
-from cnsn_cli.state import (
-    Request,
-    State,
-    differences,
-    environment,
-    read_state,
-    restore,
-    save_state,
-)
-from cnsn_cli.training import Epoch, Step, Trainer
+from cnsn_cli.recorder import Recorder, with_results
+from cnsn_cli.request import Request, prepare
+from cnsn_cli.runfolder import locked, refuse_existing
+from cnsn_cli.state import STATE, differences, environment, read_state, restore
+
+# What a run cannot change on its way: the shape of the network, and where steps and images stand.
+FIXED = (
+    "arch", "exits", "drop", "freeze_base", "image_size", "in_channels", "skip_bad",
+    "bn", "step_down", "ema", "batch_size", "val_split",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,7 @@ class Started:
     train_images: int
     held_out_images: int
     steps_per_epoch: int
-    epochs_done: int
+    steps_done: int
     selection: Literal["test", "validation"]
     device: torch.device
     skipped: tuple[str, ...]
@@ -79,6 +73,8 @@ def train(
     device: str = "auto",
     precision: Precision | None = None,
     compiled: bool | None = None,
+    deterministic: bool = False,
+    save_every: str = "10m",
     force: bool = False,
     skip_bad: bool = False,
     watch: Watch = lambda event: None,
@@ -87,9 +83,10 @@ def train(
 
     With `drop` in place of `exits`, the sub-model at that detach point is trained alone. `freeze_base` names
     a file whose base-model gets sub-models, and stays as it is. With `skip_bad`, images that cannot be read
-    are left out. On CUDA `precision` is bf16 and the forward
-    pass `compiled` where nothing else is asked for. Raises a CnsnError; what was written after earlier
-    epochs is then whole and stays.
+    are left out. On CUDA `precision` is bf16 and the forward pass `compiled` where nothing else is asked for,
+    and `deterministic` makes results repeatable there. The state is saved after every epoch and after every
+    `save_every` steps (`500`) or minutes (`10m`). Raises a CnsnError, and Stopped after Ctrl-C or SIGTERM;
+    what was written is then whole and stays.
     """
     chosen = choose_device(device)
     folder = Path(out)
@@ -107,8 +104,11 @@ def train(
         device=chosen.type,
         precision=precision or default_precision(chosen),
         compiled=chosen.type == "cuda" if compiled is None else compiled,
+        deterministic=deterministic,
+        save_every=save_every,
         recipe=recipe,
     )
+    request.interval()
     trainer, dataset = prepare(request)
     if classes not in (None, dataset.task.num_classes):
         raise DataError(f"{data} has {dataset.task.num_classes} classes, not {classes}: leave out --classes")
@@ -117,167 +117,72 @@ def train(
         return _run(Recorder(folder, trainer, request), dataset, watch)
 
 
-def resume(folder: str | Path, override: bool = False, watch: Watch = lambda event: None) -> Run:
-    """Go on with the run in `folder` after its last whole epoch, to the same weights bit for bit.
+def resume(
+    folder: str | Path,
+    changes: Mapping[str, Any] | None = None,
+    override: bool = False,
+    watch: Watch = lambda event: None,
+) -> Run:
+    """Go on with the run in `folder` where it was saved, to the weights of a run that was not stopped.
 
-    That holds on the same device, with the same versions and threads: where they differ, TrainingError is
-    raised unless `override` accepts it. Raises CheckpointError where there is no such run.
+    They are the same bit for bit on the same device, with the same versions and threads. `changes` are
+    parameters of `train` and settings of its recipe. Raises TrainingError with a list of what differs, unless
+    `override` accepts it, and CheckpointError where there is no such run.
     """
     folder = Path(folder)
-    read_state(folder / "state.safetensors")  # there must be a run, before its folder is locked
+    read_state(folder / STATE)  # there must be a run, before its folder is locked
     with locked(folder):
-        return _resume(folder, override, watch)
+        state = read_state(folder / STATE)
+        request = state.request.with_changes(changes or {})
+        device = choose_device(request.device)
+        request = request.with_changes({"device": device.type})  # one that was asked for may be `auto`
+        here = environment(device)
+        _check_differences(folder, state.request, request, differences(state.environment, here), override)
+        trainer, dataset = prepare(request)
+        restore(folder / STATE, trainer, state)
+        return _run(Recorder(folder, trainer, request, state), dataset, watch)
 
 
-def _resume(folder: Path, override: bool, watch: Watch) -> Run:
-    path = folder / "state.safetensors"
-    state = read_state(path)
-    changed = differences(state.environment, environment(choose_device(state.request.device)))
+def _check_differences(folder: Path, old: Request, new: Request, elsewhere: str, override: bool) -> None:
+    before, after = ({**request.flat(), "save_every": None} for request in (old, new))
+    if fixed := differences(*({key: flat[key] for key in FIXED} for flat in (before, after))):
+        raise TrainingError(f"{folder} cannot go on with {fixed}: start another run with --out")
+    changed = ", ".join(filter(None, (differences(before, after), elsewhere)))
     if changed and not override:
         raise TrainingError(
-            f"{folder} was trained elsewhere ({changed}): give --override to go on all the same"
+            f"{folder} was trained otherwise ({changed}): give --override to go on all the same"
         )
-    trainer, dataset = prepare(state.request)
-    restore(path, trainer, state)
-    trainer.epoch = state.epoch
-    recorder = Recorder(folder, trainer, state.request, state.metrics, state.epochs())
-    return _run(recorder, dataset, watch)
 
 
-def prepare(request: Request) -> tuple[Trainer, Dataset]:
-    """All that a run needs before its first step. Raises a CnsnError where it cannot start."""
-    registry.find(request.arch)
-    arch, exits, recipe = request.arch, request.exits, request.recipe
-    base = load_base(Path(request.freeze_base), arch) if request.freeze_base else None
-    dataset = load_dataset(
-        request.data, request.data_dir, request.image_size, request.in_channels, request.skip_bad
-    )
-    if base:
-        dataset = _for_base(dataset, base, request)
-    fitted, held_out = split_off(dataset, recipe)
-    network = (
-        build_around(base, arch, exits, recipe)
-        if base
-        else build_network(arch, exits, dataset.task, recipe, request.drop)
-    )
-    network = place(network, torch.device(request.device))
-    return Trainer(network, fitted, held_out, recipe, request.precision, request.compiled), dataset
-
-
-def _for_base(dataset: Dataset, base: Model, request: Request) -> Dataset:
-    """The data set normalised as `base` knows it. Raises DataError where its images or classes differ."""
-    for words, found, wanted in (
-        ("classes", dataset.task.class_names, base.task.class_names),
-        ("pixels a side", dataset.task.image_size, base.task.image_size),
-        ("channels", dataset.task.in_channels, base.task.in_channels),
-    ):
-        if found != wanted:
-            raise DataError(
-                f"{request.data} has {words} {found}, {request.freeze_base} was trained on {wanted}"
-            )
-    return replace(dataset, task=base.task)
-
-
-def _run(recorder: "Recorder", dataset: Dataset, watch: Watch) -> Run:
+def _run(recorder: Recorder, dataset: Dataset, watch: Watch) -> Run:
     trainer = recorder.trainer
     selection = trainer.recipe.selection
     images = len(trainer.train), len(trainer.held_out)
-    watch(
-        Started(*images, trainer.steps_per_epoch, trainer.epoch, selection, trainer.device, dataset.skipped)
-    )
-    for event in trainer.run():
-        if isinstance(event, Epoch):
-            recorder.record(event)
-        watch(event)
-    return recorder.finish(dataset.test)
+    done = trainer.epoch * trainer.steps_per_epoch + trainer.step
+    watch(Started(*images, trainer.steps_per_epoch, done, selection, trainer.device, dataset.skipped))
+    if trainer.epoch < trainer.recipe.epochs:
+        _train(recorder, watch)
+    return _finish(recorder, dataset)
 
 
-def split_off(dataset: Dataset, recipe: Recipe) -> tuple[Split, Split]:
-    """The images to train on and those that choose the best epoch: the test images without `val_split`."""
-    if recipe.selection == "test":
-        return dataset.train, dataset.test
-    from sklearn.model_selection import train_test_split
-
-    labels = dataset.train.labels
-    try:
-        fitted, held_out = train_test_split(
-            torch.arange(len(labels)), test_size=recipe.val_split, stratify=labels, random_state=recipe.seed
-        )
-    except ValueError as error:
-        raise RecipeError(
-            f"val_split = {recipe.val_split} of {len(labels)} images leaves a part with fewer images than "
-            f"the {dataset.task.num_classes} classes"
-        ) from error
-    return dataset.train.take(fitted), dataset.train.take(held_out)
+def _train(recorder: Recorder, watch: Watch) -> None:
+    with listening() as signalled:
+        recorder.start()
+        for event in recorder.trainer.run():
+            recorder.take(event)
+            watch(event)
+            if number := signalled():
+                recorder.save_state()
+                raise Stopped(number)
 
 
-class Recorder:
-    """Writes the run folder after each epoch; `metrics` are the lines of the `epochs` before."""
-
-    def __init__(
-        self,
-        folder: Path,
-        trainer: Trainer,
-        request: Request,
-        metrics: str = "",
-        epochs: Sequence[Epoch] = (),
-    ) -> None:
-        self.folder, self.trainer, self.request, self.metrics = folder, trainer, request, metrics
-        check_space(folder, file_sizes(trainer))
-        self.metadata = describe(
-            trainer.network, request.arch, request.data, request.recipe, request.precision
-        )
-        self.best = max(epochs, key=lambda epoch: epoch.mean_accuracy, default=None)
-
-    def record(self, epoch: Epoch) -> None:
-        """Write `last`, the state of the training, the metrics so far, and `best` if it is the best yet.
-
-        Files of an older run are replaced here, and not before there is something to replace them.
-        """
-        self._save("last.safetensors", epoch)
-        if self.best is None or epoch.mean_accuracy > self.best.mean_accuracy:
-            self.best = epoch
-            self._save("best.safetensors", epoch)
-        self.metrics += json.dumps({**asdict(epoch), "selection": self.trainer.recipe.selection}) + "\n"
-        self._save_state()
-        write_text(self.folder / "metrics.jsonl", self.metrics)
-        write_text(self.folder / "recipe.toml", self.trainer.recipe.to_toml())
-
-    def finish(self, test: Split) -> Run:
-        """Load the best network, and see how it does on the test images."""
-        assert self.best is not None  # a recipe has at least one epoch
-        results = self.best.results
-        if self.trainer.recipe.selection == "validation":
-            network = load(self.folder / "best.safetensors")
-            results = evaluate(place(network, self.trainer.device), test)
-        selection = self.trainer.recipe.selection
-        return Run(self.folder, self.best.epoch, selection, with_results(self.metadata.models, results))
-
-    def _save(self, name: str, epoch: Epoch) -> None:
-        selection = Selection(images=self.trainer.recipe.selection, epoch=epoch.epoch)
-        models = with_results(self.metadata.models, epoch.results)
-        metadata = self.metadata.model_copy(update={"models": models, "selection": selection})
-        save(self.folder / name, self.trainer.trained, metadata)
-
-    def _save_state(self) -> None:
-        state = State(
-            epoch=self.trainer.epoch,
-            request=self.request,
-            environment=environment(self.trainer.device),
-            metrics=self.metrics,
-        )
-        save_state(self.folder / "state.safetensors", self.trainer, state)
-
-
-def file_sizes(trainer: Trainer) -> dict[str, int]:
-    """Bytes of the large files of a run by name; the state has a momentum for each weight, maybe an average."""
-    weights = sum(tensor.nbytes for tensor in trainer.network.state_dict().values())
-    held = 3 if trainer.average else 2
-    return {"best.safetensors": weights, "last.safetensors": weights, "state.safetensors": held * weights}
-
-
-def with_results(models: list[ModelRecord], results: list[ModelResult]) -> list[ModelRecord]:
-    return [
-        model.model_copy(update={"accuracy": result.accuracy, "loss": result.loss})
-        for model, result in zip(models, results, strict=True)
-    ]
+def _finish(recorder: Recorder, dataset: Dataset) -> Run:
+    """Load the best network, and see how it does on the test images."""
+    best, trainer = recorder.best, recorder.trainer
+    assert best is not None  # a recipe has at least one epoch
+    results = best.results
+    if trainer.recipe.selection == "validation":
+        network = load(recorder.folder / "best.safetensors")
+        results = evaluate(place(network, trainer.device), dataset.test)
+    models = with_results(recorder.metadata.models, results)
+    return Run(recorder.folder, best.epoch, trainer.recipe.selection, models)

@@ -74,6 +74,7 @@ class FileSplit:
             batch_sampler=[self.samples[batch.cpu()].tolist() for batch in indices],
             num_workers=min(_cores(), MOST_WORKERS),
             collate_fn=_stacked,
+            generator=torch.Generator(),  # of its own: it would draw from the one that dropout uses
             pin_memory=self.labels.device.type == "cuda",
             worker_init_fn=_be_quiet,
         )

@@ -1,64 +1,51 @@
-"""The state of a training run after an epoch: all that it takes to go on as if nothing had happened.
+"""The state of a training run between two steps: all that it takes to go on as if nothing had happened.
 
 The order of the samples and their augmentation follow from the recipe's seed and the number of the epoch, so
-the state holds weights and their average, the optimizer's momentum, torch's random generator (for dropout),
-and the metrics.
+the state holds weights and their average, the optimizer's momentum, torch's random generators (for dropout),
+how many steps are done, and what was measured.
 """
 
 import hashlib
 import platform
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from torch import Tensor
 
+from cnsn_cli.balance import Pull
 from cnsn_cli.checkpoint import check_tensors, digest, on_cpu, read_tensors, write_tensors
 from cnsn_cli.errors import CheckpointError
+from cnsn_cli.events import Epoch
 from cnsn_cli.metadata import Count, first_problem
-from cnsn_cli.recipe import Recipe
-from cnsn_cli.task import LARGEST_IMAGE
+from cnsn_cli.request import Request
 from cnsn_cli.tensorfile import check_json, read_header
-from cnsn_cli.training import Epoch, Trainer
+from cnsn_cli.training import Trainer
 
 KEY = "cnsn-state"
-NETWORK, MOMENTUM, AVERAGE, RANDOM = "network.", "momentum.", "average.", "random"
+STATE = "state.safetensors"
+NETWORK, MOMENTUM, AVERAGE = "network.", "momentum.", "average."
+RANDOM, RANDOM_CUDA, LOSSES, CORRECT = "random", "random.cuda", "losses", "correct"
 EPOCH = TypeAdapter(Epoch)
 
 
-class Request(BaseModel):
-    """What was asked of `cnsn train`, with all defaults filled in."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    arch: str
-    exits: tuple[Count, ...]
-    drop: Count | None
-    freeze_base: str | None
-    data: str
-    data_dir: str
-    image_size: int | None = Field(ge=1, le=LARGEST_IMAGE)
-    in_channels: int
-    skip_bad: bool
-    device: str
-    precision: Literal["fp32", "bf16"]
-    compiled: bool
-    recipe: Recipe
-
-
 class State(BaseModel):
-    """`epoch` epochs of `request` are done, in `environment`; `metrics` are their lines of metrics.jsonl.
+    """`epoch` epochs of `request` are done, in `environment`, and `step` steps of the next, in `seconds`.
 
-    `sha256` holds a digest per tensor.
+    `metrics` are the lines of metrics.jsonl, one an epoch; `pulls` those of the last epoch whose steps are
+    all done. `sha256` holds a digest per tensor.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     epoch: Count
+    step: Count
     request: Request
     environment: dict[str, str]
     metrics: str
+    seconds: float = Field(ge=0)
+    pulls: list[Pull]
     sha256: dict[str, str] = {}
 
     @model_validator(mode="after")
@@ -94,8 +81,8 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def save_state(path: Path, trainer: Trainer, state: State) -> None:
-    """Write the state of `trainer` after an epoch. Raises OutputError."""
-    tensors = _weights_and_random(trainer)
+    """Write the state of `trainer`. Raises OutputError."""
+    tensors = _without_momentum(trainer)
     for name, parameter in trainer.network.named_parameters():
         momentum = trainer.optimizer.state[parameter].get("momentum_buffer")
         if momentum is not None:
@@ -103,11 +90,14 @@ def save_state(path: Path, trainer: Trainer, state: State) -> None:
     write_state(path, tensors, state)
 
 
-def _weights_and_random(trainer: Trainer) -> dict[str, Tensor]:
+def _without_momentum(trainer: Trainer) -> dict[str, Tensor]:
     tensors = {NETWORK + name: tensor for name, tensor in trainer.network.state_dict().items()}
     if trainer.average:
         tensors |= {AVERAGE + name: tensor for name, tensor in trainer.average.network.state_dict().items()}
-    return {**tensors, RANDOM: torch.get_rng_state()}
+    if trainer.device.type == "cuda":
+        tensors[RANDOM_CUDA] = torch.cuda.get_rng_state(trainer.device)
+    meter = {LOSSES: trainer.meter.losses, CORRECT: trainer.meter.correct}
+    return {**tensors, **meter, RANDOM: torch.get_rng_state()}
 
 
 def write_state(path: Path, tensors: dict[str, Tensor], state: State) -> None:
@@ -141,7 +131,7 @@ def read_state(path: Path) -> State:
 
 def restore(path: Path, trainer: Trainer, state: State) -> None:
     """Put `trainer`, made for the same request, where the state says. Raises CheckpointError."""
-    header, expected = read_header(path), _weights_and_random(trainer)
+    header, expected = read_header(path), _without_momentum(trainer)
     for name, parameter in trainer.network.named_parameters():
         if MOMENTUM + name in header.entries:
             expected[MOMENTUM + name] = parameter
@@ -156,17 +146,29 @@ def restore(path: Path, trainer: Trainer, state: State) -> None:
                 # In the memory format of the parameter, as the optimizer made it.
                 buffer = torch.empty_like(parameter, requires_grad=False).copy_(tensors[MOMENTUM + name])
                 trainer.optimizer.state[parameter]["momentum_buffer"] = buffer
+        _restore_progress(trainer, tensors, state)
         torch.set_rng_state(tensors[RANDOM])
+        if RANDOM_CUDA in tensors:
+            torch.cuda.set_rng_state(tensors[RANDOM_CUDA], trainer.device)
     except (RuntimeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} does not fit what it says of itself: {reason}") from error
+
+
+def _restore_progress(trainer: Trainer, tensors: dict[str, Tensor], state: State) -> None:
+    if state.step > trainer.steps_per_epoch:
+        raise KeyError(f"step {state.step} of {trainer.steps_per_epoch}")
+    trainer.epoch, trainer.step, trainer.pulls = state.epoch, state.step, state.pulls
+    meter = trainer.meter
+    meter.batches, meter.start = state.step, meter.start - state.seconds
+    meter.losses, meter.correct = (tensors[name].to(trainer.device) for name in (LOSSES, CORRECT))
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
-def differences(old: dict[str, str], new: dict[str, str]) -> str:
+def differences(old: Mapping[str, object], new: Mapping[str, object]) -> str:
     """`torch 2.10 -> 2.11, threads 2 -> 4`, or nothing."""
     names = sorted(old.keys() | new.keys())
     return ", ".join(f"{n} {old.get(n)} -> {new.get(n)}" for n in names if old.get(n) != new.get(n))

@@ -1,9 +1,7 @@
 """The training loop. It takes a network, data and a recipe, and yields what happens; it never prints."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,49 +13,18 @@ from cnsn_cli.averaging import Average
 from cnsn_cli.balance import Pull, measure, undo_in_step_downs
 from cnsn_cli.device import Precision
 from cnsn_cli.errors import TrainingError
-from cnsn_cli.evaluation import ModelResult, evaluate
+from cnsn_cli.evaluation import evaluate
+from cnsn_cli.events import Epoch, Meter, Step, finite
 from cnsn_cli.loss import Distillation, multi_model_loss
 from cnsn_cli.network import Cnsn, Model
 from cnsn_cli.recalibration import recalibrate
 from cnsn_cli.recipe import Recipe
 from cnsn_cli.split import Split
 
-REPORT_EVERY = 0.5  # seconds between two Steps; each one waits for the device
+CHECK_EVERY = 0.5  # seconds between two looks at the losses; each one waits for the device
 RECALIBRATION_BATCHES = 50  # for averaged weights, after every epoch
 Forward = Callable[[Tensor], list[Tensor]]
 Loss = Callable[[list[Tensor], Tensor], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class Step:
-    """Where training stands inside an epoch: `step` of `steps` are done, losses and accuracies so far."""
-
-    epoch: int
-    step: int
-    steps: int
-    results: list[ModelResult]
-    images_per_second: float
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """An epoch that is over: `train` as seen while training, `results` on the held-out images.
-
-    `pulls` are those of the last step, one a sub-model.
-    """
-
-    epoch: int
-    lr: float
-    seconds: float
-    images_per_second: float
-    train: list[ModelResult]
-    results: list[ModelResult]
-    pulls: list[Pull]
-
-    @property
-    def mean_accuracy(self) -> float:
-        """Over all models; the best epoch is the one where it is highest."""
-        return sum(result.accuracy for result in self.results) / len(self.results)
 
 
 class Trainer:
@@ -95,8 +62,9 @@ class Trainer:
         self.frozen = isinstance(network, Cnsn) and network.base_frozen
         self.average = Average(network, recipe.ema) if recipe.ema else None
         self.pulls: list[Pull] = []
-        self.epoch = 0  # how many are done
-        self._scales(0)  # where the recipe gives a wrong number of them, say it now
+        self.epoch = self.step = 0  # how many epochs are done, and steps of the epoch after them
+        self.meter = Meter(network, recipe.batch_size)
+        self._scales()  # where the recipe gives a wrong number of them, say it now
 
     @property
     def trained(self) -> Cnsn | Model:
@@ -104,9 +72,10 @@ class Trainer:
         return self.average.network if self.average else self.network
 
     def run(self) -> Iterator[Step | Epoch]:
-        """Train all epochs behind `self.epoch`.
+        """Train what is left after `self.epoch` epochs and `self.step` steps, and tell of every step.
 
-        Raises TrainingError, before the Step or Epoch, where a loss is not finite.
+        Between two events all is as if training had only come so far, so that the state can be saved. Raises
+        TrainingError where a loss is not finite, in an epoch always before its Epoch.
         """
         for epoch in range(self.epoch + 1, self.recipe.epochs + 1):
             yield from self._epoch(epoch)
@@ -114,34 +83,46 @@ class Trainer:
     def _epoch(self, epoch: int) -> Iterator[Step | Epoch]:
         recipe, steps = self.recipe, self.steps_per_epoch
         plan = plan_epoch(len(self.train), recipe, epoch, self.device)
-        meter = Meter(self.network, recipe.batch_size)
+        if self.step == 0:
+            self.meter = Meter(self.network, recipe.batch_size)
         self.network.train()
-        batches = list(torch.split(plan.order[: steps * recipe.batch_size], recipe.batch_size))
-        for step, pixels in enumerate(self.train.batches(batches), 1):
-            done = (epoch - 1) * steps + step - 1
-            lr = self._set_learning_rate(done)
-            meter.add(*self._step(pixels, batches[step - 1], plan, done))
-            if meter.is_due() and step < steps:
-                yield Step(epoch, step, steps, _finite(meter.results(), epoch, lr), meter.images_per_second())
-        train, speed = _finite(meter.results(), epoch, lr), meter.images_per_second()
+        batches = torch.split(plan.order[: steps * recipe.batch_size], recipe.batch_size)[self.step :]
+        checked = time.perf_counter()
+        for indices, pixels in zip(batches, self.train.batches(list(batches)), strict=True):
+            self.meter.add(*self._step(pixels, indices, plan))
+            self.step += 1
+            if time.perf_counter() - checked > CHECK_EVERY:
+                finite(self.meter.results(), epoch, self._learning_rate())
+                checked = time.perf_counter()
+            yield Step(epoch, self.step, steps, self.meter)
+        yield self._finish(epoch)
+
+    def _finish(self, epoch: int) -> Epoch:
+        lr, speed = self._learning_rate(), self.meter.images_per_second()
+        train = finite(self.meter.results(), epoch, lr)
         if self.average:
             learning = self.trained.models()[self.frozen :]  # all, or all but a frozen base-model
             recalibrate(learning, self.train, RECALIBRATION_BATCHES)
-        results = _finite(evaluate(self.trained, self.held_out), epoch, lr)
-        self.epoch = epoch
-        yield Epoch(epoch, lr, meter.seconds(), speed, train, results, self.pulls)
+        results = finite(evaluate(self.trained, self.held_out), epoch, lr)
+        self.epoch, self.step = epoch, 0
+        return Epoch(epoch, lr, self.meter.seconds(), speed, train, results, self.pulls)
 
-    def _set_learning_rate(self, done: int) -> float:
-        lr = self.recipe.learning_rate(done, self.steps_per_epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        return lr
+    @property
+    def _done(self) -> int:
+        """Steps since the start."""
+        return self.epoch * self.steps_per_epoch + self.step
 
-    def _step(self, pixels: Tensor, indices: Tensor, plan: EpochPlan, done: int) -> tuple[Tensor, Tensor]:
+    def _learning_rate(self) -> float:
+        """That of the step before."""
+        return self.recipe.learning_rate(self._done - 1, self.steps_per_epoch)
+
+    def _step(self, pixels: Tensor, indices: Tensor, plan: EpochPlan) -> tuple[Tensor, Tensor]:
         images, targets = plan.prepare(pixels, self.train.labels[indices], indices, self.network.task)
-        scales = self._scales(done)
-        is_last = (done + 1) % self.steps_per_epoch == 0
+        scales = self._scales()
+        is_last = self.step + 1 == self.steps_per_epoch
         forward = _eager(self.network) if is_last else self.forward  # a compiled graph cannot be kept
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate(self._done, self.steps_per_epoch)
         self.optimizer.zero_grad()  # before the forward pass: no old gradients beside its activations
         total, losses, correct = forward_pass(forward, images, targets, self._loss(scales), self.precision)
         if is_last:
@@ -150,12 +131,12 @@ class Trainer:
         undo_in_step_downs(self.network, scales)
         self.optimizer.step()
         if self.average:
-            self.average.update(self.network, done + 1)
+            self.average.update(self.network, self._done + 1)
         return losses.detach(), correct
 
-    def _scales(self, done: int) -> list[float]:
+    def _scales(self) -> list[float]:
         last = self.steps_per_epoch * self.recipe.epochs - 1
-        return self.recipe.gradient_scales(len(self.network.models()) - 1, done / max(1, last))
+        return self.recipe.gradient_scales(len(self.network.models()) - 1, self._done / max(1, last))
 
     def _loss(self, scales: list[float]) -> Loss:
         recipe = self.recipe
@@ -229,47 +210,3 @@ def forward_pass(
         total, losses = loss(logits, targets)
     labels = targets if targets.dim() == 1 else targets.argmax(1)
     return total, losses, (torch.stack(logits).detach().argmax(2) == labels).sum(1)
-
-
-class Meter:
-    """Losses and accuracies of an epoch so far. They stay on the device until somebody asks."""
-
-    def __init__(self, network: Cnsn | Model, batch_size: int) -> None:
-        self.names = [model.name for model in network.models()]
-        self.batch_size = batch_size
-        self.batches = 0
-        self.losses = self.correct = torch.zeros(len(self.names), device=next(network.parameters()).device)
-        self.start = self.reported = time.perf_counter()
-
-    def add(self, losses: Tensor, correct: Tensor) -> None:
-        self.batches += 1
-        self.losses = self.losses + losses
-        self.correct = self.correct + correct
-
-    def is_due(self) -> bool:
-        """True once every REPORT_EVERY seconds."""
-        due = time.perf_counter() - self.reported >= REPORT_EVERY
-        if due:
-            self.reported = time.perf_counter()
-        return due
-
-    def results(self) -> list[ModelResult]:
-        losses = (self.losses / self.batches).tolist()
-        accuracies = (self.correct / (self.batches * self.batch_size)).tolist()
-        return [ModelResult(*row) for row in zip(self.names, accuracies, losses, strict=True)]
-
-    def seconds(self) -> float:
-        return time.perf_counter() - self.start
-
-    def images_per_second(self) -> float:
-        return self.batches * self.batch_size / self.seconds()
-
-
-def _finite(results: list[ModelResult], epoch: int, lr: float) -> list[ModelResult]:
-    for result in results:
-        if not math.isfinite(result.loss):
-            raise TrainingError(
-                f"the loss of {result.name} became {result.loss} in epoch {epoch} at a learning rate of "
-                f"{lr:g}: lower --lr or lengthen --warmup-epochs"
-            )
-    return results

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from cnsn_cli import registry
 from cnsn_cli.data import load_dataset
 from cnsn_cli.errors import RecipeError
+from cnsn_cli.events import Epoch
 from cnsn_cli.images import normalise
 from cnsn_cli.network import Cnsn
 from cnsn_cli.recipe import load_recipe
-from cnsn_cli.training import Epoch, Trainer
+from cnsn_cli.training import Trainer
 from tests.conftest import TINY
 
 

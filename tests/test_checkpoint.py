@@ -15,13 +15,13 @@ from safetensors import safe_open
 
 from cnsn_cli import registry
 from cnsn_cli.backbone import detach_points
+from cnsn_cli.building import describe
 from cnsn_cli.checkpoint import load, save
 from cnsn_cli.detaching import detach, detach_all, most_accurate
 from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError, OutputError
 from cnsn_cli.metadata import read_metadata
 from cnsn_cli.network import Cnsn
 from cnsn_cli.recipe import load_recipe
-from cnsn_cli.run import describe
 from cnsn_cli.task import Task
 from cnsn_cli.tensorfile import read_header
 

@@ -24,7 +24,8 @@ ORDER = [
     "errors", "task", "files", "runfolder", "recipe", "tensorfile", "metadata", "backbone", "registry",
     "images", "norm", "loss", "step_down", "network", "averaging", "balance", "device", "folding",
     "complexity", "checkpoint", "building", "split", "imagefolder", "recalibration", "data", "detaching",
-    "augmentation", "evaluation", "training", "state", "run", "commands", "main",
+    "augmentation", "evaluation", "events", "training", "request", "state", "recorder", "interruption", "run",
+    "commands", "main",
 ]  # fmt: skip
 
 

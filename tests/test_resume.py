@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from cnsn_cli import run as runs
 from cnsn_cli.checkpoint import load
-from cnsn_cli.errors import CheckpointError, TrainingError
+from cnsn_cli.errors import CheckpointError, RecipeError, TrainingError
 from cnsn_cli.recipe import Recipe
 from cnsn_cli.run import resume, train
 from cnsn_cli.state import read_state, write_state
@@ -118,7 +118,7 @@ def test_another_environment_is_refused_or_accepted(checkpoint, tmp_path, monkey
     here = read_state(folder / "state.safetensors").environment
     monkeypatch.setattr(runs, "environment", lambda device: {**here, "threads": "64"})
     with pytest.raises(
-        TrainingError, match=rf"trained elsewhere \(threads {here['threads']} -> 64\): give --override"
+        TrainingError, match=rf"trained otherwise \(threads {here['threads']} -> 64\): give --override"
     ):
         resume(folder)
     assert resume(folder, override=True).best_epoch == 1
@@ -130,10 +130,59 @@ def test_no_run_to_resume(cnsn, checkpoint, tmp_path):
     shutil.copy(checkpoint, tmp_path / "state.safetensors")
     with pytest.raises(CheckpointError, match="is no state of a training run"):
         resume(tmp_path)
-    for words in (["--lr", 1], ["--arch", TINY], ["--out", "x"]):
-        result = cnsn("train", "--resume", tmp_path, *words)
-        assert result.code == 2
-        assert "the run knows the rest" in result.err.replace("│\n│ ", "")
+    result = cnsn("train", "--resume", tmp_path, "--out", "x")
+    assert result.code == 2
+    assert "--resume goes without --out" in result.err
+
+
+def test_what_differs_is_listed_and_refused_or_accepted(cnsn, checkpoint, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(checkpoint.parent, folder)
+    result = cnsn("train", "--resume", folder, "--arch", TINY, "--epochs", 2, "--lr", 0.01)
+    assert result.code == 1
+    assert "was trained otherwise (epochs 1 -> 2, lr 0.02 -> 0.01): give --override" in result.err
+    for words in (("--exits", "1"), ("--bn", "shared"), ("--batch-size", 4)):
+        result = cnsn("train", "--resume", folder, *words, "--override")
+        assert result.code == 1
+        assert "cannot go on with" in result.err
+    result = cnsn("train", "--resume", folder, "--epochs", 2, "--override")
+    assert result.code == 0
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def stop_at_step(step: int):
+    seen = []
+
+    def watch(event):
+        if isinstance(event, runs.Step):
+            seen.append(event)
+            if len(seen) == step:
+                raise Stop
+
+    return watch
+
+
+@pytest.mark.parametrize("step", range(1, 13, 2))
+def test_it_goes_on_from_any_step(image_folder, tmp_path, quick, step):
+    changes = {"epochs": 2, "crop_padding": 2, "ema": 0.8, "gradient_scale": (0.5,), "val_split": 0.25}
+    recipe = quick.model_copy(update={**changes, "distill": "base", "mix": "mixup"})
+    train(TINY, (1,), str(image_folder), recipe, tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(
+            TINY, (1,), str(image_folder), recipe, tmp_path / "cut",
+            save_every="1", watch=stop_at_step(step),
+        )  # fmt: skip
+    state = read_state(tmp_path / "cut" / "state.safetensors")
+    assert 6 * state.epoch + state.step == step
+    torch.manual_seed(99)
+    resume(tmp_path / "cut")
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "m", "5s", "", "1.5"])
+def test_intervals_that_are_none(image_folder, tmp_path, quick, text):
+    with pytest.raises(RecipeError, match="give a number of steps such as 500, or minutes such as 10m"):
+        train(TINY, (1,), str(image_folder), quick, tmp_path, save_every=text)
 
 
 def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tmp_path, cnsn):
@@ -141,8 +190,8 @@ def test_ctrl_c_says_how_to_go_on_and_the_run_goes_on(tmp_path, cnsn):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "cnsn_cli", "train", *words, "--out", str(folder)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while not process.stderr.readline().startswith("epoch 1/"):
-            pass
+        while not (line := process.stderr.readline()).startswith("epoch 1/"):
+            assert line, "it ended before its first epoch"
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
     assert process.returncode == 130

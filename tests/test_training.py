@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -7,18 +8,21 @@ import torch.nn.functional as F
 
 from cnsn_cli import registry, training
 from cnsn_cli.augmentation import plan_epoch
+from cnsn_cli.building import build_network
 from cnsn_cli.checkpoint import load
 from cnsn_cli.data import Dataset, load_dataset
 from cnsn_cli.errors import DataError, OutputError, RecipeError, TrainingError
 from cnsn_cli.evaluation import ModelResult, evaluate_file
+from cnsn_cli.events import Epoch
 from cnsn_cli.images import normalise
 from cnsn_cli.network import Cnsn
 from cnsn_cli.recipe import Recipe, load_recipe
-from cnsn_cli.run import build_network, split_off, train
+from cnsn_cli.request import split_off
+from cnsn_cli.run import train
 from cnsn_cli.split import MemorySplit, Split
 from cnsn_cli.state import read_state
 from cnsn_cli.tensorfile import read_header
-from cnsn_cli.training import Epoch, Trainer
+from cnsn_cli.training import Trainer
 from tests.conftest import TINY
 
 
@@ -89,15 +93,17 @@ def test_a_loss_that_is_not_finite_stops_before_best_is_overwritten(image_folder
 
     with pytest.raises(TrainingError, match=r"the loss of \w+ became (nan|inf) in epoch 1 .* lower --lr"):
         train(TINY, (1,), str(image_folder), recipe, tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "recipe.toml", "state.safetensors"}
 
 
-def test_a_failed_run_leaves_the_run_that_it_would_replace(image_folder, checkpoint, quick):
-    files = {path: path.read_bytes() for path in checkpoint.parent.iterdir()}
+def test_a_failed_run_leaves_the_networks_that_it_would_replace(image_folder, checkpoint, tmp_path, quick):
+    folder = tmp_path / "copy"
+    shutil.copytree(checkpoint.parent, folder)
     diverging = quick.model_copy(update={"lr": 1e30})
     with pytest.raises(TrainingError, match="became"):
-        train(TINY, (1,), str(image_folder), diverging, checkpoint.parent, force=True)
-    assert {path: path.read_bytes() for path in checkpoint.parent.iterdir()} == files
+        train(TINY, (1,), str(image_folder), diverging, folder, force=True)
+    for name in ("best.safetensors", "last.safetensors", "metrics.jsonl"):
+        assert (folder / name).read_bytes() == (checkpoint.parent / name).read_bytes()
 
 
 def test_a_run_folder(image_folder, tmp_path, quick):
@@ -105,7 +111,7 @@ def test_a_run_folder(image_folder, tmp_path, quick):
     recipe = quick.model_copy(update={"epochs": 2})
     run = train(TINY, (1, 4), str(image_folder), recipe, out, watch=events.append)
     assert {path.name for path in out.iterdir()} == {
-        "best.safetensors", "last.safetensors", "state.safetensors", "metrics.jsonl", "recipe.toml",
+        "best.safetensors", "last.safetensors", "state.safetensors", "metrics.jsonl", "recipe.toml", ".lock",
     }  # fmt: skip
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
@@ -116,7 +122,7 @@ def test_a_run_folder(image_folder, tmp_path, quick):
     assert load_recipe(str(out / "recipe.toml")) == recipe
     last = load(out / "last.safetensors")
     state = read_header(out / "state.safetensors")
-    held = {f"network.{name}" for name in last.state_dict()} | {"random"}
+    held = {f"network.{name}" for name in last.state_dict()} | {"random", "losses", "correct"}
     assert set(state.entries) == held | {f"momentum.{name}" for name, _ in last.named_parameters()}
     assert read_state(out / "state.safetensors").epoch == 2
     assert (out / "best.safetensors").stat().st_mode & 0o777 == (out / "recipe.toml").stat().st_mode & 0o777

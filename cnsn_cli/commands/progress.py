@@ -1,5 +1,6 @@
 """What people see while a network trains: live bars on a terminal, a line an epoch elsewhere. On stderr."""
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,9 +11,11 @@ from rich.text import Text
 
 from cnsn_cli.commands.output import print_skipped
 from cnsn_cli.evaluation import ModelResult
+from cnsn_cli.events import Epoch, Step
 from cnsn_cli.recipe import Recipe
 from cnsn_cli.run import Started, Watch
-from cnsn_cli.training import Epoch, Step
+
+LOOK_EVERY = 0.5  # seconds; a look at the results waits for the device
 
 
 @contextmanager
@@ -41,23 +44,28 @@ class _Watcher:
     def __init__(self, bars: Progress, models: Text, recipe: Recipe) -> None:
         self.bars, self.models, self.recipe = bars, models, recipe
         self.task = bars.add_task("", total=None, epoch=f"1/{recipe.epochs}", speed="")
-        self.steps = 0
+        self.steps, self.shown = 0, 0.0
 
     def __call__(self, event: Started | Step | Epoch) -> None:
         if isinstance(event, Started):
             self.steps = event.steps_per_epoch
             total = self.steps * self.recipe.epochs
-            self.bars.update(self.task, total=total, completed=self.steps * event.epochs_done)
-        else:
-            step = event.step if isinstance(event, Step) else self.steps
-            self.models.plain = _models(event.results if isinstance(event, Step) else event.train)
-            self.bars.update(
-                self.task,
-                completed=(event.epoch - 1) * self.steps + step,
-                epoch=f"{event.epoch}/{self.recipe.epochs}",
-                speed=f"{event.images_per_second:,.0f} images/s",
-            )
+            self.bars.update(self.task, total=total, completed=event.steps_done)
+        elif isinstance(event, Epoch):
+            self._show(event.epoch, self.steps, event.train, event.images_per_second)
+        elif time.monotonic() - self.shown > LOOK_EVERY:
+            self._show(event.epoch, event.step, event.meter.results(), event.meter.images_per_second())
         _print_event(self.bars.console, event, self.recipe)
+
+    def _show(self, epoch: int, step: int, results: list[ModelResult], speed: float) -> None:
+        self.models.plain = _models(results)
+        self.bars.update(
+            self.task,
+            completed=(epoch - 1) * self.steps + step,
+            epoch=f"{epoch}/{self.recipe.epochs}",
+            speed=f"{speed:,.0f} images/s",
+        )
+        self.shown = time.monotonic()
 
 
 def _print_event(console: Console, event: Started | Step | Epoch, recipe: Recipe) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 @with_hyperparameters
 def train(
+    context: typer.Context,
     overrides: dict[str, Any],
     arch: Annotated[
         str | None, typer.Option(help="An architecture, such as vgg16:width=0.5; see cnsn archs.")
@@ -71,19 +72,44 @@ def train(
     classes: Annotated[
         int | None, typer.Option(min=1, help="Number of classes; an error where the data has others.")
     ] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Repeatable bit for bit on CUDA too, and slower.")
+    ] = False,
+    save_every: Annotated[
+        str, typer.Option(help="Save the state after so many steps (500) or minutes (10m) too.")
+    ] = "10m",
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with the run in this folder; all else is taken from there.")
+        Path | None, typer.Option(help="Go on with the run in this folder, which knows all the rest.")
     ] = None,
     override: Annotated[
-        bool, typer.Option("--override", help="With --resume: on another device or other versions too.")
+        bool, typer.Option("--override", help="With --resume: go on although something differs.")
     ] = False,
     json: Json = False,
 ) -> None:
     """Train a network together with its sub-models, and write a run folder."""
+    cuts = parse_exits(exits or "")
+    options: dict[str, Any] = {
+        "drop": drop,
+        "freeze_base": None if freeze_base is None else str(freeze_base),
+        "data_dir": str(data_dir),
+        "image_size": image_size,
+        "in_channels": in_channels,
+        "device": device,
+        "precision": precision,
+        "compiled": compiled,
+        "deterministic": deterministic,
+        "save_every": save_every,
+        "skip_bad": skip_bad,
+    }
     if resume is not None:
-        if overrides or (arch, exits, drop, freeze_base, out) != (None,) * 5:
-            raise typer.BadParameter("--resume goes with --override and --json alone: the run knows the rest")
-        report(_resume(resume, override), json)
+        given = _given(context)
+        if wrong := given & {"out", "force", "classes"}:
+            raise typer.BadParameter(
+                f"--resume goes without {', '.join(f'--{name}' for name in sorted(wrong))}"
+            )
+        own = {"arch": arch, "exits": cuts, "data": data, **options}
+        changes = {name: value for name, value in own.items() if name in given}
+        report(_resume(resume, {**changes, **_recipe_changes(recipe, overrides, given)}, override), json)
         return
     if arch is None and freeze_base is not None:
         arch = _arch_of(freeze_base)
@@ -91,33 +117,28 @@ def train(
         raise typer.BadParameter("give --arch and --exits, --arch and --drop, or --resume")
     if drop is not None and freeze_base is not None:
         raise typer.BadParameter("--drop trains a sub-model alone: there is no base-model to freeze")
-    cuts = parse_exits(exits or "")
     from cnsn_cli.recipe import load_recipe
     from cnsn_cli.run import train as run
 
     chosen = load_recipe(recipe, overrides, baseline=not cuts)
     folder = out or default_folder(arch, data)
     with _watched(folder, chosen) as watch:
-        finished = run(
-            arch,
-            cuts,
-            data,
-            chosen,
-            folder,
-            drop=drop,
-            freeze_base=freeze_base,
-            data_dir=data_dir,
-            image_size=image_size,
-            in_channels=in_channels,
-            classes=classes,
-            device=device,
-            precision=precision,
-            compiled=compiled,
-            force=force,
-            skip_bad=skip_bad,
-            watch=watch,
-        )
+        finished = run(arch, cuts, data, chosen, folder, classes=classes, force=force, watch=watch, **options)
     report(finished, json)
+
+
+def _given(context: typer.Context) -> set[str]:
+    """The names of the options that stand on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
+def _recipe_changes(recipe: str, overrides: dict[str, Any], given: set[str]) -> dict[str, Any]:
+    if "recipe" not in given:
+        return overrides
+    from cnsn_cli.recipe import load_recipe
+
+    return load_recipe(recipe, overrides).model_dump()
 
 
 def _arch_of(checkpoint: Path) -> str:
@@ -127,31 +148,34 @@ def _arch_of(checkpoint: Path) -> str:
     return read_metadata(checkpoint, read_header(checkpoint)).arch
 
 
-def _resume(folder: Path, override: bool) -> "Run":
+def _resume(folder: Path, changes: dict[str, Any], override: bool) -> "Run":
     from cnsn_cli.run import resume
-    from cnsn_cli.state import read_state
+    from cnsn_cli.state import STATE, read_state
 
-    state = read_state(folder / "state.safetensors")
-    if state.epoch == state.request.recipe.epochs:
+    state = read_state(folder / STATE)
+    recipe = state.request.with_changes(changes).recipe
+    if state.epoch >= recipe.epochs:
         print(f"{printable(str(folder))} is finished: nothing is left to train", file=sys.stderr)
-    with _watched(folder, state.request.recipe) as watch:
-        return resume(folder, override, watch)
+    with _watched(folder, recipe) as watch:
+        return resume(folder, changes, override, watch)
 
 
 @contextmanager
 def _watched(folder: Path, recipe: "Recipe") -> "Iterator[Watch]":
-    """Progress on stderr, and a word on how to go on where the user stops it."""
+    """Progress on stderr, and a word on how to go on where a signal stops it."""
     from cnsn_cli.commands.progress import progress
+    from cnsn_cli.interruption import Stopped
+    from cnsn_cli.state import STATE
 
     try:
         with progress(recipe) as watch:
             yield watch
-    except KeyboardInterrupt:
-        if (folder / "state.safetensors").exists():
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if (folder / STATE).exists():
             name = shlex.quote(printable(str(folder)))
-            print(
-                f"stopped; to go on after the last whole epoch: cnsn train --resume {name}", file=sys.stderr
-            )
+            print(f"stopped; to go on: cnsn train --resume {name}", file=sys.stderr)
+        if isinstance(stop, Stopped):
+            raise typer.Exit(128 + stop.number) from stop
         raise
 
 

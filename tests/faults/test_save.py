@@ -12,11 +12,12 @@ import pytest
 from cnsn_cli.checkpoint import load, read_tensors
 from cnsn_cli.detaching import detach
 from cnsn_cli.errors import OutputError
+from cnsn_cli.events import Epoch
 from cnsn_cli.recipe import load_recipe
-from cnsn_cli.run import Recorder, prepare
+from cnsn_cli.recorder import Recorder
+from cnsn_cli.request import Request, prepare
 from cnsn_cli.runfolder import FILES, locked
-from cnsn_cli.state import Request, read_state
-from cnsn_cli.training import Epoch
+from cnsn_cli.state import read_state
 from tests.faults.filelayer import FileLayer
 from tests.faults.forked import forked
 from tests.faults.test_mutations import many
@@ -32,18 +33,20 @@ def saving(tiny, tmp_path):
     trainer, _ = prepare(Request(**{**dict(request), "recipe": recipe}))
     folder = tmp_path / "saved"
     folder.mkdir()
+    request = request.model_copy(update={"recipe": recipe})
     recorder = Recorder(folder, trainer, request)
+    recorder.start()
     first, second = (event for event in trainer.run() if isinstance(event, Epoch))
     trainer.epoch = 1
-    recorder.record(first)
+    recorder.take(first)
     trainer.epoch = 2
 
     def save(target: Path, layer: FileLayer) -> None:
         recorder.folder = target
-        recorder.best = None  # so that all five files are written
+        recorder.best = None  # so that best is written too
         layer.install()
         try:
-            recorder.record(second)
+            recorder.take(second)
         except OutputError:
             sys.exit(1)
 

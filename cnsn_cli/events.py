@@ -1,0 +1,87 @@
+"""What happens while a network trains, and what is measured on the way."""
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cnsn_cli.balance import Pull
+from cnsn_cli.errors import TrainingError
+from cnsn_cli.evaluation import ModelResult
+from cnsn_cli.network import Cnsn, Model
+
+
+class Meter:
+    """Losses and accuracies of an epoch so far. They stay on the device until somebody asks.
+
+    `losses` (models,) are summed over `batches`, `correct` (models,) counts right answers.
+    """
+
+    def __init__(self, network: Cnsn | Model, batch_size: int) -> None:
+        self.names = [model.name for model in network.models()]
+        self.batch_size = batch_size
+        self.batches = 0
+        device = next(network.parameters()).device
+        self.losses = torch.zeros(len(self.names), device=device)
+        self.correct = torch.zeros_like(self.losses)
+        self.start = time.perf_counter()
+
+    def add(self, losses: Tensor, correct: Tensor) -> None:
+        self.batches += 1
+        self.losses = self.losses + losses
+        self.correct = self.correct + correct
+
+    def results(self) -> list[ModelResult]:
+        losses = (self.losses / self.batches).tolist()
+        accuracies = (self.correct / (self.batches * self.batch_size)).tolist()
+        return [ModelResult(*row) for row in zip(self.names, accuracies, losses, strict=True)]
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+    def images_per_second(self) -> float:
+        return self.batches * self.batch_size / self.seconds()
+
+
+@dataclass(frozen=True)
+class Step:
+    """`step` of `steps` in this epoch are done. Asking `meter` for results waits for the device."""
+
+    epoch: int
+    step: int
+    steps: int
+    meter: Meter
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """An epoch that is over: `train` as seen while training, `results` on the held-out images.
+
+    `pulls` are those of the last step, one a sub-model.
+    """
+
+    epoch: int
+    lr: float
+    seconds: float
+    images_per_second: float
+    train: list[ModelResult]
+    results: list[ModelResult]
+    pulls: list[Pull]
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Over all models; the best epoch is the one where it is highest."""
+        return sum(result.accuracy for result in self.results) / len(self.results)
+
+
+def finite(results: list[ModelResult], epoch: int, lr: float) -> list[ModelResult]:
+    """The same results; raises TrainingError where a loss is not finite."""
+    for result in results:
+        if not math.isfinite(result.loss):
+            raise TrainingError(
+                f"the loss of {result.name} became {result.loss} in epoch {epoch} at a learning rate of "
+                f"{lr:g}: lower --lr or lengthen --warmup-epochs"
+            )
+    return results

@@ -1,0 +1,95 @@
+"""Writes the folder of a run."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from cnsn_cli.building import describe
+from cnsn_cli.checkpoint import save
+from cnsn_cli.evaluation import ModelResult
+from cnsn_cli.events import Epoch, Step
+from cnsn_cli.files import write_text
+from cnsn_cli.metadata import ModelRecord, Selection
+from cnsn_cli.request import Request
+from cnsn_cli.runfolder import check_space
+from cnsn_cli.state import STATE, State, environment, save_state
+from cnsn_cli.training import Trainer
+
+
+class Recorder:
+    """Writes the state of a run before its first step, then and again, and models after each epoch.
+
+    `before` is the state that `trainer` goes on from, if any. `best` is the best epoch so far.
+    """
+
+    def __init__(self, folder: Path, trainer: Trainer, request: Request, before: State | None = None) -> None:
+        self.folder, self.trainer, self.request = folder, trainer, request
+        check_space(folder, file_sizes(trainer))
+        self.metadata = describe(
+            trainer.network, request.arch, request.data, request.recipe, request.precision
+        )
+        self.metrics = before.metrics if before else ""
+        epochs = before.epochs() if before else []
+        self.best = max(epochs, key=lambda epoch: epoch.mean_accuracy, default=None)
+        self.interval = request.interval()
+        self.steps, self.saved = 0, time.monotonic()
+
+    def start(self) -> None:
+        """Write all that it takes to go on, should the run be killed from here on."""
+        self.save_state()
+        write_text(self.folder / "recipe.toml", self.trainer.recipe.to_toml())
+        if self.metrics:
+            write_text(self.folder / "metrics.jsonl", self.metrics)
+
+    def take(self, event: Step | Epoch) -> None:
+        """Write models and metrics after an epoch, the state also when it is due."""
+        if isinstance(event, Epoch):
+            self._record(event)
+            self.save_state()
+            write_text(self.folder / "metrics.jsonl", self.metrics)
+            return
+        self.steps += 1
+        if self.interval.is_over(self.steps, time.monotonic() - self.saved):
+            self.save_state()
+
+    def save_state(self) -> None:
+        trainer = self.trainer
+        state = State(
+            epoch=trainer.epoch,
+            step=trainer.step,
+            request=self.request,
+            environment=environment(trainer.device),
+            metrics=self.metrics,
+            seconds=trainer.meter.seconds(),
+            pulls=trainer.pulls,
+        )
+        save_state(self.folder / STATE, trainer, state)
+        self.steps, self.saved = 0, time.monotonic()
+
+    def _record(self, epoch: Epoch) -> None:
+        self._save("last.safetensors", epoch)
+        if self.best is None or epoch.mean_accuracy > self.best.mean_accuracy:
+            self.best = epoch
+            self._save("best.safetensors", epoch)
+        self.metrics += json.dumps({**asdict(epoch), "selection": self.trainer.recipe.selection}) + "\n"
+
+    def _save(self, name: str, epoch: Epoch) -> None:
+        selection = Selection(images=self.trainer.recipe.selection, epoch=epoch.epoch)
+        models = with_results(self.metadata.models, epoch.results)
+        metadata = self.metadata.model_copy(update={"models": models, "selection": selection})
+        save(self.folder / name, self.trainer.trained, metadata)
+
+
+def file_sizes(trainer: Trainer) -> dict[str, int]:
+    """Bytes of the large files of a run by name; the state has momenta too, maybe an average."""
+    weights = sum(tensor.nbytes for tensor in trainer.network.state_dict().values())
+    held = 3 if trainer.average else 2
+    return {"best.safetensors": weights, "last.safetensors": weights, STATE: held * weights}
+
+
+def with_results(models: list[ModelRecord], results: list[ModelResult]) -> list[ModelRecord]:
+    return [
+        model.model_copy(update={"accuracy": result.accuracy, "loss": result.loss})
+        for model, result in zip(models, results, strict=True)
+    ]
