@@ -281,7 +281,7 @@ def test_every_flag_reaches_the_recipe(cnsn, called):
 
 def test_every_option_reaches_the_run(cnsn, called, tmp_path):
     options = {
-        "data_dir": tmp_path,
+        "data_dir": str(tmp_path),
         "image_size": 64,
         "in_channels": 1,
         "classes": 4,
