@@ -19,6 +19,7 @@ from cnsn_cli.split import Split
 from cnsn_cli.tensorfile import read_header
 
 BATCH_SIZE = 200  # one for all, so that whole and detached files agree to the last digit
+BATCH_PIXELS = BATCH_SIZE * 96**2  # fewer of images that are larger, which must not take gigabytes
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ def predict(models: list[Model], split: Split) -> list[Tensor]:
     device = next(models[0].parameters()).device
     models = [model.eval() for model in models]
     logits: list[list[Tensor]] = [[] for _ in models]
-    for pixels in split.batches(list(torch.arange(len(split)).split(BATCH_SIZE))):  # type: ignore[no-untyped-call]
+    size = min(BATCH_SIZE, BATCH_PIXELS // models[0].task.image_size ** 2)
+    for pixels in split.batches(list(torch.arange(len(split)).split(size))):  # type: ignore[no-untyped-call]
         images = normalise(pixels.to(device), models[0].task)
         for model, parts in zip(models, logits, strict=True):
             parts.append(model(images))

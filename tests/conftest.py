@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -72,18 +73,25 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, image_folder: Path, qui
 
 @pytest.fixture
 def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`install` for the time of a test."""
+    return partial(install, tmp_path, monkeypatch)
+
+
+def install(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    modules: dict[str, str],
+    entry_points: dict[str, str],
+) -> None:
     """Installs a made-up distribution: modules by name, and its entry points."""
-
-    def install(name: str, modules: dict[str, str], entry_points: dict[str, str]) -> None:
-        site = tmp_path / f"site-{name}"
-        info = site / f"{name}-1.0.dist-info"
-        info.mkdir(parents=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        lines = [f"{key} = {value}" for key, value in entry_points.items()]
-        (info / "entry_points.txt").write_text("\n".join(["[cnsn.architectures]", *lines]))
-        for module, source in modules.items():
-            (site / f"{module}.py").write_text(source)
-            monkeypatch.delitem(sys.modules, module, raising=False)
-        monkeypatch.syspath_prepend(site)
-
-    return install
+    site = folder / f"site-{name}"
+    info = site / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    lines = [f"{key} = {value}" for key, value in entry_points.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[cnsn.architectures]", *lines]))
+    for module, source in modules.items():
+        (site / f"{module}.py").write_text(source)
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.syspath_prepend(site)

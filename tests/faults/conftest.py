@@ -1,7 +1,7 @@
 """Tiny files to break: a whole network, a detached model, a folded one and the state of a run."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from cnsn_cli import registry
 from cnsn_cli.detaching import detach
 from cnsn_cli.recipe import load_recipe
 from cnsn_cli.run import train
+from tests.conftest import install
 
 TINY_PLUGIN = """
 from torch import nn
@@ -27,15 +28,19 @@ def tiny(num_classes, in_channels, image_size, width=2, depth=2):
 """
 
 
-@pytest.fixture
-def tiny(
-    distribution: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, Path]:
+@pytest.fixture(scope="package")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     """Files by kind, all of the architecture `tiny` on images of 8 x 8, in a folder of their own."""
-    distribution("tinynet", {"tinynet": TINY_PLUGIN}, {"tiny": "tinynet:tiny"})
-    known = registry.architectures()
-    monkeypatch.setattr(registry, "architectures", lambda: known)  # looking around takes longer than loading
-    data, run = tmp_path / "data", tmp_path / "run"
+    folder = tmp_path_factory.mktemp("tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        install(folder, patch, "tinynet", {"tinynet": TINY_PLUGIN}, {"tiny": "tinynet:tiny"})
+        known = registry.architectures()
+        patch.setattr(registry, "architectures", lambda: known)  # looking around takes longer than loading
+        yield make_files(folder)
+
+
+def make_files(folder: Path) -> dict[str, Path]:
+    data, run = folder / "data", folder / "run"
     for split in ("train", "test"):
         for number, name in enumerate(("a", "b")):
             (data / split / name).mkdir(parents=True)

@@ -14,6 +14,7 @@ from cnsn_cli.state import read_state
 from cnsn_cli.tensorfile import read_header
 from tests.faults.forked import run
 from tests.faults.mutations import Mutator
+from tests.test_checkpoint import rewrite
 
 MEMORY = 200 * 2**20  # bytes
 SECONDS = 10  # a file that takes longer hangs
@@ -116,3 +117,13 @@ def test_single_bit_flips_in_the_state_of_a_run(tiny, tmp_path, figures, count):
         with pytest.raises(CheckpointError):
             read_tensors(path, read_state(path).sha256)
     figures(f"{count:,} of {count:,} bit flips found, in tensors and header")
+
+
+@pytest.mark.parametrize("command", ["eval", "mac"])
+def test_a_file_that_claims_the_largest_images(tiny, tmp_path, command):
+    path = tmp_path / "large.safetensors"
+    path.write_bytes(tiny["detached"].read_bytes())
+    rewrite(path, lambda content, metadata: metadata["task"].update(image_size=1024))
+    ended = run([command, path])
+    assert ended.code == 0, ended
+    assert ended.memory < MEMORY
