@@ -206,7 +206,7 @@ def _existing_or_downloaded(kind: Any, data_dir: Path, train: bool) -> Any:
     socket.setdefaulttimeout(PATIENCE)
     try:
         return kind(data_dir, train=train, download=True)
-    except (URLError, OSError, RuntimeError) as error:
+    except (URLError, OSError, RuntimeError, ValueError) as error:
         raise DataError(
             f"cannot download {kind.__name__} ({error}):{damaged} put {kind.filename} or the folder "
             f"{kind.base_folder} into {data_dir}/ (--data-dir), or try --data digits, which works offline"

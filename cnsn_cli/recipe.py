@@ -143,7 +143,7 @@ def _read(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise RecipeError(f"no recipe {name!r}: choose {', '.join(presets())} or a TOML file") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, no path
         raise RecipeError(f"cannot read recipe {name!r}: {error}") from error
     parent = settings.pop("extends", None)
     if parent is None:

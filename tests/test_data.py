@@ -1,6 +1,7 @@
 import hashlib
 import pickle
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -195,17 +196,46 @@ def test_an_existing_copy_of_cifar10(cifar_files):
     assert dataset.train.pixels[0].flatten().tolist() == content["data"][0].tolist()
 
 
+def refuse_download(self):
+    raise URLError("no network")
+
+
 def test_a_download_that_fails_says_what_to_do(tmp_path, monkeypatch):
-    from urllib.error import URLError
-
-    def refuse(self):
-        raise URLError("no network")
-
-    monkeypatch.setattr(CIFAR10, "download", refuse)
+    monkeypatch.setattr(CIFAR10, "download", refuse_download)
     with pytest.raises(DataError) as caught:
         load_dataset("cifar10", tmp_path)
     for part in ("cannot download CIFAR10", "cifar-10-python.tar.gz", str(tmp_path), "--data digits"):
         assert part in str(caught.value)
+
+
+class Evil:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self):
+        return Path.touch, (self.canary,)
+
+
+def test_cifar_files_are_not_unpickled_before_their_md5_is_known(cifar_files, tmp_path, monkeypatch):
+    canary = tmp_path / "canary"
+    monkeypatch.setattr(CIFAR10, "download", refuse_download)
+    for name in ("data_batch_3", "batches.meta"):
+        path = cifar_files / CIFAR10.base_folder / name
+        before = path.read_bytes()
+        path.write_bytes(pickle.dumps(Evil(canary)))
+        with pytest.raises(DataError, match="what is there now is incomplete or damaged"):
+            load_dataset("cifar10", cifar_files)
+        path.write_bytes(before)
+    assert not canary.exists()
+    pickle.loads(pickle.dumps(Evil(canary)))
+    assert canary.exists()
+
+
+def test_a_folder_that_cannot_be():
+    with pytest.raises(DataError, match="cannot download CIFAR10"):
+        load_dataset("cifar10", "a\0b")
 
 
 def test_images_that_do_not_fit_are_read_when_needed(tmp_path, monkeypatch):

@@ -108,6 +108,7 @@ def test_extends(tmp_path):
         ("extends = 3", "extends takes the name of one recipe, not 3"),
         ('extends = "self.toml"', "recipes extend each other in a circle"),
         ("lr = ", "cannot read recipe"),
+        ('extends = "\\u0000"', "cannot read recipe"),
     ],
 )
 def test_bad_recipes(tmp_path, text, message):

@@ -103,8 +103,8 @@ class Mutator:
         elif action == 2:
             other = draw.choice(list(content) if isinstance(content, dict) else range(len(content)))
             content[key] = copy.deepcopy(content[other])
-        elif action == 3 and type(content[key]) in (int, float):
-            content[key] += draw.choice((-1, 1, 4, 1e-9))
+        elif action == 3 and type(content[key]) is int:
+            content[key] += draw.choice((-1, 1, 4))
         else:
             content[key] = copy.deepcopy(draw.choice(ODD))
 
