@@ -20,7 +20,10 @@ from cnsn_cli.metadata import KEY, Metadata, read_metadata
 from cnsn_cli.network import Cnsn, Model
 from cnsn_cli.tensorfile import Header, read_header
 
-DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}  # all that our files hold
+DTYPES = {
+    torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64", torch.bool: "BOOL",
+    torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64",
+}  # fmt: skip
 MOST_PARAMETERS = 10_000  # tensors, of an architecture that a file names
 
 
@@ -137,7 +140,7 @@ def check_tensors(path: Path, header: Header, expected: dict[str, Tensor]) -> No
         if entry.shape != tuple(tensor.shape):
             shape = tuple(tensor.shape)
             raise CheckpointError(f"{path}: {name!r} has shape {entry.shape}, its architecture wants {shape}")
-        wanted = DTYPES[tensor.dtype]
+        wanted = DTYPES.get(tensor.dtype, "another")
         if entry.dtype != wanted:
             raise CheckpointError(
                 f"{path}: {name!r} has dtype {entry.dtype}, its architecture wants {wanted}"

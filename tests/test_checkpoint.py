@@ -358,3 +358,34 @@ def test_a_full_disk_is_one_line(checkpoint, monkeypatch, tmp_path):
     with pytest.raises(OutputError, match=r"cannot write .*x.safetensors: No space left"):
         write(tmp_path / "x.safetensors", "vgg11:width=0.1", ())
     assert not list(tmp_path.iterdir())
+
+
+MASKED = """
+import torch
+from torch import nn
+from cnsn_cli import Backbone
+
+class Masked(nn.Conv2d):
+    def __init__(self, channels):
+        super().__init__(channels, 4, 3, 2, 1)
+        self.register_buffer("mask", torch.ones(4, 1, 1, dtype=torch.bool))
+        self.register_buffer("scale", torch.ones(4, 1, 1, dtype=torch.float16))
+
+    def forward(self, features):
+        return super().forward(features) * self.mask * self.scale
+
+def masked(num_classes, in_channels, image_size):
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+    return Backbone(nn.Sequential(Masked(in_channels), Masked(4)), head, (1, 1))
+"""
+
+
+def test_buffers_of_other_dtypes(distribution, tmp_path):
+    distribution("masks", {"masks": MASKED}, {"masked": "masks:masked"})
+    network = write(tmp_path / "a.safetensors", "masked", (1,))
+    loaded = load(tmp_path / "a.safetensors").state_dict()
+    assert loaded["units.1.mask"].dtype == torch.bool
+    assert loaded["units.1.scale"].dtype == torch.float16
+    assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in loaded.items())
+    detach(tmp_path / "a.safetensors", "0", tmp_path / "b.safetensors")
+    assert load(tmp_path / "b.safetensors").state_dict()["units.1.mask"].dtype == torch.bool
