@@ -10,6 +10,7 @@ from PIL import Image
 
 from cnsn_cli import registry
 from cnsn_cli.detaching import detach
+from cnsn_cli.evaluation import evaluate_file
 from cnsn_cli.recipe import load_recipe
 from cnsn_cli.run import train
 from tests.conftest import install
@@ -54,6 +55,7 @@ def make_files(folder: Path) -> dict[str, Path]:
     files |= {"detached": run / "detached.safetensors", "folded": run / "folded.safetensors"}
     detach(files["network"], "0", files["detached"])
     detach(files["network"], "0", files["folded"], fold_bn=True)
+    evaluate_file(files["network"], device="cpu")  # imports all there is, so that children need not
     return files
 
 
