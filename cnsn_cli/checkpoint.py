@@ -22,7 +22,8 @@ from cnsn_cli.tensorfile import Header, read_header
 
 DTYPES = {
     torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
-    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64",
+    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32",
+    torch.int64: "I64",
 }  # fmt: skip
 MOST_PARAMETERS = 10_000  # tensors, of an architecture that a file names
 

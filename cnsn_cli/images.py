@@ -46,7 +46,7 @@ def preprocess(image: Image.Image, task: Task) -> Tensor:
 def normalise(pixels: Tensor, task: Task) -> Tensor:
     """uint8 (N, C, H, W) to float32: scaled to 0..1, minus the mean, divided by the standard deviation."""
     mean, std = _constants(task, pixels.device)
-    return (pixels / 255 - mean) / std
+    return (pixels / 255).sub_(mean).div_(std)  # in place, for a batch may be large
 
 
 @lru_cache(maxsize=8)  # a copy to the device for every batch would make the device wait
