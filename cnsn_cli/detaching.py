@@ -25,7 +25,7 @@ def detach(
     checkpoint, output = Path(checkpoint), Path(output)
     header = read_header(checkpoint)
     whole = _read_whole(checkpoint, header)
-    record = whole.find(f"submodel{submodel}" if submodel.isdecimal() else submodel)
+    record = whole.find(submodel)
     _check_target(checkpoint, output, force)
     names = kept_names(header, record)
     held = sum(header.entries[name].end - header.entries[name].start for name in names.values())

@@ -7,6 +7,8 @@ CnsnError
 ├── DataError           a data set that is missing, empty or unreadable
 ├── CheckpointError     a file that is missing, broken, or not ours
 ├── DeviceError         a device that this machine lacks
+├── ExportError         a network that cannot be exported, or an export that is not the same network
+├── ExtraError          an optional library that is not installed
 ├── OutputError         a file or folder that would be overwritten, or cannot be written
 └── TrainingError       a training run that cannot go on
 """
@@ -38,6 +40,14 @@ class CheckpointError(CnsnError):
 
 class DeviceError(CnsnError):
     """A device that this machine lacks."""
+
+
+class ExportError(CnsnError):
+    """A network that cannot be exported, or an export that is not the same network."""
+
+
+class ExtraError(CnsnError):
+    """An optional library that is not installed."""
 
 
 class OutputError(CnsnError):

@@ -1,22 +1,23 @@
 """Accuracy and loss of every model in a network."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnsn_cli.checkpoint import load
 from cnsn_cli.complexity import ModelCost, model_costs
 from cnsn_cli.data import NAMED, load_test
 from cnsn_cli.device import choose_device, place
 from cnsn_cli.errors import DataError
 from cnsn_cli.images import normalise
-from cnsn_cli.metadata import Metadata, read_metadata
+from cnsn_cli.metadata import Metadata
 from cnsn_cli.network import Cnsn, Model
+from cnsn_cli.onnxfile import OnnxModel
+from cnsn_cli.opening import Classifier, open_file
 from cnsn_cli.split import Split
-from cnsn_cli.tensorfile import read_header
 
 BATCH_SIZE = 200  # one for all, so that whole and detached files agree to the last digit
 
@@ -63,20 +64,25 @@ def evaluate_file(
 
     Raises CheckpointError for the file, DataError for the data.
     """
-    metadata = read_metadata(path, read_header(path))
-    data = data or metadata.data
-    if data is None:
-        raise DataError(f"{path} does not say what it was trained on: give --data")
     chosen = choose_device(device)
-    network = load(path)
-    split = _test_images(data, metadata, data_dir)
-    costs = model_costs(network)
-    network = place(network, chosen)
+    network, metadata = open_file(path)
+    split = test_images(path, metadata, data, data_dir)
+    if isinstance(network, OnnxModel):
+        costs = [
+            ModelCost(**{f.name: getattr(m, f.name) for f in fields(ModelCost)}) for m in metadata.models
+        ]
+    else:
+        costs = model_costs(network)
+        network = place(network, chosen)
     classes = {m.name: evaluate_classes(m, split) for m in network.models()} if per_class else {}
-    return Report(data, len(split), costs, evaluate(network, split), classes)
+    return Report(data or str(metadata.data), len(split), costs, evaluate(network, split), classes)
 
 
-def _test_images(data: str, metadata: Metadata, data_dir: str | Path) -> Split:
+def test_images(path: Path, metadata: Metadata, data: str | None, data_dir: str | Path) -> Split:
+    """The test images of `data`, by default of what the file was trained on. Raises DataError."""
+    if data is None and metadata.data is None:
+        raise DataError(f"{path} does not say what it was trained on: give --data")
+    data = data or str(metadata.data)
     try:
         return load_test(data, metadata.task, data_dir)
     except DataError as error:
@@ -85,10 +91,10 @@ def _test_images(data: str, metadata: Metadata, data_dir: str | Path) -> Split:
         raise DataError(f"{error} (the file was trained on {data}; --data names another place)") from error
 
 
-def evaluate(network: Cnsn | Model, split: Split) -> list[ModelResult]:
+def evaluate(network: Cnsn | Model | OnnxModel, split: Split) -> list[ModelResult]:
     """Run each model by itself, in eval mode, on the device that the network is on."""
     results = []
-    models = network.models()
+    models: Sequence[Classifier] = network.models()
     for model, logits in zip(models, predict(models, split), strict=True):
         correct = (logits.argmax(1) == split.labels.cpu()).sum().item()
         loss = F.cross_entropy(logits.double(), split.labels.cpu()).item()
@@ -96,7 +102,7 @@ def evaluate(network: Cnsn | Model, split: Split) -> list[ModelResult]:
     return results
 
 
-def evaluate_classes(model: Model, split: Split) -> list[ClassResult]:
+def evaluate_classes(model: Classifier, split: Split) -> list[ClassResult]:
     """Precision, recall and F1 of each class."""
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -112,13 +118,20 @@ def evaluate_classes(model: Model, split: Split) -> list[ClassResult]:
 
 
 @torch.inference_mode()
-def predict(models: list[Model], split: Split) -> list[Tensor]:
+def predict(models: Sequence[Classifier], split: Split) -> list[Tensor]:
     """Logits (N, classes) of all images of a split for each model, on the CPU."""
-    device = next(models[0].parameters()).device
-    models = [model.eval() for model in models]
+    forwards = [_forward(model) for model in models]
     logits: list[list[Tensor]] = [[] for _ in models]
     for pixels in split.batches(list(torch.arange(len(split)).split(BATCH_SIZE))):  # type: ignore[no-untyped-call]
-        images = normalise(pixels.to(device), models[0].task)
-        for model, parts in zip(models, logits, strict=True):
-            parts.append(model(images))
+        for forward, parts in zip(forwards, logits, strict=True):
+            parts.append(forward(pixels))
     return [torch.cat(parts).cpu() for parts in logits]
+
+
+def _forward(model: Classifier) -> Callable[[Tensor], Tensor]:
+    """From pixels uint8 (N, C, H, W) to logits (N, classes), on the device that the model is on."""
+    if isinstance(model, OnnxModel):
+        return model
+    device = next(model.parameters()).device
+    network = model.eval()
+    return lambda pixels: network(normalise(pixels.to(device), network.task))

@@ -10,6 +10,7 @@ from cnsn_cli import __version__
 from cnsn_cli.commands.archs import archs
 from cnsn_cli.commands.detach import detach
 from cnsn_cli.commands.eval import evaluate
+from cnsn_cli.commands.export import export
 from cnsn_cli.commands.info import info
 from cnsn_cli.commands.mac import mac
 from cnsn_cli.commands.output import printable
@@ -20,6 +21,7 @@ app = typer.Typer(name="cnsn", no_args_is_help=True, pretty_exceptions_enable=Fa
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("detach")(detach)
+app.command("export")(export)
 app.command("mac")(mac)
 app.command("archs")(archs)
 app.command("info")(info)

@@ -72,9 +72,12 @@ class Metadata(BaseModel):
         return tuple(model.drops for model in self.models if model.drops)
 
     def find(self, name: str) -> ModelRecord:
-        """The record of a model; raises CheckpointError with the valid names."""
+        """The record of a model; a number stands for a sub-model.
+
+        Raises CheckpointError with the valid names.
+        """
         for model in self.models:
-            if model.name == name:
+            if model.name in (name, f"submodel{name}"):
                 return model
         raise CheckpointError(f"no model {name!r}: choose {', '.join(model.name for model in self.models)}")
 
@@ -86,7 +89,11 @@ class Metadata(BaseModel):
 
 def read_metadata(path: Path, header: Header) -> Metadata:
     """The metadata of a file; raises CheckpointError where they are not ours, or of another version."""
-    text = header.metadata.get(KEY)
+    return parse_metadata(path, header.metadata.get(KEY))
+
+
+def parse_metadata(path: Path, text: str | None) -> Metadata:
+    """The metadata in what `path` holds under KEY; raises like `read_metadata`."""
     if text is None:
         raise CheckpointError(f"{path} was not written by cnsn: its metadata have no key {KEY!r}")
     try:

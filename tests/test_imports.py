@@ -12,18 +12,21 @@ import cnsn_cli
 ROOT = Path(__file__).parents[1]
 LIGHT = ("__init__", "__main__", "main", "errors", "registry", "task", "recipe", "files", "tensorfile")
 LIGHT += ("metadata", "detaching", "device")
-HEAVY = {"torch", "torchvision", "fvcore", "sklearn", "numpy", "PIL"}
+HEAVY = {"torch", "torchvision", "fvcore", "sklearn", "numpy", "PIL", "onnx", "onnxruntime"}
 ONLY_IN = {
     "typer": {"main", "commands"},
     "rich": {"main", "commands"},
     "fvcore": {"complexity"},
     "safetensors": {"checkpoint"},
+    "onnx": {"exporting"},
+    "onnxruntime": {"onnxfile"},
 }
 
 ORDER = [
     "errors", "task", "files", "recipe", "tensorfile", "metadata", "backbone", "registry", "images",
-    "norm", "loss", "network", "device", "folding", "complexity", "checkpoint", "detaching", "split", "data",
-    "augmentation", "evaluation", "training", "state", "run", "commands", "main",
+    "norm", "loss", "network", "device", "folding", "complexity", "checkpoint", "detaching", "onnxfile",
+    "opening", "split", "data", "augmentation", "evaluation", "exporting", "training", "state", "run",
+    "commands", "main",
 ]  # fmt: skip
 
 
@@ -72,8 +75,8 @@ def test_architectures_know_the_contract_only(path):
 def test_public_names():
     assert cnsn_cli.__all__ == [
         "Backbone", "Cnsn", "CnsnError", "DetachPoint", "Model", "Recipe", "Task", "__version__",
-        "count_macs", "detach", "detach_points", "evaluate", "load", "load_dataset", "load_recipe",
-        "load_test", "multi_model_loss", "resume", "train",
+        "count_macs", "detach", "detach_points", "evaluate", "export", "load", "load_dataset",
+        "load_recipe", "load_test", "multi_model_loss", "resume", "train",
     ]  # fmt: skip
     assert all(getattr(cnsn_cli, name) is not None for name in cnsn_cli.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A network, or a detached model.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A network, a detached model, or an exported .onnx.")],
     data: Annotated[
         str | None,
         typer.Option(help="cifar10, cifar100, digits or a folder; default: what it was trained on."),

@@ -18,6 +18,9 @@ def parse_exits(text: str) -> tuple[int, ...]:
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what exists.")]
+Submodel = Annotated[
+    str | None, typer.Option(help="Of a network: a number such as 1, or base.", show_default="base")
+]
 DataDir = Annotated[Path, typer.Option(help="Where CIFAR lies, or is downloaded to.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 SIDE = "Side of the images in pixels."
