@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,13 +24,14 @@ ONLY_IN = {
 }
 
 ORDER = [
-    "errors", "task", "files", "recipe", "tensorfile", "metadata", "backbone", "registry", "images",
-    "norm", "loss", "network", "device", "folding", "complexity", "checkpoint", "detaching", "onnxfile",
-    "opening", "split", "data", "augmentation", "evaluation", "exporting", "training", "state", "run",
+    "errors", "task", "files", "recipe", "tensorfile", "metadata", "backbone", "registry", "images", "norm",
+    "loss", "network", "device", "folding", "complexity", "checkpoint", "detaching", "onnxfile", "opening",
+    "split", "data", "augmentation", "evaluation", "prediction", "exporting", "training", "state", "run",
     "commands", "main",
 ]  # fmt: skip
 
 
+@cache
 def sources() -> dict[str, ast.Module]:
     files = sorted((ROOT / "cnsn_cli").rglob("*.py"))
     return {str(f.relative_to(ROOT / "cnsn_cli").with_suffix("")): ast.parse(f.read_text()) for f in files}
