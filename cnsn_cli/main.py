@@ -14,6 +14,7 @@ from cnsn_cli.commands.export import export
 from cnsn_cli.commands.info import info
 from cnsn_cli.commands.mac import mac
 from cnsn_cli.commands.output import printable
+from cnsn_cli.commands.plot import plot
 from cnsn_cli.commands.predict import predict
 from cnsn_cli.commands.train import train
 from cnsn_cli.errors import CnsnError
@@ -24,6 +25,7 @@ app.command("eval")(evaluate)
 app.command("detach")(detach)
 app.command("export")(export)
 app.command("predict")(predict)
+app.command("plot")(plot)
 app.command("mac")(mac)
 app.command("archs")(archs)
 app.command("info")(info)

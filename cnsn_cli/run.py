@@ -18,6 +18,7 @@ from cnsn_cli.evaluation import ModelResult, evaluate
 from cnsn_cli.files import write_text
 from cnsn_cli.metadata import FORMAT, Metadata, ModelRecord, Selection
 from cnsn_cli.network import Cnsn
+from cnsn_cli.picture import draw
 from cnsn_cli.recipe import Recipe
 from cnsn_cli.split import Split
 from cnsn_cli.state import (
@@ -141,7 +142,9 @@ def _run(recorder: "Recorder", dataset: Dataset, watch: Watch) -> Run:
         if isinstance(event, Epoch):
             recorder.record(event)
         watch(event)
-    return recorder.finish(dataset.test)
+    run = recorder.finish(dataset.test)
+    draw([run.folder], run.folder / "plot.png")
+    return run
 
 
 def refuse_existing(folder: Path, force: bool) -> None:

@@ -165,7 +165,7 @@ def test_bad_input_ends_in_one_line(cnsn, monkeypatch, tmp_path, words, message)
 
 def test_bad_input_for_detach(cnsn, checkpoint, tmp_path):
     target = tmp_path / "small.safetensors"
-    assert "no model 'submodel9'" in one_line(cnsn("detach", checkpoint, "--submodel", 9, "-o", target))
+    assert "no model '9'" in one_line(cnsn("detach", checkpoint, "--submodel", 9, "-o", target))
     assert "is the checkpoint" in one_line(cnsn("detach", checkpoint, "--submodel", 1, "-o", checkpoint))
     assert "fits 1,000 MACs" in one_line(cnsn("detach", checkpoint, "--max-macs", "1K", "-o", target))
     assert not target.exists()

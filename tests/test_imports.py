@@ -12,8 +12,8 @@ import cnsn_cli
 
 ROOT = Path(__file__).parents[1]
 LIGHT = ("__init__", "__main__", "main", "errors", "registry", "task", "recipe", "files", "tensorfile")
-LIGHT += ("metadata", "detaching", "device")
-HEAVY = {"torch", "torchvision", "fvcore", "sklearn", "numpy", "PIL", "onnx", "onnxruntime"}
+LIGHT += ("metadata", "detaching", "device", "picture")
+HEAVY = {"torch", "torchvision", "fvcore", "sklearn", "numpy", "PIL", "onnx", "onnxruntime", "matplotlib"}
 ONLY_IN = {
     "typer": {"main", "commands"},
     "rich": {"main", "commands"},
@@ -21,13 +21,14 @@ ONLY_IN = {
     "safetensors": {"checkpoint"},
     "onnx": {"exporting"},
     "onnxruntime": {"onnxfile"},
+    "matplotlib": {"picture"},
 }
 
 ORDER = [
-    "errors", "task", "files", "recipe", "tensorfile", "metadata", "backbone", "registry", "images", "norm",
-    "loss", "network", "device", "folding", "complexity", "checkpoint", "detaching", "onnxfile", "opening",
-    "split", "data", "augmentation", "evaluation", "prediction", "exporting", "training", "state", "run",
-    "commands", "main",
+    "errors", "task", "files", "recipe", "tensorfile", "metadata", "picture", "backbone", "registry",
+    "images", "norm", "loss", "network", "device", "folding", "complexity", "checkpoint", "detaching",
+    "onnxfile", "opening", "split", "data", "augmentation", "evaluation", "prediction", "exporting",
+    "training", "state", "run", "commands", "main",
 ]  # fmt: skip
 
 
