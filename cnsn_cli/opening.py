@@ -11,13 +11,13 @@ from cnsn_cli.tensorfile import read_header
 Classifier = Model | OnnxModel
 
 
-def open_file(path: Path) -> tuple[Cnsn | Model | OnnxModel, Metadata]:
+def open_file(path: Path, threads: int = 0) -> tuple[Cnsn | Model | OnnxModel, Metadata]:
     """The network in a file, in eval mode on the CPU, and what the file says of it.
 
-    Raises CheckpointError, and for ONNX ExtraError.
+    `threads` is for ONNX Runtime, which must know before. Raises CheckpointError, and for ONNX ExtraError.
     """
     if path.suffix == SUFFIX:
-        model = OnnxModel(path)
+        model = OnnxModel(path, threads)
         return model, model.metadata
     return load(path), read_metadata(path, read_header(path))
 

@@ -16,6 +16,14 @@ def parse_exits(text: str) -> tuple[int, ...]:
         raise typer.BadParameter(f"{text!r} is no list of numbers such as 2,7") from None
 
 
+def parse_counts(text: str) -> tuple[int, ...]:
+    """`1,32` to (1, 32); every number is at least 1."""
+    counts = parse_exits(text)
+    if not counts or min(counts) < 1:
+        raise typer.BadParameter(f"{text!r} is no list of numbers from 1, such as 1,32")
+    return counts
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what exists.")]
 Submodel = Annotated[
