@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from cnsn_cli.budget import Budget, Candidate, Choice, choose
 from cnsn_cli.errors import CheckpointError, OutputError
 from cnsn_cli.files import check_output, replacing
 from cnsn_cli.metadata import Metadata, ModelRecord, read_metadata
@@ -83,18 +84,23 @@ def detach_all(
     return {output: detach(checkpoint, name, output, force, fold_bn) for output, name in outputs.items()}
 
 
-def most_accurate(checkpoint: str | Path, max_macs: int) -> str:
-    """The name of the most accurate model with at most `max_macs`; raises CheckpointError where none fits."""
+def choose_model(checkpoint: str | Path, budget: Budget) -> Choice:
+    """The most accurate model of a network within the budget.
+
+    Where that limits latency, models are timed: one image, one thread, on this machine. Raises BudgetError
+    where none fits.
+    """
     checkpoint = Path(checkpoint)
-    models = read_metadata(checkpoint, read_header(checkpoint)).models
-    fitting = [model for model in models if model.macs <= max_macs]
-    if not fitting:
-        smallest = min(models, key=lambda model: model.macs)
-        raise CheckpointError(
-            f"no model of {checkpoint} fits {max_macs:,} MACs: the smallest, {smallest.name}, "
-            f"takes {smallest.macs:,}"
-        )
-    return max(fitting, key=lambda model: (model.accuracy or 0.0, model.macs)).name
+    models = _read_whole(checkpoint, read_header(checkpoint)).models
+    latencies = _latencies(checkpoint) if "latency" in budget else {}
+    candidates = [Candidate(m.name, m.macs, m.bytes, m.accuracy, latencies.get(m.name)) for m in models]
+    return choose(candidates, budget)
+
+
+def _latencies(checkpoint: Path) -> dict[str, float]:
+    from cnsn_cli.bench import bench
+
+    return {speed.name: speed.p50 for speed in bench([checkpoint])}
 
 
 def kept_names(header: Header, model: ModelRecord) -> dict[str, str]:

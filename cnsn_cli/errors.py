@@ -6,6 +6,7 @@ CnsnError
 ├── RecipeError         a hyper-parameter that is unknown or out of range
 ├── DataError           a data set that is missing, empty or unreadable
 ├── CheckpointError     a file that is missing, broken, or not ours
+├── BudgetError         limits that no model keeps
 ├── DeviceError         a device that this machine lacks
 ├── ExportError         a network that cannot be exported, or an export that is not the same network
 ├── ExtraError          an optional library that is not installed
@@ -36,6 +37,10 @@ class DataError(CnsnError):
 
 class CheckpointError(CnsnError):
     """A file that is missing, broken, or not one of ours."""
+
+
+class BudgetError(CnsnError):
+    """Limits that no model keeps."""
 
 
 class DeviceError(CnsnError):

@@ -76,8 +76,9 @@ class Metadata(BaseModel):
 
         Raises CheckpointError with the valid names.
         """
+        name = f"submodel{name}" if name.isdecimal() else name
         for model in self.models:
-            if model.name in (name, f"submodel{name}"):
+            if model.name == name:
                 return model
         raise CheckpointError(f"no model {name!r}: choose {', '.join(model.name for model in self.models)}")
 

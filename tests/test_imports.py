@@ -12,7 +12,7 @@ import cnsn_cli
 
 ROOT = Path(__file__).parents[1]
 LIGHT = ("__init__", "__main__", "main", "errors", "registry", "task", "recipe", "files", "tensorfile")
-LIGHT += ("metadata", "detaching", "device", "picture", "latency")
+LIGHT += ("metadata", "detaching", "device", "picture", "latency", "budget")
 HEAVY = {"torch", "torchvision", "fvcore", "sklearn", "numpy", "PIL", "onnx", "onnxruntime", "matplotlib"}
 ONLY_IN = {
     "typer": {"main", "commands"},
@@ -25,10 +25,10 @@ ONLY_IN = {
 }
 
 ORDER = [
-    "errors", "task", "files", "recipe", "tensorfile", "metadata", "picture", "backbone", "registry",
-    "images", "norm", "loss", "network", "device", "folding", "complexity", "checkpoint", "onnxfile",
-    "opening", "latency", "bench", "detaching", "split", "data", "augmentation", "evaluation", "prediction",
-    "exporting", "training", "state", "run", "commands", "main",
+    "errors", "task", "files", "budget", "recipe", "tensorfile", "metadata", "picture", "backbone",
+    "registry", "images", "norm", "loss", "network", "device", "folding", "complexity", "checkpoint",
+    "onnxfile", "opening", "latency", "bench", "detaching", "split", "data", "augmentation", "evaluation",
+    "prediction", "exporting", "training", "state", "run", "commands", "main",
 ]  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnsn_cli.commands.options import Force, Json
+from cnsn_cli.commands.options import Force, Json, MaxBytes, MaxMacs, limits
 from cnsn_cli.commands.output import print_json, printable
 
 if TYPE_CHECKING:
@@ -16,8 +16,14 @@ def detach(
     checkpoint: Annotated[Path, typer.Argument(help="A network, as cnsn train writes it.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write; a folder with --all.")],
     submodel: Annotated[str | None, typer.Option(help="A number such as 1, or base.")] = None,
-    max_macs: Annotated[
-        str | None, typer.Option(help="Take the most accurate model with at most so many MACs, such as 150M.")
+    max_macs: MaxMacs = None,
+    max_bytes: MaxBytes = None,
+    max_latency: Annotated[
+        str | None, typer.Option(help="At most so long for an image on one thread here, such as 5ms.")
+    ] = None,
+    min_accuracy: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="At least so accurate, such as 0.9; alone: the smallest."),
     ] = None,
     all_models: Annotated[bool, typer.Option("--all", help="Write every model into the folder.")] = False,
     fold_bn: Annotated[
@@ -26,40 +32,34 @@ def detach(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Write a sub-model as a stand-alone file: its step-down conv, the kept layers and the head."""
+    """Write a sub-model as a stand-alone file: its step-down conv, the kept layers and the head.
+
+    With limits, the most accurate model that keeps them all.
+    """
+    budget = limits(max_macs, max_bytes, max_latency, min_accuracy)
     from cnsn_cli import detaching
 
-    if sum([submodel is not None, max_macs is not None, all_models]) != 1:
-        raise typer.BadParameter("give one of --submodel, --max-macs and --all")
+    if sum([submodel is not None, bool(budget), all_models]) != 1:
+        raise typer.BadParameter("give one of --submodel, --all and limits such as --max-macs")
+    choice = detaching.choose_model(checkpoint, budget) if budget else None
     if all_models:
         written = detaching.detach_all(checkpoint, output, force, fold_bn)
     else:
-        name = (
-            submodel
-            if submodel is not None
-            else detaching.most_accurate(checkpoint, _parse_count(max_macs or ""))
-        )
+        name = choice.name if choice else submodel or ""
         written = {output: detaching.detach(checkpoint, name, output, force, fold_bn)}
-    _report(written, json)
+    _report(written, choice and choice.reason, json)
 
 
-def _parse_count(text: str) -> int:
-    factors = {"K": 10**3, "M": 10**6, "G": 10**9}
-    factor = factors.get(text[-1:].upper(), 1)
-    try:
-        return round(float(text[:-1] if factor > 1 else text) * factor)
-    except (ValueError, OverflowError):
-        raise typer.BadParameter(f"{text!r} is no number such as 150M or 0.15G") from None
-
-
-def _report(written: "dict[Path, Metadata]", json: bool) -> None:
+def _report(written: "dict[Path, Metadata]", reason: str | None, json: bool) -> None:
     if json:
         models = [
             {"file": str(path), **metadata.models[0].model_dump(exclude_none=True)}
             for path, metadata in written.items()
         ]
-        print_json({"models": models})
+        print_json({"models": models} | ({"reason": reason} if reason else {}))
         return
+    if reason:
+        print(f"chosen: {reason}")
     for path, metadata in written.items():
         print(_sentence(path, metadata))
 
