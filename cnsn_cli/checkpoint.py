@@ -15,9 +15,10 @@ from cnsn_cli.files import replacing
 from cnsn_cli.folding import fold
 from cnsn_cli.metadata import KEY, Metadata, read_metadata
 from cnsn_cli.network import Cnsn, Model
+from cnsn_cli.precision import HALVES, lower
 from cnsn_cli.tensorfile import Header, read_header
 
-FLOAT = "F32"
+STORED = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
 
 
 def versions() -> dict[str, str]:
@@ -52,9 +53,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], key: str, text: str) -
 def load(path: str | Path) -> Cnsn | Model:
     """Read a whole network or a detached model, in eval mode on the CPU.
 
-    Weights lie channels last, which is fastest for a few images. Every tensor is checked against the
-    architecture before it is read, and against its digest after. Raises CheckpointError, and
-    ArchitectureError where the architecture is not installed.
+    Weights lie channels last, which is fastest for a few images, and are float32 whatever the file has. Every
+    tensor is checked against the architecture before it is read, and against its digest after. Raises
+    CheckpointError, and ArchitectureError where the architecture is not installed.
     """
     path = Path(path)
     network, metadata = load_blank(path)
@@ -63,7 +64,7 @@ def load(path: str | Path) -> Cnsn | Model:
         if digest(tensor) != metadata.sha256.get(name):
             raise CheckpointError(f"{path} is damaged: tensor {name!r} is not as it was saved")
     network.load_state_dict(tensors, assign=True)
-    return network.to(memory_format=torch.channels_last).eval()
+    return network.float().to(memory_format=torch.channels_last).eval()
 
 
 def load_blank(path: Path) -> tuple[Cnsn | Model, Metadata]:
@@ -94,7 +95,8 @@ def _blank(path: Path, metadata: Metadata) -> Cnsn | Model:
         return network
     model = network.models()[-1]
     model.name = metadata.models[0].name
-    return fold(model) if metadata.folded else model
+    model = fold(model) if metadata.folded else model
+    return lower(model, HALVES[metadata.dtype]) if metadata.dtype in HALVES else model
 
 
 def _check_tensors(path: Path, header: Header, network: nn.Module) -> None:
@@ -108,7 +110,7 @@ def _check_tensors(path: Path, header: Header, network: nn.Module) -> None:
         if entry.shape != tuple(tensor.shape):
             shape = tuple(tensor.shape)
             raise CheckpointError(f"{path}: {name!r} has shape {entry.shape}, its architecture wants {shape}")
-        wanted = FLOAT if tensor.is_floating_point() else "I64"
+        wanted = STORED.get(tensor.dtype, str(tensor.dtype))
         if entry.dtype != wanted:
             raise CheckpointError(
                 f"{path}: {name!r} has dtype {entry.dtype}, its architecture wants {wanted}"

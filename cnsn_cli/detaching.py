@@ -27,7 +27,7 @@ def detach(
     header = read_header(checkpoint)
     whole = _read_whole(checkpoint, header)
     record = whole.find(submodel)
-    _check_target(checkpoint, output, force)
+    check_target(checkpoint, output, force)
     names = kept_names(header, record)
     held = sum(header.entries[name].end - header.entries[name].start for name in names.values())
     if held != record.bytes:
@@ -50,7 +50,8 @@ def _read_whole(checkpoint: Path, header: Header) -> Metadata:
     return metadata
 
 
-def _check_target(checkpoint: Path, output: Path, force: bool) -> None:
+def check_target(checkpoint: Path, output: Path, force: bool) -> None:
+    """Raises OutputError where `output` may not be written."""
     if output.exists() and output.samefile(checkpoint):
         raise OutputError(f"{output} is the checkpoint itself: give another name")
     check_output(output, force)
@@ -79,7 +80,7 @@ def detach_all(
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file: --all writes into a folder")
     for output in filter(Path.exists, outputs):
-        _check_target(checkpoint, output, force)
+        check_target(checkpoint, output, force)
     folder.mkdir(parents=True, exist_ok=True)
     return {output: detach(checkpoint, name, output, force, fold_bn) for output, name in outputs.items()}
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cnsn_cli.checkpoint import load_blank
 from cnsn_cli.complexity import ModelCost, model_costs
 from cnsn_cli.data import NAMED, load_test
 from cnsn_cli.device import choose_device, place
@@ -72,7 +73,7 @@ def evaluate_file(
             ModelCost(**{f.name: getattr(m, f.name) for f in fields(ModelCost)}) for m in metadata.models
         ]
     else:
-        costs = model_costs(network)
+        costs = model_costs(load_blank(path)[0])  # a loaded network is float32, whatever the file has
         network = place(network, chosen)
     classes = {m.name: evaluate_classes(m, split) for m in network.models()} if per_class else {}
     return Report(data or str(metadata.data), len(split), costs, evaluate(network, split), classes)

@@ -28,15 +28,16 @@ CHECKED_BATCHES = (1, 2, 7)
 
 @dataclass(frozen=True)
 class Export:
-    """A file that was written: `difference` is the largest between its logits and PyTorch's.
+    """A file that was written. `metadata` is what it says of itself.
 
-    `metadata` is what it says of itself, `opset` that of an ONNX file as it was read back.
+    `opset` is that of an ONNX file as it was read back, `difference` the largest between its logits and
+    PyTorch's, None where they are not meant to be the same.
     """
 
     metadata: Metadata
     bytes: int
     opset: int | None
-    difference: float
+    difference: float | None
 
 
 class WithPreprocessing(nn.Module):
@@ -71,9 +72,9 @@ def export(
     ExportError where the network cannot be exported or the export differs, OutputError, ExtraError.
     """
     file, output = Path(file), Path(output)
-    check_target(file, output, to, force)
+    check_target(output, to, force)
     model, metadata = open_trainable(file, submodel)
-    metadata = exported_metadata(metadata, model.name, read_header(file).sha256)
+    metadata = exported_metadata(metadata, model, read_header(file).sha256)
     with replacing(output) as temporary:
         write(model, to, temporary, with_preprocess, metadata)
         difference = check(model, _reader(to, temporary, model.task, with_preprocess))
@@ -81,7 +82,7 @@ def export(
     return Export(metadata, output.stat().st_size, opset, difference)
 
 
-def check_target(file: Path, output: Path, to: Format, force: bool) -> None:
+def check_target(output: Path, to: Format, force: bool) -> None:
     """Raises OutputError where `output` may not be written, ExtraError where libraries for it lack."""
     if to == "onnx":
         require_onnx()
@@ -99,9 +100,11 @@ def open_trainable(file: Path, submodel: str | None) -> tuple[Model, Metadata]:
     return model, metadata
 
 
-def exported_metadata(metadata: Metadata, name: str, parent: str) -> Metadata:
+def exported_metadata(metadata: Metadata, model: Model, parent: str) -> Metadata:
     """What an exported file says of its model; digests are those of tensors that it does not hold."""
-    changes = {"kind": "detached", "models": [metadata.find(name)], "sha256": {}, "parent": parent}
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    record = metadata.find(model.name).model_copy(update={"bytes": size})
+    changes = {"kind": "detached", "models": [record], "sha256": {}, "parent": parent, "dtype": "float32"}
     return metadata.model_copy(update=changes)
 
 

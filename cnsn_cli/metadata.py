@@ -46,7 +46,8 @@ class Metadata(BaseModel):
 
     `provider` is the distribution that `arch` comes from. `sha256` holds a digest per tensor, `parent` that
     of the header of the file that a model was detached from, which commits to all tensors in it. `folded`
-    tells that BN has become part of the convs, `precision` in what the convs were trained.
+    tells that BN has become part of the convs, `precision` in what the convs were trained, `dtype` in what
+    weights are stored.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -59,6 +60,7 @@ class Metadata(BaseModel):
     bn: Literal["private", "shared"]
     folded: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
+    dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
     models: list[ModelRecord] = Field(min_length=1)
     data: str | None = None
     recipe: dict[str, Any] = {}

@@ -19,16 +19,17 @@ ONLY_IN = {
     "rich": {"main", "commands"},
     "fvcore": {"complexity"},
     "safetensors": {"checkpoint"},
-    "onnx": {"exporting"},
-    "onnxruntime": {"onnxfile"},
+    "onnx": {"exporting", "quantization"},
+    "onnxruntime": {"onnxfile", "quantization"},
     "matplotlib": {"picture"},
 }
 
 ORDER = [
     "errors", "task", "files", "budget", "recipe", "tensorfile", "metadata", "picture", "backbone",
-    "registry", "images", "norm", "loss", "network", "device", "folding", "complexity", "checkpoint",
-    "onnxfile", "opening", "latency", "bench", "detaching", "split", "data", "augmentation", "evaluation",
-    "prediction", "exporting", "training", "state", "run", "commands", "main",
+    "registry", "images", "norm", "precision", "loss", "network", "device", "folding", "complexity",
+    "checkpoint", "onnxfile", "opening", "latency", "bench", "detaching", "split", "data", "augmentation",
+    "evaluation", "comparison", "halving", "prediction", "exporting", "quantization", "training", "state",
+    "run", "commands", "main",
 ]  # fmt: skip
 
 

@@ -1,14 +1,16 @@
 """`cnsn detach`: a sub-model as a file of its own."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cnsn_cli.commands.options import Force, Json, MaxBytes, MaxMacs, limits
-from cnsn_cli.commands.output import print_json, printable
+from cnsn_cli.commands.options import Data, DataDir, Force, Json, MaxBytes, MaxMacs, limits
+from cnsn_cli.commands.output import print_comparison, print_json, printable
 
 if TYPE_CHECKING:
+    from cnsn_cli.comparison import Comparison
     from cnsn_cli.metadata import Metadata
 
 
@@ -29,6 +31,12 @@ def detach(
     fold_bn: Annotated[
         bool, typer.Option("--fold-bn", help="Make BN part of the convs: faster, but no longer trainable.")
     ] = False,
+    dtype: Annotated[
+        Literal["float16", "bfloat16"] | None,
+        typer.Option(help="Store weights in two bytes instead of four, and measure what that costs."),
+    ] = None,
+    data: Data = None,
+    data_dir: DataDir = Path("data"),
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -41,27 +49,41 @@ def detach(
 
     if sum([submodel is not None, bool(budget), all_models]) != 1:
         raise typer.BadParameter("give one of --submodel, --all and limits such as --max-macs")
+    if dtype and all_models:
+        raise typer.BadParameter("--dtype goes with one model, not with --all")
     choice = detaching.choose_model(checkpoint, budget) if budget else None
+    comparison = None
+    name = choice.name if choice else submodel or ""
     if all_models:
         written = detaching.detach_all(checkpoint, output, force, fold_bn)
+    elif dtype:
+        from cnsn_cli.halving import detach_half
+
+        chosen = (checkpoint, name, output, dtype, force, fold_bn)
+        metadata, comparison = detach_half(*chosen, data, data_dir)
+        written = {output: metadata}
     else:
-        name = choice.name if choice else submodel or ""
         written = {output: detaching.detach(checkpoint, name, output, force, fold_bn)}
-    _report(written, choice and choice.reason, json)
+    _report(written, choice and choice.reason, comparison, json)
 
 
-def _report(written: "dict[Path, Metadata]", reason: str | None, json: bool) -> None:
+def _report(
+    written: "dict[Path, Metadata]", reason: str | None, comparison: "Comparison | None", json: bool
+) -> None:
     if json:
         models = [
             {"file": str(path), **metadata.models[0].model_dump(exclude_none=True)}
             for path, metadata in written.items()
         ]
-        print_json({"models": models} | ({"reason": reason} if reason else {}))
+        extra = {"reason": reason, "comparison": comparison and asdict(comparison)}
+        print_json({"models": models} | {key: value for key, value in extra.items() if value})
         return
     if reason:
         print(f"chosen: {reason}")
     for path, metadata in written.items():
         print(_sentence(path, metadata))
+        if comparison:
+            print_comparison(comparison, metadata.dtype)
 
 
 def _sentence(path: Path, metadata: "Metadata") -> str:

@@ -46,6 +46,7 @@ def _lines(metadata: "Metadata") -> dict[str, str]:
         "images": f"{task.in_channels} x {task.image_size} x {task.image_size}",
         "classes": f"{task.num_classes}: {names}",
         "BN": "folded into the convs" if metadata.folded else f"{metadata.bn} statistics",
+        "weights": metadata.dtype,
         "trained on": f"{metadata.data or 'unknown'}, in {metadata.precision}",
         "recipe": ", ".join(f"{key} {value}" for key, value in metadata.recipe.items()),
         "made with": ", ".join(f"{name} {version}" for name, version in metadata.versions.items()),

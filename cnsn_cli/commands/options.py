@@ -61,7 +61,13 @@ def limits(
 
 
 MaxMacs = Annotated[str | None, typer.Option(help="At most so many MACs, such as 150M.")]
-MaxBytes = Annotated[str | None, typer.Option(help="At most so many bytes of tensors: 8M is 8,000,000.")]
+MaxBytes = Annotated[
+    str | None, typer.Option(help="At most so many bytes of float32 tensors: 8M is 8,000,000.")
+]
+Data = Annotated[
+    str | None,
+    typer.Option(help="cifar10, cifar100, digits or a folder; default: what it was trained on."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what exists.")]
 Submodel = Annotated[
