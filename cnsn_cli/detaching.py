@@ -124,4 +124,5 @@ def _is_kept(name: str, first_unit: int) -> bool:
 def detached_metadata(whole: Metadata, header: Header, model: ModelRecord, names: dict[str, str]) -> Metadata:
     sha256 = {new: whole.sha256[old] for new, old in names.items() if old in whole.sha256}
     changes = {"kind": "detached", "models": [model], "sha256": sha256, "parent": header.sha256}
+    changes["parent_exits"] = whole.exits
     return whole.model_copy(update=changes)

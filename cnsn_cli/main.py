@@ -9,6 +9,7 @@ import typer
 from cnsn_cli import __version__
 from cnsn_cli.commands.archs import archs
 from cnsn_cli.commands.bench import bench
+from cnsn_cli.commands.card import card
 from cnsn_cli.commands.detach import detach
 from cnsn_cli.commands.eval import evaluate
 from cnsn_cli.commands.export import export
@@ -28,6 +29,7 @@ app.command("export")(export)
 app.command("predict")(predict)
 app.command("plot")(plot)
 app.command("bench")(bench)
+app.command("card")(card)
 app.command("mac")(mac)
 app.command("archs")(archs)
 app.command("info")(info)

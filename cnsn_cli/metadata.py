@@ -45,9 +45,9 @@ class Metadata(BaseModel):
     """`kind` is `network` for base and sub-models together, `detached` for one model.
 
     `provider` is the distribution that `arch` comes from. `sha256` holds a digest per tensor, `parent` that
-    of the header of the file that a model was detached from, which commits to all tensors in it. `folded`
-    tells that BN has become part of the convs, `precision` in what the convs were trained, `dtype` in what
-    weights are stored.
+    of the header of the file that a model was detached from, which commits to all tensors in it, and
+    `parent_exits` are all exits there. `folded` tells that BN has become part of the convs, `precision` in
+    what the convs were trained, `dtype` in what weights are stored.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -68,6 +68,7 @@ class Metadata(BaseModel):
     versions: dict[str, str] = {}
     sha256: dict[str, str] = {}
     parent: str | None = None
+    parent_exits: tuple[Count, ...] | None = None
 
     @property
     def exits(self) -> tuple[int, ...]:

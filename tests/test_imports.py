@@ -12,7 +12,7 @@ import cnsn_cli
 
 ROOT = Path(__file__).parents[1]
 LIGHT = ("__init__", "__main__", "main", "errors", "registry", "task", "recipe", "files", "tensorfile")
-LIGHT += ("metadata", "detaching", "device", "picture", "latency", "budget")
+LIGHT += ("metadata", "detaching", "device", "picture", "latency", "budget", "card")
 HEAVY = {"torch", "torchvision", "fvcore", "sklearn", "numpy", "PIL", "onnx", "onnxruntime", "matplotlib"}
 ONLY_IN = {
     "typer": {"main", "commands"},
@@ -22,10 +22,11 @@ ONLY_IN = {
     "onnx": {"exporting", "quantization"},
     "onnxruntime": {"onnxfile", "quantization"},
     "matplotlib": {"picture"},
+    "yaml": {"card"},
 }
 
 ORDER = [
-    "errors", "task", "files", "budget", "recipe", "tensorfile", "metadata", "picture", "backbone",
+    "errors", "task", "files", "budget", "recipe", "tensorfile", "metadata", "picture", "card", "backbone",
     "registry", "images", "norm", "precision", "loss", "network", "device", "folding", "complexity",
     "checkpoint", "onnxfile", "opening", "latency", "bench", "detaching", "split", "data", "augmentation",
     "evaluation", "comparison", "halving", "prediction", "exporting", "quantization", "training", "state",
