@@ -230,7 +230,7 @@ def test_files_of_strangers(cnsn, checkpoint, tmp_path):
     whole = read_metadata(checkpoint, read_header(checkpoint))
     several = strange_onnx(tmp_path / "several.onnx", ("N", 3, 32, 32), {"cnsn": whole.to_json()})
     assert refused(several) == "holds 1 model, not the 3 of a network"
-    ours = exporting.exported_metadata(whole, "base", "").to_json()
+    ours = exporting.exported_metadata(whole, load(checkpoint).base, "").to_json()
     small = strange_onnx(tmp_path / "small.onnx", ("N", 3, 8, 8), {"cnsn": ours})
     assert refused(small) == "does not take the images (3, 32, 32) that its metadata state"
     classes = strange_onnx(tmp_path / "classes.onnx", ("N", 3, 32, 32), {"cnsn": ours})
