@@ -2,11 +2,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
 
-.PHONY: help install test faults demo bench clean
+.PHONY: help install test long faults demo bench clean
 
 help:
 	@echo "make demo   install into .venv, then train, evaluate and detach on the digits (a minute after the install)"
 	@echo "make test   install into .venv, then ruff, mypy and pytest"
+	@echo "make long   install into .venv, then the tests that take minutes: exports of every family"
 	@echo "make faults install into .venv, then a million broken files and every fault of a disk (an hour)"
 	@echo "make bench  install into .venv, then time steps, start-up and inference (10 minutes)"
 	@echo "make clean  remove .venv and $(DEMO)"
@@ -24,6 +25,9 @@ test: install
 	$(BIN)/mypy
 	$(BIN)/pytest
 
+long: install
+	$(BIN)/pytest -m long
+
 faults: install
 	$(BIN)/pytest -m faults -s tests/faults
 
@@ -32,6 +36,8 @@ demo: install
 	$(BIN)/cnsn eval $(DEMO)/best.safetensors
 	$(BIN)/cnsn detach $(DEMO)/best.safetensors --submodel 1 -o $(DEMO)/small.safetensors --force
 	$(BIN)/cnsn eval $(DEMO)/small.safetensors
+	$(BIN)/cnsn export $(DEMO)/small.safetensors --to onnx -o $(DEMO)/small.onnx --force
+	$(BIN)/cnsn eval $(DEMO)/small.onnx
 
 bench: install
 	$(BIN)/python benchmarks/step.py

@@ -6,24 +6,13 @@ import re
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+
+from cnsn_cli.latency import interleave as interleave
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 Times = dict[str, list[float]]
-
-
-def interleave(variants: Mapping[str, Callable[[], object]], rounds: int) -> Times:
-    """Seconds of each variant in `rounds` rounds A B C, A B C, ..., after one round to warm up."""
-    times: Times = {name: [] for name in variants}
-    for number in range(rounds + 1):
-        for name, run in variants.items():
-            start = time.perf_counter()
-            run()
-            if number:
-                times[name].append(time.perf_counter() - start)
-    return times
 
 
 def ratio(times: Times, name: str, reference: str) -> float:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cnsn_cli.detaching import detach
     from cnsn_cli.errors import CnsnError
     from cnsn_cli.evaluation import evaluate
+    from cnsn_cli.exporting import export
     from cnsn_cli.loss import multi_model_loss
     from cnsn_cli.network import Cnsn, Model
     from cnsn_cli.recipe import Recipe, load_recipe
@@ -41,6 +42,7 @@ _HOMES = {
     "detach": "detaching",
     "detach_points": "backbone",
     "evaluate": "evaluation",
+    "export": "exporting",
     "load": "checkpoint",
     "load_dataset": "data",
     "load_recipe": "recipe",
@@ -63,6 +65,7 @@ __all__ = [
     "detach",
     "detach_points",
     "evaluate",
+    "export",
     "load",
     "load_dataset",
     "load_recipe",

@@ -18,6 +18,7 @@ from cnsn_cli.files import replacing
 from cnsn_cli.folding import fold
 from cnsn_cli.metadata import KEY, Metadata, read_metadata
 from cnsn_cli.network import Cnsn, Model
+from cnsn_cli.precision import HALVES, cast_weights
 from cnsn_cli.tensorfile import Header, read_header
 
 DTYPES = {
@@ -57,9 +58,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], key: str, text: str) -
 def load(path: str | Path) -> Cnsn | Model:
     """Read a whole network or a detached model, in eval mode on the CPU.
 
-    Weights lie channels last, which is fastest for a few images. Every tensor is checked against the
-    architecture before it is read, and against its digest after. Raises CheckpointError, also where a
-    weight is not finite, and ArchitectureError where the architecture is not installed.
+    Weights lie channels last, which is fastest for a few images, and are float32 whatever the file has. Every
+    tensor is checked against the architecture before it is read, and against its digest after. Raises
+    CheckpointError, also where a weight is not finite, and ArchitectureError where the architecture is not
+    installed.
     """
     path = Path(path)
     network, metadata = load_blank(path)
@@ -68,6 +70,8 @@ def load(path: str | Path) -> Cnsn | Model:
         if not _is_finite(tensor):
             raise CheckpointError(f"{path} is of no use: tensor {name!r} holds NaN or infinite values")
     network.load_state_dict(tensors, assign=True)
+    if metadata.dtype in HALVES:
+        network = cast_weights(network, torch.float32)
     return network.to(memory_format=torch.channels_last).eval()
 
 
@@ -98,7 +102,8 @@ def _blank(path: Path, metadata: Metadata) -> Cnsn | Model:
             return network
         model = network.models()[-1]
         model.name = metadata.models[0].name
-        return fold(model) if metadata.folded else model
+        model = fold(model) if metadata.folded else model
+        return cast_weights(model, HALVES[metadata.dtype]) if metadata.dtype in HALVES else model
     except CnsnError as error:
         raise type(error)(f"{path}, made with {metadata.provider}: {error}") from error
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:  # sizes that no tensor can have

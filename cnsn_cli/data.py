@@ -122,6 +122,20 @@ def load_recorded(
         raise DataError(f"{error} (the file was trained on {name}; --data names another place)") from error
 
 
+def open_images(paths: list[Path], task: Task) -> Split:
+    """Pictures that belong to no data set, in order; they have no labels but zeros. Raises DataError."""
+    source = Source(task.class_names, [0] * len(paths), partial(_read, [str(path) for path in paths]))
+    return _split(source, task.image_size, task.in_channels)
+
+
+def sample_train(data: str, task: Task, count: int, data_dir: str | Path = "data") -> Split:
+    """`count` training images at even distances, or all where there are fewer. Raises DataError."""
+    source = open_source(data, "train", data_dir)
+    total = len(source.labels)
+    chosen = [number * total // count for number in range(count)] if count < total else list(range(total))
+    return _split(_take(source, chosen), task.image_size, task.in_channels)
+
+
 def open_source(data: str, split: SplitName, data_dir: str | Path) -> Source:
     """Find the images of one split without reading them."""
     if data == "digits":
@@ -141,8 +155,12 @@ def _sound(source: Source, skip_bad: bool) -> tuple[Source, tuple[str, ...]]:
     bad = tuple(filter(None, problems))
     if not sound:
         raise DataError(f"none of {len(bad):,} images can be read; the first: {bad[0]}")
-    labels = [source.labels[number] for number in sound]
-    return Source(source.class_names, labels, partial(_chosen, source.read, sound)), bad
+    return _take(source, sound), bad
+
+
+def _take(source: Source, chosen: list[int]) -> Source:
+    labels = [source.labels[number] for number in chosen]
+    return source._replace(labels=labels, read=partial(_chosen, source.read, chosen))
 
 
 def _problem(read: Callable[[int], Image.Image], number: int) -> str | None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cnsn_cli.budget import Budget, Candidate, Choice, choose
 from cnsn_cli.errors import CheckpointError, OutputError
 from cnsn_cli.files import check_output, replacing
 from cnsn_cli.metadata import Metadata, ModelRecord, read_metadata
@@ -34,8 +35,8 @@ def detach(
     checkpoint, output = Path(checkpoint), Path(output)
     header = read_header(checkpoint)
     whole = _read_whole(checkpoint, header)
-    record = whole.find(f"submodel{submodel}" if submodel.isdecimal() else submodel)
-    _check_target(checkpoint, output, force)
+    record = whole.find(submodel)
+    check_target(checkpoint, output, force)
     names = kept_names(header, record)
     held = sum(header.entries[name].end - header.entries[name].start for name in names.values())
     if held != record.bytes:
@@ -65,7 +66,8 @@ def _read_whole(checkpoint: Path, header: Header) -> Metadata:
     return metadata
 
 
-def _check_target(checkpoint: Path, output: Path, force: bool) -> None:
+def check_target(checkpoint: Path, output: Path, force: bool) -> None:
+    """Raises OutputError where `output` may not be written."""
     if output.exists() and output.samefile(checkpoint):
         raise OutputError(f"{output} is the checkpoint itself: give another name")
     check_output(output, force)
@@ -104,23 +106,28 @@ def detach_all(
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file: --all writes into a folder")
     for output in filter(Path.exists, outputs):
-        _check_target(checkpoint, output, force)
+        check_target(checkpoint, output, force)
     folder.mkdir(parents=True, exist_ok=True)
     return {output: detach(checkpoint, name, output, force, **options) for output, name in outputs.items()}
 
 
-def most_accurate(checkpoint: str | Path, max_macs: int) -> str:
-    """The name of the most accurate model with at most `max_macs`; raises CheckpointError where none fits."""
+def choose_model(checkpoint: str | Path, budget: Budget) -> Choice:
+    """The most accurate model of a network within the budget.
+
+    Where that limits latency, models are timed: one image, one thread, on this machine. Raises BudgetError
+    where none fits.
+    """
     checkpoint = Path(checkpoint)
-    models = read_metadata(checkpoint, read_header(checkpoint)).models
-    fitting = [model for model in models if model.macs <= max_macs]
-    if not fitting:
-        smallest = min(models, key=lambda model: model.macs)
-        raise CheckpointError(
-            f"no model of {checkpoint} fits {max_macs:,} MACs: the smallest, {smallest.name}, "
-            f"takes {smallest.macs:,}"
-        )
-    return max(fitting, key=lambda model: (model.accuracy or 0.0, model.macs)).name
+    models = _read_whole(checkpoint, read_header(checkpoint)).models
+    latencies = _latencies(checkpoint) if "latency" in budget else {}
+    candidates = [Candidate(m.name, m.macs, m.bytes, m.accuracy, latencies.get(m.name)) for m in models]
+    return choose(candidates, budget)
+
+
+def _latencies(checkpoint: Path) -> dict[str, float]:
+    from cnsn_cli.bench import bench
+
+    return {speed.name: speed.p50 for speed in bench([checkpoint])}
 
 
 def kept_names(header: Header, model: ModelRecord) -> dict[str, str]:
@@ -143,4 +150,5 @@ def _is_kept(name: str, first_unit: int) -> bool:
 def detached_metadata(whole: Metadata, header: Header, model: ModelRecord, names: dict[str, str]) -> Metadata:
     sha256 = {new: whole.sha256[old] for new, old in names.items() if old in whole.sha256}
     changes = {"kind": "detached", "models": [model], "sha256": sha256, "parent": header.sha256}
+    changes["parent_exits"] = whole.exits
     return whole.model_copy(update=changes)

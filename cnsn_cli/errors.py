@@ -6,7 +6,10 @@ CnsnError
 ├── RecipeError         a hyper-parameter that is unknown or out of range
 ├── DataError           a data set that is missing, empty or unreadable
 ├── CheckpointError     a file that is missing, broken, or not ours
+├── BudgetError         limits that no model keeps
 ├── DeviceError         a device that this machine lacks
+├── ExportError         a network that cannot be exported, or an export that is not the same network
+├── ExtraError          an optional library that is not installed
 ├── OutputError         a file or folder that would be overwritten, or cannot be written
 └── TrainingError       a training run that cannot go on
 """
@@ -36,8 +39,20 @@ class CheckpointError(CnsnError):
     """A file that is missing, broken, or not one of ours."""
 
 
+class BudgetError(CnsnError):
+    """Limits that no model keeps."""
+
+
 class DeviceError(CnsnError):
     """A device that this machine lacks."""
+
+
+class ExportError(CnsnError):
+    """A network that cannot be exported, or an export that is not the same network."""
+
+
+class ExtraError(CnsnError):
+    """An optional library that is not installed."""
 
 
 class OutputError(CnsnError):

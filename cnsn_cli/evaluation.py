@@ -1,22 +1,25 @@
 """Accuracy and loss of every model in a network."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnsn_cli.checkpoint import load
+from cnsn_cli.checkpoint import load_blank
 from cnsn_cli.complexity import ModelCost, model_costs
 from cnsn_cli.data import load_recorded
 from cnsn_cli.device import choose_device, place
+from cnsn_cli.errors import CheckpointError
 from cnsn_cli.images import normalise
-from cnsn_cli.metadata import read_metadata
+from cnsn_cli.metadata import Metadata
 from cnsn_cli.network import Cnsn, Model
+from cnsn_cli.onnxfile import SUFFIX, OnnxModel
+from cnsn_cli.opening import Classifier, open_file
 from cnsn_cli.recalibration import recalibrated
 from cnsn_cli.split import Split
-from cnsn_cli.tensorfile import read_header
 
 BATCH_SIZE = 200  # one for all, so that whole and detached files agree to the last digit
 BATCH_PIXELS = BATCH_SIZE * 96**2  # fewer of images that are larger, which must not take gigabytes
@@ -72,26 +75,36 @@ def evaluate_file(
     `skip_bad`, images that cannot be read are left out. Raises CheckpointError for the file, DataError for
     the data.
     """
-    metadata = read_metadata(path, read_header(path))
     chosen = choose_device(device)
-    network = load(path)
+    network, metadata = open_file(path)
     split, skipped = load_recorded("test", metadata, data, data_dir, skip_bad)
-    costs = model_costs(network)
-    models = place(network, chosen).models()
+    models: Sequence[Classifier] = network.models()
+    if not isinstance(network, OnnxModel):
+        models = place(network, chosen).models()
     if recalibrate:
+        if isinstance(network, OnnxModel):
+            raise CheckpointError(f"{path} is exported: give --recalibrate to cnsn detach, before the export")
         train, bad = load_recorded("train", metadata, data, data_dir, skip_bad)
-        models, skipped = recalibrated(models, train, recalibrate), bad + skipped
+        models, skipped = recalibrated(network.models(), train, recalibrate), bad + skipped
     classes = {model.name: evaluate_classes(model, split) for model in models} if per_class else {}
-    results = evaluate_models(models, split)
+    costs, results = file_costs(path, metadata), evaluate_models(models, split)
     return Report(data or str(metadata.data), len(split), costs, results, classes, skipped)
 
 
-def evaluate(network: Cnsn | Model, split: Split) -> list[ModelResult]:
+def file_costs(path: Path, metadata: Metadata) -> list[ModelCost]:
+    """Costs of the models in a file; of an exported one, what it says."""
+    if path.suffix != SUFFIX:
+        return model_costs(load_blank(path)[0])
+    names = [field.name for field in fields(ModelCost)]
+    return [ModelCost(**{name: getattr(model, name) for name in names}) for model in metadata.models]
+
+
+def evaluate(network: Cnsn | Model | OnnxModel, split: Split) -> list[ModelResult]:
     """Run each model by itself, in eval mode, on the device that the network is on."""
     return evaluate_models(network.models(), split)
 
 
-def evaluate_models(models: list[Model], split: Split) -> list[ModelResult]:
+def evaluate_models(models: Sequence[Classifier], split: Split) -> list[ModelResult]:
     """The same for models of one task, from wherever they come."""
     results = []
     for model, logits in zip(models, predict(models, split), strict=True):
@@ -101,7 +114,7 @@ def evaluate_models(models: list[Model], split: Split) -> list[ModelResult]:
     return results
 
 
-def evaluate_classes(model: Model, split: Split) -> list[ClassResult]:
+def evaluate_classes(model: Classifier, split: Split) -> list[ClassResult]:
     """Precision, recall and F1 of each class."""
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -117,14 +130,21 @@ def evaluate_classes(model: Model, split: Split) -> list[ClassResult]:
 
 
 @torch.inference_mode()
-def predict(models: list[Model], split: Split) -> list[Tensor]:
+def predict(models: Sequence[Classifier], split: Split) -> list[Tensor]:
     """Logits (N, classes) of all images of a split for each model, on the CPU."""
-    device = next(models[0].parameters()).device
-    models = [model.eval() for model in models]
+    forwards = [_forward(model) for model in models]
     logits: list[list[Tensor]] = [[] for _ in models]
     size = min(BATCH_SIZE, BATCH_PIXELS // models[0].task.image_size ** 2)
     for pixels in split.batches(list(torch.arange(len(split)).split(size))):  # type: ignore[no-untyped-call]
-        images = normalise(pixels.to(device), models[0].task)
-        for model, parts in zip(models, logits, strict=True):
-            parts.append(model(images))
+        for forward, parts in zip(forwards, logits, strict=True):
+            parts.append(forward(pixels))
     return [torch.cat(parts).cpu() for parts in logits]
+
+
+def _forward(model: Classifier) -> Callable[[Tensor], Tensor]:
+    """From pixels uint8 (N, C, H, W) to logits (N, classes), on the device that the model is on."""
+    if isinstance(model, OnnxModel):
+        return model
+    device = next(model.parameters()).device
+    network = model.eval()
+    return lambda pixels: network(normalise(pixels.to(device), network.task))

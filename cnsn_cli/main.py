@@ -8,11 +8,16 @@ import typer
 
 from cnsn_cli import __version__
 from cnsn_cli.commands.archs import archs
+from cnsn_cli.commands.bench import bench
+from cnsn_cli.commands.card import card
 from cnsn_cli.commands.detach import detach
 from cnsn_cli.commands.eval import evaluate
+from cnsn_cli.commands.export import export
 from cnsn_cli.commands.info import info
 from cnsn_cli.commands.mac import mac
 from cnsn_cli.commands.output import printable, shortened
+from cnsn_cli.commands.plot import plot
+from cnsn_cli.commands.predict import predict
 from cnsn_cli.commands.train import train
 from cnsn_cli.errors import CnsnError
 
@@ -20,6 +25,11 @@ app = typer.Typer(name="cnsn", no_args_is_help=True, pretty_exceptions_enable=Fa
 app.command("train")(train)
 app.command("eval")(evaluate)
 app.command("detach")(detach)
+app.command("export")(export)
+app.command("predict")(predict)
+app.command("plot")(plot)
+app.command("bench")(bench)
+app.command("card")(card)
 app.command("mac")(mac)
 app.command("archs")(archs)
 app.command("info")(info)

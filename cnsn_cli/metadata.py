@@ -54,9 +54,10 @@ class Metadata(BaseModel):
     """`kind` is `network` for base and sub-models together, `detached` for one model.
 
     `provider` is the distribution that `arch` comes from. `sha256` holds a digest per tensor, `parent` that
-    of the header of the file that a model was detached from, which commits to all tensors in it. `folded`
-    tells that BN has become part of the convs, `precision` in what the convs were trained, and `recalibrated`
-    from how many batches BN statistics were computed anew.
+    of the header of the file that a model was detached from, which commits to all tensors in it, and
+    `parent_exits` are all exits there. `folded` tells that BN has become part of the convs, `precision` in
+    what the convs were trained, `recalibrated` from how many batches BN statistics were computed anew, and
+    `dtype` in what weights are stored.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -71,6 +72,7 @@ class Metadata(BaseModel):
     folded: bool = False
     recalibrated: Count = 0
     precision: Literal["fp32", "bf16"] = "fp32"
+    dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
     models: list[ModelRecord] = Field(min_length=1)
     data: Text | None = None
     recipe: dict[Text, Scalar | list[Scalar]] = {}
@@ -78,13 +80,18 @@ class Metadata(BaseModel):
     versions: dict[Text, Text] = {}
     sha256: dict[Text, Text] = {}
     parent: Text | None = None
+    parent_exits: tuple[Count, ...] | None = None
 
     @property
     def exits(self) -> tuple[int, ...]:
         return tuple(model.drops for model in self.models if model.drops)
 
     def find(self, name: str) -> ModelRecord:
-        """The record of a model; raises CheckpointError with the valid names."""
+        """The record of a model; a number stands for a sub-model.
+
+        Raises CheckpointError with the valid names.
+        """
+        name = f"submodel{name}" if name.isdecimal() else name
         for model in self.models:
             if model.name == name:
                 return model
@@ -98,7 +105,11 @@ class Metadata(BaseModel):
 
 def read_metadata(path: Path, header: Header) -> Metadata:
     """The metadata of a file; raises CheckpointError where they are not ours, or of another version."""
-    text = header.metadata.get(KEY)
+    return parse_metadata(path, header.metadata.get(KEY))
+
+
+def parse_metadata(path: Path, text: str | None) -> Metadata:
+    """The metadata in what `path` holds under KEY; raises like `read_metadata`."""
     if text is None:
         raise CheckpointError(f"{path} was not written by cnsn: its metadata have no key {KEY!r}")
     try:

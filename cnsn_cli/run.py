@@ -15,10 +15,11 @@ from cnsn_cli.evaluation import evaluate
 from cnsn_cli.events import Epoch, Step
 from cnsn_cli.interruption import Stopped, listening
 from cnsn_cli.metadata import ModelRecord
+from cnsn_cli.picture import draw
 from cnsn_cli.recipe import Recipe
 from cnsn_cli.recorder import Recorder, with_results
 from cnsn_cli.request import Request, prepare
-from cnsn_cli.runfolder import locked, refuse_existing
+from cnsn_cli.runfolder import PLOT, locked, refuse_existing
 from cnsn_cli.state import STATE, differences, environment, read_state, restore
 
 # What a run cannot change on its way: the shape of the network, and where steps and images stand.
@@ -162,7 +163,9 @@ def _run(recorder: Recorder, dataset: Dataset, watch: Watch) -> Run:
     watch(Started(*images, trainer.steps_per_epoch, done, selection, trainer.device, dataset.skipped))
     if trainer.epoch < trainer.recipe.epochs:
         _train(recorder, watch)
-    return _finish(recorder, dataset)
+    run = _finish(recorder, dataset)
+    draw([run.folder], run.folder / PLOT)
+    return run
 
 
 def _train(recorder: Recorder, watch: Watch) -> None:

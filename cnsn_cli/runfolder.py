@@ -10,7 +10,8 @@ from pathlib import Path
 from cnsn_cli.errors import OutputError
 from cnsn_cli.files import remove_leftovers
 
-FILES = ("best.safetensors", "last.safetensors", "state.safetensors", "metrics.jsonl", "recipe.toml")
+PLOT = "plot.png"
+FILES = ("best.safetensors", "last.safetensors", "state.safetensors", "metrics.jsonl", "recipe.toml", PLOT)
 LOCK = ".lock"
 SMALL_FILES = 2**20  # bytes: metrics, recipe and headers
 

@@ -9,10 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
+from cnsn_cli import registry
+from cnsn_cli.building import describe
+from cnsn_cli.checkpoint import save
 from cnsn_cli.main import main
+from cnsn_cli.network import Cnsn
 from cnsn_cli.recipe import Recipe, load_recipe
 from cnsn_cli.run import train
+from cnsn_cli.task import Task
 
 TINY = "vgg11:width=0.0625"  # 4 to 32 channels
 
@@ -69,6 +75,26 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, image_folder: Path, qui
     folder = tmp_path_factory.mktemp("run")
     train(TINY, (1, 4), str(image_folder), quick, folder)
     return folder / "best.safetensors"
+
+
+def lively(arch: str, exits: tuple[int, ...]) -> Cnsn:
+    """A network for 7 classes with affine parameters and statistics as training leaves them."""
+    torch.manual_seed(0)
+    task = Task.plain(classes=7)
+    network = Cnsn(registry.build(arch, task), exits, task)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    for _ in range(3):
+        network(torch.randn(8, 3, 32, 32) * 2 + 0.5)
+    return network.eval()
+
+
+def saved(path: Path, network: Cnsn, arch: str) -> Path:
+    """The file of `network`, as training would write it."""
+    save(path, network, describe(network, arch, "digits", load_recipe("quick")))
+    return path
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from cnsn_cli import registry
 from cnsn_cli.backbone import detach_points
 from cnsn_cli.building import describe
 from cnsn_cli.checkpoint import load, save
-from cnsn_cli.detaching import detach, detach_all, most_accurate
+from cnsn_cli.detaching import choose_model, detach, detach_all
 from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError, OutputError
 from cnsn_cli.metadata import read_metadata
 from cnsn_cli.network import Cnsn
@@ -138,14 +138,6 @@ def test_all_models_into_a_folder(checkpoint, tmp_path):
     assert all(load(path).name == path.stem for path in written)
     with pytest.raises(OutputError, match=r"exists: give --force"):
         detach_all(checkpoint, tmp_path / "all")
-
-
-def test_the_most_accurate_model_that_fits(checkpoint):
-    models = read_metadata(checkpoint, read_header(checkpoint)).models
-    assert most_accurate(checkpoint, models[2].macs) == "submodel1"
-    assert most_accurate(checkpoint, 10**12) == max(models, key=lambda m: (m.accuracy, m.macs)).name
-    with pytest.raises(CheckpointError, match=f"the smallest, submodel1, takes {models[2].macs:,}"):
-        most_accurate(checkpoint, models[2].macs - 1)
 
 
 def test_output_is_never_overwritten_by_accident(checkpoint, tmp_path):
@@ -347,7 +339,7 @@ def test_the_most_accurate_is_not_always_the_largest(checkpoint, tmp_path):
             model["accuracy"] = accuracy
 
     rewrite(path, change)
-    assert most_accurate(path, 10**12) == "submodel0"
+    assert choose_model(path, {"macs": 10**12}).name == "submodel0"
 
 
 def test_a_full_disk_is_one_line(checkpoint, monkeypatch, tmp_path):

@@ -170,7 +170,7 @@ def test_bad_input_for_detach(cnsn, checkpoint, tmp_path):
     target = tmp_path / "small.safetensors"
     assert "no model 'submodel9'" in one_line(cnsn("detach", checkpoint, "--submodel", 9, "-o", target))
     assert "is the checkpoint" in one_line(cnsn("detach", checkpoint, "--submodel", 1, "-o", checkpoint))
-    assert "fits 1,000 MACs" in one_line(cnsn("detach", checkpoint, "--max-macs", "1K", "-o", target))
+    assert "at most 1,000 MACs: sub" in one_line(cnsn("detach", checkpoint, "--max-macs", "1K", "-o", target))
     assert not target.exists()
     target.write_text("mine")
     assert "give --force" in one_line(cnsn("detach", checkpoint, "--submodel", 1, "-o", target))
@@ -188,6 +188,10 @@ def test_bad_input_for_detach(cnsn, checkpoint, tmp_path):
         ("mac", "--arch", TINY, "--image-size", "0"),
         ("detach", "x.safetensors", "-o", "y.safetensors"),
         ("detach", "x.safetensors", "-o", "y.safetensors", "--max-macs", "many"),
+        ("detach", "x.safetensors", "-o", "y.safetensors", "--max-macs", "inf"),
+        ("detach", "x.safetensors", "-o", "y.safetensors", "--max-latency", "5 minutes"),
+        ("detach", "x.safetensors", "-o", "y.safetensors", "--min-accuracy", "90"),
+        ("detach", "x.safetensors", "-o", "y.safetensors", "--max-macs", "1M", "--all"),
         ("fly",),
     ],
 )

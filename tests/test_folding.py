@@ -2,30 +2,17 @@ import pytest
 import torch
 from torch import nn
 
-from cnsn_cli import registry
 from cnsn_cli.checkpoint import load
 from cnsn_cli.detaching import detach
 from cnsn_cli.errors import CheckpointError
 from cnsn_cli.folding import check_equal, conv_norm_pairs, fold
 from cnsn_cli.metadata import read_metadata
-from cnsn_cli.network import Cnsn, Model
+from cnsn_cli.network import Model
 from cnsn_cli.task import Task
 from cnsn_cli.tensorfile import read_header
+from tests.conftest import lively
 
 TASK = Task.plain(classes=7)
-
-
-def trained(arch: str, exits: tuple[int, ...]) -> Cnsn:
-    """A network with affine parameters and statistics as training leaves them."""
-    torch.manual_seed(0)
-    network = Cnsn(registry.build(arch, TASK), exits, TASK)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-    for _ in range(3):
-        network(torch.randn(8, 3, 32, 32) * 2 + 0.5)
-    return network.eval()
 
 
 @pytest.mark.parametrize(
@@ -33,7 +20,7 @@ def trained(arch: str, exits: tuple[int, ...]) -> Cnsn:
 )
 def test_folding_changes_no_logit(arch, exits):
     images = torch.randn(4, 3, 32, 32)
-    for model in trained(arch, exits).models():
+    for model in lively(arch, exits).models():
         folded, expected = fold(model), model(images)
         assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
         assert (folded(images) - expected).abs().max() <= 1e-5 * expected.abs().max()
@@ -63,7 +50,7 @@ def test_a_norm_that_follows_no_conv_stays():
 
 
 def test_a_fold_that_differs_is_refused():
-    model = trained("vgg11:width=0.1", ()).base
+    model = lively("vgg11:width=0.1", ()).base
     folded = fold(model)
     with torch.no_grad():
         folded.units[3][0].bias.add_(0.1)

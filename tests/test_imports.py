@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,24 +12,30 @@ import cnsn_cli
 
 ROOT = Path(__file__).parents[1]
 LIGHT = ("__init__", "__main__", "main", "errors", "registry", "task", "recipe", "files", "tensorfile")
-LIGHT += ("metadata", "detaching", "device", "runfolder")
-HEAVY = {"torch", "torchvision", "fvcore", "sklearn", "numpy", "PIL"}
+LIGHT += ("metadata", "detaching", "device", "runfolder", "picture", "latency", "budget", "card")
+HEAVY = {"torch", "torchvision", "fvcore", "sklearn", "numpy", "PIL", "onnx", "onnxruntime", "matplotlib"}
 ONLY_IN = {
     "typer": {"main", "commands"},
     "rich": {"main", "commands"},
     "fvcore": {"complexity"},
     "safetensors": {"checkpoint"},
+    "onnx": {"exporting", "quantization"},
+    "onnxruntime": {"onnxfile", "quantization"},
+    "matplotlib": {"picture"},
+    "yaml": {"card"},
 }
 
 ORDER = [
-    "errors", "task", "files", "runfolder", "recipe", "tensorfile", "metadata", "backbone", "registry",
-    "images", "norm", "loss", "step_down", "network", "averaging", "balance", "device", "folding",
-    "complexity", "checkpoint", "building", "split", "imagefolder", "recalibration", "data", "detaching",
-    "augmentation", "evaluation", "events", "training", "request", "state", "recorder", "interruption", "run",
-    "commands", "main",
+    "errors", "task", "files", "budget", "runfolder", "recipe", "tensorfile", "metadata", "picture", "card",
+    "backbone", "registry", "images", "norm", "precision", "loss", "step_down", "network", "averaging",
+    "balance", "device", "folding", "complexity", "checkpoint", "building", "onnxfile", "opening", "latency",
+    "bench", "split", "imagefolder", "recalibration", "data", "detaching", "augmentation", "evaluation",
+    "comparison", "halving", "prediction", "exporting", "quantization", "events", "training", "request",
+    "state", "recorder", "interruption", "run", "commands", "main",
 ]  # fmt: skip
 
 
+@cache
 def sources() -> dict[str, ast.Module]:
     files = sorted((ROOT / "cnsn_cli").rglob("*.py"))
     return {str(f.relative_to(ROOT / "cnsn_cli").with_suffix("")): ast.parse(f.read_text()) for f in files}
@@ -74,8 +81,8 @@ def test_architectures_know_the_contract_only(path):
 def test_public_names():
     assert cnsn_cli.__all__ == [
         "Backbone", "Cnsn", "CnsnError", "DetachPoint", "Model", "Recipe", "Task", "__version__",
-        "count_macs", "detach", "detach_points", "evaluate", "load", "load_dataset", "load_recipe",
-        "load_test", "multi_model_loss", "resume", "train",
+        "count_macs", "detach", "detach_points", "evaluate", "export", "load", "load_dataset",
+        "load_recipe", "load_test", "multi_model_loss", "resume", "train",
     ]  # fmt: skip
     assert all(getattr(cnsn_cli, name) is not None for name in cnsn_cli.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):

@@ -9,11 +9,14 @@ import torch
 from PIL import Image
 
 from cnsn_cli import registry
+from cnsn_cli.checkpoint import load
+from cnsn_cli.exporting import export
 from cnsn_cli.network import Cnsn
 from cnsn_cli.task import Task
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.M | re.S)
+ROOT = Path(__file__).parents[1]
+README, DEPLOY = (ROOT / "README.md").read_text(), (ROOT / "docs" / "deploy.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README + DEPLOY, re.M | re.S)
 
 
 def block(language: str, containing: str) -> str:
@@ -32,6 +35,21 @@ def test_the_python_example_and_the_accuracy_of_quick(tmp_path, monkeypatch):
     assert names["logits"].shape == (1, 10)
 
 
+def test_exported_files_run_as_shown(checkpoint, image_folder, tmp_path, monkeypatch, capsys):
+    """The examples for ONNX Runtime and .pt2; those for OpenVINO and ExecuTorch were tried by hand."""
+    for to in ("onnx", "pt2"):
+        export(checkpoint, to, tmp_path / f"small.{to}")
+    (image,) = (image_folder / "test" / "dark").glob("03.png")
+    (tmp_path / "picture.png").write_bytes(image.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    exec(block("python", "import onnxruntime"), {})
+    model = load(checkpoint).base
+    expected = model.task.class_names[model(model.preprocess(Image.open(image))[None]).argmax()]
+    assert capsys.readouterr().out.strip() == expected
+    exec(block("python", "extra_files=texts"), {})
+    assert capsys.readouterr().out.strip() in ("bright", "dark")
+
+
 def test_the_plugin_example(distribution):
     project = tomllib.loads(block("toml", "my-nets"))
     entry_points = project["project"]["entry-points"]["cnsn.architectures"]
@@ -41,7 +59,8 @@ def test_the_plugin_example(distribution):
     assert [logits.shape for logits in network(torch.randn(2, 3, 32, 32))] == [(2, 10)] * 3
 
 
-COMMANDS = sorted({line.strip().removeprefix("$ ") for line in README.splitlines() if " cnsn " in f" {line}"})
+LINES = (README + DEPLOY).splitlines()
+COMMANDS = sorted({line.strip().removeprefix("$ ") for line in LINES if " cnsn " in f" {line}"})
 COMMANDS = [re.sub(r" +#.*", "", line) for line in COMMANDS if re.match(r"cnsn [a-z]+ ", line)]
 
 

@@ -112,6 +112,7 @@ def test_a_run_folder(image_folder, tmp_path, quick):
     run = train(TINY, (1, 4), str(image_folder), recipe, out, watch=events.append)
     assert {path.name for path in out.iterdir()} == {
         "best.safetensors", "last.safetensors", "state.safetensors", "metrics.jsonl", "recipe.toml", ".lock",
+        "plot.png",
     }  # fmt: skip
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]

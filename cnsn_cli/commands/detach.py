@@ -1,14 +1,16 @@
 """`cnsn detach`: a sub-model as a file of its own."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cnsn_cli.commands.options import DataDir, Force, Json, Recalibrate
-from cnsn_cli.commands.output import print_json, printable
+from cnsn_cli.commands.options import Data, DataDir, Force, Json, MaxBytes, MaxMacs, Recalibrate, limits
+from cnsn_cli.commands.output import print_comparison, print_json, printable
 
 if TYPE_CHECKING:
+    from cnsn_cli.comparison import Comparison
     from cnsn_cli.metadata import Metadata
 
 
@@ -16,64 +18,74 @@ def detach(
     checkpoint: Annotated[Path, typer.Argument(help="A network, as cnsn train writes it.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write; a folder with --all.")],
     submodel: Annotated[str | None, typer.Option(help="A number such as 1, or base.")] = None,
-    max_macs: Annotated[
-        str | None, typer.Option(help="Take the most accurate model with at most so many MACs, such as 150M.")
+    max_macs: MaxMacs = None,
+    max_bytes: MaxBytes = None,
+    max_latency: Annotated[
+        str | None, typer.Option(help="At most so long for an image on one thread here, such as 5ms.")
+    ] = None,
+    min_accuracy: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="At least so accurate, such as 0.9; alone: the smallest."),
     ] = None,
     all_models: Annotated[bool, typer.Option("--all", help="Write every model into the folder.")] = False,
     fold_bn: Annotated[
         bool, typer.Option("--fold-bn", help="Make BN part of the convs: faster, but no longer trainable.")
     ] = False,
     recalibrate: Recalibrate = 0,
-    data: Annotated[
-        str | None,
-        typer.Option(help="With --recalibrate: the images; default: what the network was trained on."),
+    dtype: Annotated[
+        Literal["float16", "bfloat16"] | None,
+        typer.Option(help="Store weights in two bytes instead of four, and measure what that costs."),
     ] = None,
+    data: Data = None,
     data_dir: DataDir = Path("data"),
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Write a sub-model as a stand-alone file: its step-down conv, the kept layers and the head."""
+    """Write a sub-model as a stand-alone file: its step-down conv, the kept layers and the head.
+
+    With limits, the most accurate model that keeps them all.
+    """
+    budget = limits(max_macs, max_bytes, max_latency, min_accuracy)
     from cnsn_cli import detaching
 
-    if sum([submodel is not None, max_macs is not None, all_models]) != 1:
-        raise typer.BadParameter("give one of --submodel, --max-macs and --all")
-    options: dict[str, Any] = {
-        "fold_bn": fold_bn,
-        "recalibrate": recalibrate,
-        "data": data,
-        "data_dir": data_dir,
-    }
+    if sum([submodel is not None, bool(budget), all_models]) != 1:
+        raise typer.BadParameter("give one of --submodel, --all and limits such as --max-macs")
+    if dtype and all_models:
+        raise typer.BadParameter("--dtype goes with one model, not with --all")
+    choice = detaching.choose_model(checkpoint, budget) if budget else None
+    comparison = None
+    name = choice.name if choice else submodel or ""
+    options: dict[str, Any] = {"fold_bn": fold_bn, "recalibrate": recalibrate}
+    options |= {"data": data, "data_dir": data_dir}
     if all_models:
         written = detaching.detach_all(checkpoint, output, force, **options)
+    elif dtype:
+        from cnsn_cli.halving import detach_half
+
+        metadata, comparison = detach_half(checkpoint, name, output, dtype, force, **options)
+        written = {output: metadata}
     else:
-        name = (
-            submodel
-            if submodel is not None
-            else detaching.most_accurate(checkpoint, _parse_count(max_macs or ""))
-        )
         written = {output: detaching.detach(checkpoint, name, output, force, **options)}
-    _report(written, json)
+    _report(written, choice and choice.reason, comparison, json)
 
 
-def _parse_count(text: str) -> int:
-    factors = {"K": 10**3, "M": 10**6, "G": 10**9}
-    factor = factors.get(text[-1:].upper(), 1)
-    try:
-        return round(float(text[:-1] if factor > 1 else text) * factor)
-    except (ValueError, OverflowError):
-        raise typer.BadParameter(f"{text!r} is no number such as 150M or 0.15G") from None
-
-
-def _report(written: "dict[Path, Metadata]", json: bool) -> None:
+def _report(
+    written: "dict[Path, Metadata]", reason: str | None, comparison: "Comparison | None", json: bool
+) -> None:
     if json:
         models = [
             {"file": str(path), **metadata.models[0].model_dump(exclude_none=True)}
             for path, metadata in written.items()
         ]
-        print_json({"models": models})
+        extra = {"reason": reason, "comparison": comparison and asdict(comparison)}
+        print_json({"models": models} | {key: value for key, value in extra.items() if value})
         return
+    if reason:
+        print(f"chosen: {reason}")
     for path, metadata in written.items():
         print(_sentence(path, metadata))
+        if comparison:
+            print_comparison(comparison, metadata.dtype)
 
 
 def _sentence(path: Path, metadata: "Metadata") -> str:

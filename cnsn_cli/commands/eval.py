@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnsn_cli.commands.options import DataDir, Device, Json, Recalibrate, SkipBad
+from cnsn_cli.commands.options import Data, DataDir, Device, Json, Recalibrate, SkipBad
 from cnsn_cli.commands.output import print_json, print_models, print_skipped, print_table
 
 if TYPE_CHECKING:
@@ -14,11 +14,8 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A network, or a detached model.")],
-    data: Annotated[
-        str | None,
-        typer.Option(help="cifar10, cifar100, digits or a folder; default: what it was trained on."),
-    ] = None,
+    checkpoint: Annotated[Path, typer.Argument(help="A network, a detached model, or an exported .onnx.")],
+    data: Data = None,
     data_dir: DataDir = Path("data"),
     device: Device = "auto",
     per_class: Annotated[bool, typer.Option(help="Show precision and recall of every class too.")] = False,

@@ -13,20 +13,28 @@ if TYPE_CHECKING:
 
 
 def info(
-    file: Annotated[Path, typer.Argument(help="A network, or a detached model.")],
+    file: Annotated[Path, typer.Argument(help="A network, a detached model, or an exported .onnx.")],
     json: Json = False,
 ) -> None:
     """Show what a file says of itself, without reading its weights."""
-    from cnsn_cli.metadata import read_metadata
-    from cnsn_cli.tensorfile import read_header
-
-    metadata = read_metadata(file, read_header(file))
+    metadata = _metadata(file)
     if json:
         print_json(metadata.model_dump(mode="json", exclude_none=True))
         return
     for label, text in _lines(metadata).items():
         print(f"{label:<13}{printable(text)}")
     print_models([model.model_dump() for model in metadata.models])
+
+
+def _metadata(file: Path) -> "Metadata":
+    from cnsn_cli.metadata import read_metadata
+    from cnsn_cli.tensorfile import read_header
+
+    if file.suffix == ".onnx":
+        from cnsn_cli.onnxfile import OnnxModel
+
+        return OnnxModel(file).metadata
+    return read_metadata(file, read_header(file))
 
 
 def _lines(metadata: "Metadata") -> dict[str, str]:
@@ -39,6 +47,7 @@ def _lines(metadata: "Metadata") -> dict[str, str]:
         "classes": f"{task.num_classes}: {names}",
         "BN": _statistics(metadata),
         "step-down": metadata.step_down,
+        "weights": metadata.dtype,
         "trained on": f"{metadata.data or 'unknown'}, in {metadata.precision}",
         "recipe": ", ".join(_changed(metadata.recipe)),
         "made with": ", ".join(f"{name} {version}" for name, version in metadata.versions.items()),

@@ -2,11 +2,12 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cnsn_cli.commands.options import SIDE, Json, parse_exits
+from cnsn_cli.budget import Candidate, choose
+from cnsn_cli.commands.options import SIDE, Json, MaxBytes, MaxMacs, limits, parse_exits
 from cnsn_cli.commands.output import print_json, print_models, print_table
 from cnsn_cli.task import LARGEST_IMAGE, Task
 
@@ -33,10 +34,15 @@ def mac(
         Literal["patch", "stem"] | None,
         typer.Option(help="What step-down convs are made of.", show_default="patch"),
     ] = None,
+    max_macs: MaxMacs = None,
+    max_bytes: MaxBytes = None,
     layers: Annotated[bool, typer.Option("--layers", help="Show every part of the network too.")] = False,
     json: Json = False,
 ) -> None:
-    """Count MACs, operations, parameters and bytes of a network and of its sub-models."""
+    """Count MACs, operations, parameters and bytes of a network and of its sub-models.
+
+    With limits, tell which model to take, or for --arch where to cut: the largest that keeps them.
+    """
     if (checkpoint is None) == (arch is None):
         raise typer.BadParameter("give a checkpoint or --arch")
     if checkpoint is not None and (exits, image_size, classes, in_channels, step_down) != (None,) * 5:
@@ -44,6 +50,7 @@ def mac(
             "--exits, --image-size, --classes, --in-channels and --step-down go with --arch: "
             "a checkpoint knows its own"
         )
+    budget = limits(max_macs, max_bytes)
     cuts = None if exits is None else parse_exits(exits)
     from cnsn_cli import complexity
     from cnsn_cli.checkpoint import load_blank
@@ -51,15 +58,23 @@ def mac(
     if arch is not None:
         task = Task.plain(classes or 10, image_size or 32, in_channels or 3)
         network: Cnsn | Model = complexity.blank_network(arch, cuts, task, step_down or "patch")
+        accuracies: list[float | None] = [None] * len(network.models())
     else:
-        network, _ = load_blank(checkpoint or Path())
+        network, metadata = load_blank(checkpoint or Path())
+        accuracies = [model.accuracy for model in metadata.models]
     costs = complexity.model_costs(network)
+    candidates = [Candidate(c.name, c.macs, c.bytes, a) for c, a in zip(costs, accuracies, strict=True)]
+    choice = choose(candidates, budget) if budget else None
     parts = complexity.layer_costs(network) if layers else []
     if json:
-        content = {"models": [asdict(cost) for cost in costs]}
-        print_json(content | ({"layers": [asdict(part) for part in parts]} if layers else {}))
+        content: dict[str, Any] = {"models": [asdict(cost) for cost in costs]}
+        if layers:
+            content["layers"] = [asdict(part) for part in parts]
+        print_json(content | ({"chosen": choice._asdict()} if choice else {}))
         return
     print_models([asdict(cost) for cost in costs], str(checkpoint or arch))
+    if choice:
+        print(f"chosen: {choice.reason}")
     if layers:
         rows = [
             (p.name, " x ".join(map(str, p.shape)), f"{p.macs:,}", f"{p.operations:,}", f"{p.parameters:,}")

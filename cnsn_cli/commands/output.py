@@ -3,7 +3,10 @@
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cnsn_cli.comparison import Comparison
 
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "name": ("model", str),
@@ -51,6 +54,21 @@ def print_models(models: Sequence[Mapping[str, Any]], title: str | None = None) 
     columns = [COLUMNS[field][0] for field in fields]
     rows = [[COLUMNS[field][1](model[field]) for field in fields] for model in models]
     print_table(columns, rows, title)
+
+
+def print_comparison(comparison: "Comparison", dtype: str) -> None:
+    """A row for float32, a row for `dtype`."""
+    rows = [
+        [
+            name,
+            f"{figures.bytes / 2**20:,.2f} MiB",
+            "unknown" if figures.accuracy is None else f"{figures.accuracy:.2%}",
+            f"{figures.latency * 1e3:.2f} ms",
+        ]
+        for name, figures in (("float32", comparison.before), (dtype, comparison.after))
+    ]
+    seen = f"accuracy on {comparison.images:,} test images" if comparison.images else "no test images at hand"
+    print_table(("weights", "file", "accuracy", "latency"), rows, f"{seen}; latency for one, on one thread")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:

@@ -195,4 +195,6 @@ def report(run: "Run", json: bool) -> None:
         models,
         f"best epoch: {run.best_epoch}, chosen on the {run.selection} images; accuracy on the test images",
     )
-    print(f"written: {printable(str(run.folder))}/best.safetensors, last.safetensors, metrics.jsonl")
+    print(
+        f"written: {printable(str(run.folder))}/best.safetensors, last.safetensors, metrics.jsonl, plot.png"
+    )

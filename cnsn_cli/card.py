@@ -1,0 +1,202 @@
+"""Model cards: what a file is, for people who find it on a hub, and in the fields that hubs read.
+
+The fields are those of https://huggingface.co/docs/hub/model-cards, which other hubs read too.
+"""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+from cnsn_cli.errors import OutputError
+from cnsn_cli.files import check_output, replacing, write_text
+from cnsn_cli.metadata import Metadata, ModelRecord, read_metadata
+from cnsn_cli.tensorfile import read_header
+
+PAPER = "https://doi.org/10.2991/jrnal.k.210521.012"
+LISTED = 20  # class names
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+
+
+def card(path: Path, license_name: str) -> str:
+    """The card of a network or a detached model in Markdown. Raises CheckpointError."""
+    return _card(read_metadata(path, read_header(path)), license_name)
+
+
+def write_folder(path: Path, folder: Path, license_name: str, force: bool = False) -> None:
+    """A folder that can be uploaded as it is: the file, its card, and its facts for programs.
+
+    Raises CheckpointError for the file, OutputError where the folder cannot be written.
+    """
+    metadata = read_metadata(path, read_header(path))
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file: give the name of a folder")
+    if not folder.parent.is_dir():
+        raise OutputError(f"no folder {folder.parent}: create it first")
+    if (folder / WEIGHTS).exists() and (folder / WEIGHTS).samefile(path):
+        raise OutputError(f"{folder / WEIGHTS} is the file itself: give another folder")
+    folder.mkdir(exist_ok=True)
+    for name in (WEIGHTS, CONFIG, CARD):
+        check_output(folder / name, force)
+    with open(path, "rb") as source, replacing(folder / WEIGHTS) as target:
+        shutil.copyfileobj(source, target)
+    write_text(folder / CONFIG, json.dumps(config(metadata), indent=2) + "\n")
+    write_text(folder / CARD, _card(metadata, license_name))
+
+
+def config(metadata: Metadata) -> dict[str, Any]:
+    """The facts of a file, under the names that hubs use where they have some."""
+    task = metadata.task
+    labels = {str(number): name for number, name in enumerate(task.class_names)}
+    return {
+        "library_name": "cnsn",
+        "architectures": [metadata.arch],
+        "provider": metadata.provider,
+        "models": [model.model_dump(exclude_none=True) for model in metadata.models],
+        "torch_dtype": metadata.dtype,
+        "num_channels": task.in_channels,
+        "image_size": task.image_size,
+        "image_mean": task.mean,
+        "image_std": task.std,
+        "id2label": labels,
+        "label2id": {name: int(number) for number, name in labels.items()},
+        "parent": metadata.parent,
+    }
+
+
+def training_command(metadata: Metadata) -> str | None:
+    """The command that trains such a network, with every hyper-parameter; None where that is not known.
+
+    A folder of images is named without the folders above it.
+    """
+    exits = metadata.exits if metadata.kind == "network" else metadata.parent_exits
+    if exits is None or metadata.data is None:
+        return None
+    task = metadata.task
+    words = ["cnsn", "train", "--arch", metadata.arch, "--exits", ",".join(map(str, exits))]
+    words += ["--data", Path(metadata.data).name, "--image-size", str(task.image_size)]
+    words += ["--in-channels", str(task.in_channels), "--precision", metadata.precision]
+    for key, value in metadata.recipe.items():
+        words += _flag(key.replace("_", "-"), value)
+    return shlex.join(words)
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+
+
+def _card(metadata: Metadata, license_name: str) -> str:
+    import yaml
+
+    fields = yaml.safe_dump(_fields(metadata, license_name), sort_keys=False)
+    title = f"# {_title(metadata)}"
+    return "\n\n".join(
+        [
+            f"---\n{fields}---",
+            title,
+            _opening(metadata),
+            _table(metadata),
+            _usage(metadata),
+            _origin(metadata),
+        ]
+    )
+
+
+def _title(metadata: Metadata) -> str:
+    name = f"{metadata.models[0].name} of " if metadata.kind == "detached" else ""
+    return _inert(f"{name}{metadata.arch}")
+
+
+def _fields(metadata: Metadata, license_name: str) -> dict[str, Any]:
+    """The front matter. `datasets` has the name of a data set, or of the folder of images."""
+    data = [Path(metadata.data).name] if metadata.data else []
+    results = [
+        _result(model, name) for name in data for model in metadata.models if model.accuracy is not None
+    ]
+    fields = {
+        "license": license_name,
+        "library_name": "cnsn",
+        "pipeline_tag": "image-classification",
+        "tags": ["cnsn", "image-classification", metadata.arch.partition(":")[0]],
+        "datasets": data,
+        "metrics": ["accuracy"],
+        "macs": {model.name: model.macs for model in metadata.models},
+    }
+    return fields | ({"model-index": [{"name": _title(metadata), "results": results}]} if results else {})
+
+
+def _result(model: ModelRecord, data: str) -> dict[str, Any]:
+    return {
+        "task": {"type": "image-classification"},
+        "dataset": {"name": data, "type": data},
+        "metrics": [{"type": "accuracy", "value": model.accuracy, "name": f"accuracy of {model.name}"}],
+    }
+
+
+def _opening(metadata: Metadata) -> str:
+    task = metadata.task
+    kind = "grey" if task.in_channels == 1 else "RGB"
+    size = f"{task.image_size} x {task.image_size}"
+    names = ", ".join(map(_code, task.class_names[:LISTED]))
+    names += f", and {task.num_classes - LISTED} more" if task.num_classes > LISTED else ""
+    text = f"An image classifier of {size} {kind} images into {task.num_classes} classes: {names}."
+    drops = metadata.models[0].drops
+    if drops:
+        text += (
+            f"\n\nIt is a sub-model: one step-down convolution stands for the first {drops} conv layers of "
+            f"the network that it was detached from ([Fuengfusin & Tamukoh 2021]({PAPER}))."
+        )
+    return text
+
+
+def _table(metadata: Metadata) -> str:
+    """A row a model, and of which images the accuracy is."""
+    rows = ["| model | conv layers left out | MACs | parameters | bytes | accuracy |", "|---" * 6 + "|"]
+    for model in metadata.models:
+        accuracy = "unknown" if model.accuracy is None else f"{model.accuracy:.2%}"
+        figures = f"{model.macs:,} | {model.parameters:,} | {model.bytes:,} | {accuracy}"
+        rows.append(f"| {model.name} | {model.drops} | {figures} |")
+    text = "\n".join(rows)
+    if metadata.selection:
+        images = "test images" if metadata.selection.images == "test" else "training images held out"
+        text += f"\n\nAccuracy is on the {images}, which chose the epoch too: expect less for new images."
+    return text
+
+
+def _usage(metadata: Metadata) -> str:
+    model = "model" if metadata.kind == "detached" else "model.base"
+    return f"""## Use
+
+```python
+import cnsn_cli
+from PIL import Image
+
+model = cnsn_cli.load("{WEIGHTS}")
+logits = {model}(model.preprocess(Image.open("picture.png"))[None])
+print(model.task.class_names[logits.argmax()])
+```"""
+
+
+def _origin(metadata: Metadata) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in metadata.versions.items())
+    lines = [f"- made with {_inert(versions)}", f"- weights in {metadata.dtype}"]
+    if metadata.parent:
+        lines.append(f"- SHA-256 of the header of its parent: {_code(metadata.parent)}")
+    command = training_command(metadata)
+    trained = f"\n\n```sh\n{_inert(command)}\n```" if command else ""
+    return "## Where it comes from\n\n" + "\n".join(lines) + trained + "\n"
+
+
+def _code(text: str) -> str:
+    """Inline code, whatever the name of a class may hold."""
+    return f"`{_inert(text).replace('`', chr(39))}`"
+
+
+def _inert(text: str) -> str:
+    """One line of printable characters."""
+    return "".join(c if c.isprintable() else " " for c in text)

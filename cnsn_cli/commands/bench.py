@@ -1,0 +1,53 @@
+"""`cnsn bench`: how fast models answer."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cnsn_cli.commands.options import Json, parse_counts
+from cnsn_cli.commands.output import COLUMNS, print_json, print_table
+
+if TYPE_CHECKING:
+    from cnsn_cli.bench import Speed
+
+HEADINGS = ("model", "runtime", "batch", "threads", "p50 ms", "p95 ms", "images/s", "MACs", "accuracy")
+
+
+def bench(
+    files: Annotated[list[Path], typer.Argument(help="Networks, detached models, exported .onnx files.")],
+    batch_sizes: Annotated[str, typer.Option(help="How many images at a time, such as 1,32.")] = "1",
+    threads: Annotated[str, typer.Option(help="How many threads compute an answer, such as 1,2.")] = "1",
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is timed, in turns.")] = 50,
+    json: Json = False,
+) -> None:
+    """Measure latency and throughput of every model in files, on the CPU."""
+    batches, counts = parse_counts(batch_sizes), parse_counts(threads)
+    from cnsn_cli.bench import bench as measure
+
+    speeds = measure(files, batches, counts, rounds)
+    if json:
+        print_json({"rounds": rounds, "speeds": [_facts(speed) for speed in speeds]})
+        return
+    print_table(
+        HEADINGS, [_row(speed, len(files) > 1) for speed in speeds], f"timed in turns, rounds: {rounds}"
+    )
+
+
+def _facts(speed: "Speed") -> dict[str, object]:
+    return {**asdict(speed), "file": str(speed.file), "images_per_second": speed.images_per_second}
+
+
+def _row(speed: "Speed", several: bool) -> tuple[str, ...]:
+    return (
+        f"{speed.name} {speed.file.name}" if several else speed.name,
+        speed.runtime,
+        f"{speed.batch}",
+        f"{speed.threads}",
+        f"{speed.p50 * 1e3:.2f}",
+        f"{speed.p95 * 1e3:.2f}",
+        f"{speed.images_per_second:,.0f}",
+        COLUMNS["macs"][1](speed.macs),
+        "" if speed.accuracy is None else COLUMNS["accuracy"][1](speed.accuracy),
+    )

@@ -1,0 +1,31 @@
+"""`cnsn card`: what a file is, for a hub."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnsn_cli.commands.options import Force
+from cnsn_cli.commands.output import printable
+
+
+def card(
+    file: Annotated[Path, typer.Argument(help="A network, or a detached model.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A folder to write, with the file in it, ready to be uploaded."),
+    ] = None,
+    license_name: Annotated[
+        str, typer.Option("--license", help="As hubs spell it, such as apache-2.0.")
+    ] = "unknown",
+    force: Force = False,
+) -> None:
+    """Show the model card of a file, or write the folder that model hubs want."""
+    from cnsn_cli.card import CARD, CONFIG, WEIGHTS, write_folder
+    from cnsn_cli.card import card as text
+
+    if output is None:
+        print(text(file, license_name), end="")
+        return
+    write_folder(file, output, license_name, force)
+    print(f"written: {printable(str(output))}: {WEIGHTS}, {CONFIG}, {CARD}")

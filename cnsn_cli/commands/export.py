@@ -1,0 +1,68 @@
+"""`cnsn export`: a model for runtimes that know nothing of cnsn."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from cnsn_cli.commands.options import Data, DataDir, Force, Json, Submodel
+from cnsn_cli.commands.output import print_comparison, print_json, printable
+
+if TYPE_CHECKING:
+    from cnsn_cli.comparison import Comparison
+    from cnsn_cli.exporting import Export
+
+
+def export(
+    file: Annotated[Path, typer.Argument(help="A network, or a detached model.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    to: Annotated[Literal["onnx", "pt2"], typer.Option(help="For ONNX runtimes, or for torch.export.")],
+    submodel: Submodel = None,
+    with_preprocess: Annotated[
+        bool, typer.Option("--with-preprocess", help="Take pixels 0 to 255: normalise inside the file.")
+    ] = False,
+    quantize: Annotated[
+        Literal["int8"] | None, typer.Option(help="Store and compute in int8; goes with --to onnx.")
+    ] = None,
+    calibrate: Annotated[
+        int, typer.Option(min=1, help="With --quantize: how many training images set the ranges.")
+    ] = 256,
+    data: Data = None,
+    data_dir: DataDir = Path("data"),
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Write a model as ONNX or .pt2, and check that it returns the logits of PyTorch.
+
+    With --quantize it is smaller, faster, and no longer quite the same: what that costs is measured.
+    """
+    if quantize and to != "onnx":
+        raise typer.BadParameter("--quantize goes with --to onnx")
+    comparison = None
+    if quantize:
+        from cnsn_cli.quantization import export_int8
+
+        chosen = (file, output, submodel, with_preprocess, force)
+        written, comparison = export_int8(*chosen, calibrate, data, data_dir)
+    else:
+        from cnsn_cli import exporting
+
+        written = exporting.export(file, to, output, submodel, with_preprocess, force)
+    _report(output, written, comparison, json)
+
+
+def _report(output: Path, written: "Export", comparison: "Comparison | None", json: bool) -> None:
+    model = written.metadata.models[0]
+    if json:
+        facts = {"file": str(output), "bytes": written.bytes, "opset": written.opset}
+        content = {**facts, "difference": written.difference, "model": model.model_dump(exclude_none=True)}
+        print_json(content | ({"comparison": asdict(comparison)} if comparison else {}))
+        return
+    print(f"written: {printable(str(output))}: {model.name}, {written.bytes / 2**20:,.2f} MiB", end="")
+    print("" if written.opset is None else f", opset {written.opset}")
+    if comparison:
+        print_comparison(comparison, written.metadata.dtype)
+    else:
+        difference = f"{written.difference:.1e}"
+        print(f"checked: the logits of 10 random images differ from PyTorch's by {difference} at most")

@@ -1,0 +1,23 @@
+"""`cnsn plot`: runs as a picture."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnsn_cli.commands.options import Force
+from cnsn_cli.commands.output import printable
+
+
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or checkpoints without their curves.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A file that ends in .png or .svg.")],
+    force: Force = False,
+) -> None:
+    """Draw accuracy against MACs of all models, and how they trained."""
+    from cnsn_cli.files import check_output
+    from cnsn_cli.picture import draw
+
+    check_output(output, force)
+    draw(runs, output)
+    print(f"written: {printable(str(output))}")

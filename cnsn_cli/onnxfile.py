@@ -1,0 +1,95 @@
+"""Exported networks: reading ONNX files, and running them in ONNX Runtime."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cnsn_cli.errors import CheckpointError, ExtraError
+from cnsn_cli.images import normalise
+from cnsn_cli.metadata import KEY, Metadata, parse_metadata
+from cnsn_cli.task import Task
+
+SUFFIX = ".onnx"
+LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
+PIXELS, NORMALISED = "tensor(uint8)", "tensor(float)"
+
+
+class OnnxModel:
+    """The model in an ONNX file of ours, in ONNX Runtime on the CPU.
+
+    `threads` is how many compute one answer; by default as many as the machine has cores. Raises
+    CheckpointError where the file is none of ours, ExtraError where ONNX Runtime is not installed.
+    """
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        self.path = path
+        self.session = _session(path, threads)
+        texts = self.session.get_modelmeta().custom_metadata_map
+        self.metadata: Metadata = parse_metadata(path, texts.get(KEY))
+        if self.metadata.kind != "detached":
+            raise CheckpointError(f"{path} holds 1 model, not the {len(self.metadata.models)} of a network")
+        self.name: str = self.metadata.models[0].name
+        self.task: Task = self.metadata.task
+        self.input: str = _checked_input(path, self.session, self.task)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Pixels uint8 (N, C, H, W) -> logits (N, classes)."""
+        return self.run(self.inputs(pixels))
+
+    def inputs(self, pixels: Tensor) -> Tensor:
+        """What the file takes: pixels as they are, or normalised to float32."""
+        return pixels if self.input == PIXELS else normalise(pixels, self.task)
+
+    def run(self, inputs: Tensor) -> Tensor:
+        """What `inputs` returns -> logits (N, classes)."""
+        try:
+            (logits,) = self.session.run(None, {self.session.get_inputs()[0].name: inputs.numpy()})
+        except Exception as error:  # the classes of ONNX Runtime have no common parent of their own
+            raise CheckpointError(f"{self.path} does not run: {_first_line(error)}") from error
+        return torch.from_numpy(logits)
+
+    def models(self) -> list["OnnxModel"]:
+        """This one alone, so that it can be handled like a whole network."""
+        return [self]
+
+
+def require_onnx() -> None:
+    """Raises ExtraError, with the remedy, unless all that ONNX takes is installed."""
+    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    if missing:
+        raise ExtraError(f"ONNX takes {', '.join(missing)}: pip install 'cnsn-cli[onnx]'")
+
+
+def _session(path: Path, threads: int) -> Any:
+    require_onnx()
+    import onnxruntime
+
+    if not path.is_file():
+        raise CheckpointError(f"cannot read {path}: no such file")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # what goes wrong is raised
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise CheckpointError(f"{path} is no ONNX file that can be run: {_first_line(error)}") from error
+
+
+def _checked_input(path: Path, session: Any, task: Task) -> str:
+    """The type of the one input. Raises CheckpointError where shapes are not those of `task`."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    fits = len(inputs) == len(outputs) == 1 and inputs[0].type in (PIXELS, NORMALISED)
+    if not (fits and tuple(inputs[0].shape[1:]) == task.image_shape):
+        raise CheckpointError(f"{path} does not take the images {task.image_shape} that its metadata state")
+    if tuple(outputs[0].shape[1:]) != (task.num_classes,) or outputs[0].type != NORMALISED:
+        raise CheckpointError(
+            f"{path} does not return logits of the {task.num_classes} classes in its metadata"
+        )
+    return str(inputs[0].type)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,191 @@
+"""Pictures of runs: accuracy against MACs, and accuracy as training went along.
+
+Colours are those of Okabe & Ito (https://jfly.uni-koeln.de/color/), which colour-blind people can tell apart;
+markers and dashes say the same once more.
+"""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import BaseModel, ValidationError
+
+from cnsn_cli.errors import CheckpointError, OutputError
+from cnsn_cli.files import replacing
+from cnsn_cli.metadata import Metadata, ModelRecord, read_metadata
+from cnsn_cli.tensorfile import read_header
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+COLOURS, BLACK, GREY = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY), "#000000", "#767676"
+MARKERS, DASHES = "os^DvPX", ("-", "--", ":", "-.")
+MOST = 101  # per cent; leaves room for markers
+FORMATS = (".png", ".svg")
+STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "grid.color": "#E5E5E5",
+    "svg.hashsalt": "cnsn",  # equal runs, equal files
+    "text.parse_math": False,
+}
+
+
+class Result(BaseModel):
+    """How a model did in an epoch."""
+
+    name: str
+    accuracy: float
+
+
+class Line(BaseModel):
+    """What a picture takes of a line of metrics.jsonl."""
+
+    epoch: int
+    train: list[Result]
+    results: list[Result]
+
+
+class Story(NamedTuple):
+    """A run: its name in the picture, what its best network says of itself, and its epochs where known."""
+
+    name: str
+    metadata: Metadata
+    epochs: list[Line]
+
+    @property
+    def is_baseline(self) -> bool:
+        """Trained without sub-models."""
+        return self.metadata.kind == "network" and not self.metadata.exits
+
+
+def draw(paths: Sequence[Path], output: Path) -> None:
+    """Draw run folders and checkpoints into one .png or .svg; checkpoints have no training curves.
+
+    Raises CheckpointError for what is neither, OutputError where `output` cannot be written.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    if output.suffix not in FORMATS:
+        raise OutputError(f"{output} is no name for a picture: end it in {' or '.join(FORMATS)}")
+    stories = [read_story(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+    with rc_context(STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about letters that the font lacks
+        panels = 2 if any(story.epochs for story in stories) else 1
+        figure = Figure(figsize=(5.2 * panels, 4.4), layout="constrained")
+        axes = figure.subplots(1, panels, squeeze=False)[0]
+        _draw_trade_off(axes[0], stories)
+        if panels > 1:
+            _draw_curves(axes[1], stories)
+        with replacing(output) as file:
+            date = {"Date": None} if output.suffix == ".svg" else {}
+            figure.savefig(file, format=output.suffix[1:], dpi=150, metadata=date)
+
+
+def read_story(path: Path, name: str) -> Story:
+    """A run folder, or a checkpoint. Raises CheckpointError."""
+    file = path / "best.safetensors" if path.is_dir() else path
+    metadata = read_metadata(file, read_header(file))
+    if any(model.accuracy is None for model in metadata.models):
+        raise CheckpointError(f"{file} has no accuracies to draw: it was not trained by cnsn train")
+    if not path.is_dir():
+        return Story(name, metadata, [])
+    names = [model.name for model in metadata.models]
+    return Story(name, metadata, _read_epochs(path / "metrics.jsonl", names))
+
+
+def _read_epochs(path: Path, names: list[str]) -> list[Line]:
+    try:
+        lines = [Line.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValidationError, UnicodeDecodeError) as error:
+        reason = str(error).split("\n")[0]
+        raise CheckpointError(f"{path} does not tell of epochs: {reason}") from error
+    parts = [part for line in lines for part in (line.train, line.results)]
+    if any([result.name for result in part] != names for part in parts):
+        raise CheckpointError(f"{path} does not tell of {', '.join(names)}, which best.safetensors holds")
+    return lines
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The name of each folder, of files with that of their folder; whole paths where two are alike."""
+    ends = [path.resolve().parts[-1 if path.is_dir() else -2 :] for path in paths]
+    return ["/".join(end) for end in ends] if len(set(ends)) == len(ends) else [str(path) for path in paths]
+
+
+def _draw_trade_off(axes: "Axes", stories: list[Story]) -> None:
+    """A point a model, a line a run; a baseline is a level line too, to be compared with."""
+    for number, story in enumerate(stories):
+        points = [(model.macs / 1e6, 100 * (model.accuracy or 0.0)) for model in story.metadata.models]
+        line = _colour(stories, number, 0) if stories[1:] else GREY
+        axes.plot(*zip(*points, strict=True), color=line, linewidth=1.2, zorder=1)
+        for model, point in zip(story.metadata.models, points, strict=True):
+            rank = _rank(stories, model)
+            look: dict[str, Any] = {"marker": MARKERS[rank % len(MARKERS)], "linestyle": ""}
+            axes.plot(*point, markersize=8, color=_colour(stories, number, rank), **look)
+            name = f"k={model.drops}" if model.drops else "baseline" if story.is_baseline else "base"
+            axes.annotate(name, point, (8, -12), textcoords="offset points")
+        if story.is_baseline:
+            axes.axhline(points[0][1], color=BLACK, linestyle=(0, (6, 4)), linewidth=1, zorder=0)
+    axes.margins(0.2)
+    axes.set_xlim(left=0)
+    axes.set_ylim(top=min(axes.get_ylim()[1], MOST))
+    axes.set_xlabel("million MACs for one image")
+    axes.set_ylabel(f"accuracy on the {_images(stories)} images, %")
+    axes.set_title("What each model costs, and what it is worth", loc="left")
+    if stories[1:]:
+        axes.legend(handles=[_key(s.name, _colour(stories, n, 0)) for n, s in enumerate(stories)])
+
+
+def _draw_curves(axes: "Axes", stories: list[Story]) -> None:
+    """A line a model over the epochs; for a single run also its accuracy while training, faintly."""
+    from matplotlib.ticker import MaxNLocator
+
+    keys = {}
+    for number, story in enumerate(stories):
+        epochs = [line.epoch for line in story.epochs]
+        for index, model in enumerate(story.metadata.models if epochs else []):
+            rank = _rank(stories, model)
+            dash: Any = DASHES[rank % len(DASHES)]
+            look: dict[str, Any] = {"color": _colour(stories, number, rank), "linestyle": dash}
+            held_out = [100 * line.results[index].accuracy for line in story.epochs]
+            axes.plot(epochs, held_out, linewidth=1.8, marker="." if len(epochs) < 30 else "", **look)
+            if not stories[1:]:
+                seen = [100 * line.train[index].accuracy for line in story.epochs]
+                axes.plot(epochs, seen, linewidth=0.9, alpha=0.5, **look)
+            name = f"k={model.drops}" if model.drops else "base"
+            keys[rank] = _key(name, GREY if stories[1:] else look["color"], dash)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(top=min(axes.get_ylim()[1], MOST))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(f"accuracy on the {_images(stories)} images, %")
+    axes.set_title("Training" if stories[1:] else "Training (faint: on the training images)", loc="left")
+    axes.legend(handles=[keys[rank] for rank in sorted(keys)])
+
+
+def _rank(stories: list[Story], model: ModelRecord) -> int:
+    """Where a model stands by what it drops, so that it looks the same in every run."""
+    return sorted({m.drops for story in stories for m in story.metadata.models}).index(model.drops)
+
+
+def _colour(stories: list[Story], number: int, rank: int) -> str:
+    """Of a run where there are several, else of a model."""
+    if stories[number].is_baseline:
+        return BLACK
+    return COLOURS[(number if stories[1:] else rank) % len(COLOURS)]
+
+
+def _key(label: str, colour: str, dash: Any = "-") -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=colour, linestyle=dash, linewidth=2, label=label)
+
+
+def _images(stories: list[Story]) -> str:
+    """Which images the accuracies are of."""
+    kinds = {story.metadata.selection.images for story in stories if story.metadata.selection}
+    return kinds.pop() if len(kinds) == 1 else "held-out"

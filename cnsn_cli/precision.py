@@ -1,0 +1,27 @@
+"""In what numbers weights are stored."""
+
+from typing import Literal, TypeVar
+
+import torch
+from torch import nn
+
+from cnsn_cli.errors import CheckpointError
+
+Half = Literal["float16", "bfloat16"]
+HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def cast_weights(network: Network, dtype: torch.dtype) -> Network:
+    """Turn all parameters of `network` into `dtype`; BN statistics, which are few, stay as they are.
+
+    Raises CheckpointError where a weight is too large for `dtype`.
+    """
+    largest = torch.finfo(dtype).max
+    for name, parameter in network.named_parameters():
+        if not parameter.is_meta and parameter.numel() and parameter.abs().max() > largest:
+            raise CheckpointError(
+                f"{name} has weights above {largest:.0f}, too large for {dtype}: take bfloat16"
+            )
+        parameter.data = parameter.data.to(dtype)
+    return network

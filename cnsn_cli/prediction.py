@@ -1,0 +1,69 @@
+"""What a model makes of pictures that nobody has labelled."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnsn_cli.data import open_images
+from cnsn_cli.device import choose_device, place
+from cnsn_cli.errors import DataError
+from cnsn_cli.evaluation import predict
+from cnsn_cli.network import Model
+from cnsn_cli.opening import open_model
+
+
+@dataclass(frozen=True)
+class Guess:
+    """`probability` 0..1, as the softmax of the logits has it."""
+
+    class_name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest classes of a picture, likeliest first."""
+
+    image: Path
+    guesses: list[Guess]
+
+
+def predict_images(
+    file: Path, paths: list[Path], submodel: str | None = None, top: int = 5, device: str = "auto"
+) -> tuple[str, list[Prediction]]:
+    """The name of the model, and its `top` classes for every picture in `paths` and in folders among them.
+
+    Raises CheckpointError for the file, DataError for what is no picture.
+    """
+    chosen = choose_device(device)
+    images = find_images(paths)
+    model, _ = open_model(file, submodel)
+    if isinstance(model, Model):
+        model = place(model, chosen)
+    (logits,) = predict([model], open_images(images, model.task))
+    shares, classes = logits.double().softmax(1).sort(stable=True, dim=1, descending=True)
+    names = model.task.class_names
+    predictions = [
+        Prediction(image, [Guess(names[i], p) for i, p in zip(numbers[:top], row[:top], strict=True)])
+        for image, numbers, row in zip(images, classes.tolist(), shares.tolist(), strict=True)
+    ]
+    return model.name, predictions
+
+
+def find_images(paths: list[Path]) -> list[Path]:
+    """The files among `paths`, and all pictures in the folders among them and below. Raises DataError."""
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"no image or folder {path}")
+        found += _images_below(path) if path.is_dir() else [path]
+    return found
+
+
+def _images_below(folder: Path) -> list[Path]:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+    images = [path for path in files if not path.name.startswith(".")]
+    if not images:
+        raise DataError(f"no images in {folder}: expected files that end in {', '.join(IMG_EXTENSIONS)}")
+    return images

@@ -1,0 +1,103 @@
+"""ONNX files with weights and activations in int8, by ONNX Runtime's own tool."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from cnsn_cli.comparison import Comparison, compare, remeasured
+from cnsn_cli.data import load_recorded, sample_train
+from cnsn_cli.evaluation import evaluate
+from cnsn_cli.exporting import Export, check_target, export, labels, open_trainable, read_opset
+from cnsn_cli.files import replacing
+from cnsn_cli.onnxfile import OnnxModel
+from cnsn_cli.split import Split
+
+CALIBRATION_IMAGES = 256
+BATCH = 32
+
+
+def export_int8(
+    file: str | Path,
+    output: str | Path,
+    submodel: str | None = None,
+    with_preprocess: bool = False,
+    force: bool = False,
+    images: int = CALIBRATION_IMAGES,
+    data: str | None = None,
+    data_dir: str | Path = "data",
+) -> tuple[Export, Comparison]:
+    """Like `export` to ONNX, in int8: ranges of activations are those of `images` training images.
+
+    These, and the test images that tell what it costs, are of `data`, by default of what the network was
+    trained on. Raises like `export`, and DataError where they are gone.
+    """
+    file, output = Path(file), Path(output)
+    check_target(output, "onnx", force)
+    _, metadata = open_trainable(file, submodel)
+    split, _ = load_recorded("test", metadata, data, data_dir)
+    sample = sample_train(data or str(metadata.data), metadata.task, images, data_dir)
+    with TemporaryDirectory() as folder:
+        whole, small = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+        metadata = export(file, "onnx", whole, submodel, with_preprocess).metadata
+        quantize(whole, small, sample)
+        results = [result for path in (whole, small) for result in evaluate(OnnxModel(path), split)]
+        own = results[1] if data is None else None
+        metadata = remeasured(metadata, "int8", tensor_bytes(small), own)
+        _relabel(small, output, labels(metadata, with_preprocess))
+        exported = Export(metadata, output.stat().st_size, read_opset(output), None)
+        return exported, compare((whole, output), results, len(split))
+
+
+def quantize(source: Path, target: Path, sample: Split) -> None:
+    """Static quantization with a scale per channel, in the form (QDQ) that other runtimes read too."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    model = OnnxModel(source)
+    batches = sample.batches(list(torch.arange(len(sample)).split(BATCH)))  # type: ignore[no-untyped-call]
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> dict[str, Any] | None:
+            pixels = next(batches, None)
+            return None if pixels is None else {"images": model.inputs(pixels).numpy()}
+
+    with _quiet():
+        quantize_static(
+            source,
+            target,
+            Reader(),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the advice to optimise the network first, which torch's exporter has done."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def tensor_bytes(path: Path) -> int:
+    """The bytes of all weights in an ONNX file."""
+    import onnx
+
+    return sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in onnx.load(path).graph.initializer)
+
+
+def _relabel(source: Path, target: Path, texts: dict[str, str]) -> None:
+    import onnx
+
+    proto = onnx.load(source)
+    onnx.helper.set_model_props(proto, texts)
+    with replacing(target) as file:
+        onnx.save(proto, file)

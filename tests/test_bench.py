@@ -1,0 +1,65 @@
+"""`cnsn bench`, on a clock that the tests set."""
+
+import itertools
+import json
+
+import pytest
+import torch
+
+from cnsn_cli.bench import bench
+from cnsn_cli.exporting import export
+from cnsn_cli.latency import interleave
+from cnsn_cli.metadata import read_metadata
+from cnsn_cli.tensorfile import read_header
+from tests.test_cli import one_line
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The n-th thing that is timed takes n seconds."""
+    ticks = itertools.chain.from_iterable((1000 * n, 1000 * n + n) for n in itertools.count(1))
+    monkeypatch.setattr("cnsn_cli.latency.time.perf_counter", lambda: next(ticks))
+
+
+def test_variants_take_turns_and_warm_up(clock):
+    called = []
+    times = interleave({name: lambda name=name: called.append(name) for name in "abc"}, rounds=2)
+    assert "".join(called) == "abcabcabc"
+    assert times == {"a": [4, 7], "b": [5, 8], "c": [6, 9]}
+
+
+def test_figures_by_hand(clock, checkpoint):
+    speeds = bench([checkpoint], (2,), (1,), rounds=10)
+    # Model 0 of 3 takes 4, 7, ... 31 s after the warm-up: the median is 17.5, of 10 the 10th is 31.
+    assert [(s.p50, s.p95) for s in speeds] == [(17.5, 31), (18.5, 32), (19.5, 33)]
+    assert speeds[0].images_per_second == 2 / 17.5
+
+
+def test_every_model_batch_size_and_thread_count(cnsn, checkpoint, tmp_path):
+    exported = tmp_path / "small.onnx"
+    export(checkpoint, "onnx", exported, "1", with_preprocess=True)
+    threads = torch.get_num_threads()
+    words = ("--batch-sizes", "1,3", "--threads", "1,2", "--rounds", 2)
+    content = json.loads(cnsn("bench", checkpoint, exported, *words, "--json").out)
+    assert torch.get_num_threads() == threads
+    found = [(s["batch"], s["threads"], s["runtime"], s["name"]) for s in content["speeds"]]
+    pytorch = [("PyTorch", name) for name in ("base", "submodel0", "submodel1")]
+    runtimes = [*pytorch, ("ONNX Runtime", "submodel1")]
+    assert found == [(b, t, *model) for b in (1, 3) for t in (1, 2) for model in runtimes]
+    recorded = read_metadata(checkpoint, read_header(checkpoint)).models
+    facts = [(s["macs"], s["accuracy"]) for s in content["speeds"][:4]]
+    assert facts == [(m.macs, m.accuracy) for m in (*recorded, recorded[2])]
+    assert all(0 < s["p50"] <= s["p95"] for s in content["speeds"])
+
+
+def test_the_table(cnsn, checkpoint):
+    out = cnsn("bench", checkpoint, "--rounds", 1).out
+    assert "timed in turns" in out
+    assert "submodel1" in out
+    assert "best.safetensors" not in out  # a single file needs no name
+
+
+def test_bad_input_for_bench(cnsn, tmp_path):
+    assert "cannot read" in one_line(cnsn("bench", tmp_path / "gone.onnx"))
+    assert cnsn("bench", "x.safetensors", "--threads", "0").code == 2
+    assert cnsn("bench", "x.safetensors", "--batch-sizes", "").code == 2

@@ -1,0 +1,93 @@
+"""Pictures: what is in an SVG can be read back."""
+
+import json
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+
+from cnsn_cli import picture
+from cnsn_cli.picture import draw, read_story
+from cnsn_cli.recipe import Recipe
+from cnsn_cli.run import train
+from tests.conftest import TINY
+from tests.test_cli import one_line
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory: pytest.TempPathFactory, image_folder: Path, quick: Recipe) -> Path:
+    folder = tmp_path_factory.mktemp("plain")
+    train(TINY, (), str(image_folder), quick, folder)
+    return folder
+
+
+def texts(path: Path) -> str:
+    """matplotlib leaves every text in a comment beside its outlines."""
+    parser = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True))
+    tree = ElementTree.parse(path, parser)
+    return "\n".join(str(node.text).strip() for node in tree.iter() if callable(node.tag))
+
+
+def test_training_leaves_a_picture_of_the_run(checkpoint):
+    with Image.open(checkpoint.parent / "plot.png") as image:
+        assert image.width > 1000
+
+
+def test_one_run_shows_its_models(cnsn, checkpoint, tmp_path):
+    result = cnsn("plot", checkpoint.parent, "-o", tmp_path / "a.svg")
+    assert result.out == f"written: {tmp_path / 'a.svg'}\n"
+    shown = texts(tmp_path / "a.svg").splitlines()
+    for word in ("base", "k=1", "k=4", "epoch", "million MACs for one image"):
+        assert word in shown
+    assert "accuracy on the test images, %" in shown
+    draw([checkpoint.parent], tmp_path / "b.svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_several_runs_and_a_baseline(cnsn, checkpoint, baseline, tmp_path):
+    run = shutil.copytree(checkpoint.parent, tmp_path / "ours $x$ \u65e5")  # as it is: no formula, no warning
+    assert cnsn("plot", run, baseline, checkpoint, "-o", tmp_path / "a.svg").code == 0
+    shown = texts(tmp_path / "a.svg").splitlines()
+    for word in (run.name, baseline.name, f"{checkpoint.parent.name}/best.safetensors", "baseline"):
+        assert word in shown
+
+
+def test_a_model_looks_the_same_in_every_run(checkpoint, baseline):
+    stories = [read_story(baseline, "plain"), read_story(checkpoint.parent, "ours")]
+    ranks = [[picture._rank(stories, model) for model in story.metadata.models] for story in stories]
+    assert ranks == [[0], [0, 1, 2]]
+    colours = [[picture._colour(stories, n, rank) for rank in ranks[n]] for n in (0, 1)]
+    assert colours == [["#000000"], [picture.ORANGE] * 3]
+
+
+def test_a_checkpoint_has_no_curves(checkpoint, tmp_path):
+    draw([checkpoint], tmp_path / "a.svg")
+    assert "epoch" not in texts(tmp_path / "a.svg").splitlines()
+
+
+def test_the_curves_are_those_of_the_metrics(checkpoint):
+    lines = [json.loads(line) for line in (checkpoint.parent / "metrics.jsonl").read_text().splitlines()]
+    story = read_story(checkpoint.parent, "run")
+    assert [line.epoch for line in story.epochs] == [1]
+    assert [r.accuracy for r in story.epochs[0].results] == [r["accuracy"] for r in lines[0]["results"]]
+    assert [r.accuracy for r in story.epochs[0].train] == [r["accuracy"] for r in lines[0]["train"]]
+
+
+def test_bad_input_for_plot(cnsn, checkpoint, baseline, tmp_path):
+    def refused(*words: object) -> str:
+        return one_line(cnsn("plot", *words))
+
+    target = tmp_path / "a.png"
+    assert "end it in .png or .svg" in refused(checkpoint, "-o", tmp_path / "a.gif")
+    assert "create it first" in refused(checkpoint, "-o", tmp_path / "no" / "a.png")
+    assert "cannot read" in refused(tmp_path, "-o", target)
+    run = shutil.copytree(checkpoint.parent, tmp_path / "run")
+    (run / "metrics.jsonl").write_text("{")
+    assert "metrics.jsonl does not tell of epochs" in refused(run, "-o", target)
+    shutil.copy(baseline / "metrics.jsonl", run)
+    assert "does not tell of base, submodel0, submodel1, which" in refused(run, "-o", target)
+    assert not target.exists()
+    target.write_text("mine")
+    assert "give --force" in refused(checkpoint, "-o", target)

@@ -1,0 +1,71 @@
+"""`cnsn predict`, against what eval and the network itself say."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from cnsn_cli.checkpoint import load
+from cnsn_cli.detaching import detach
+from cnsn_cli.evaluation import evaluate_file
+from cnsn_cli.exporting import export
+from tests.test_cli import one_line
+
+
+@pytest.fixture
+def files(checkpoint, tmp_path):
+    """Sub-model 1 in every kind of file that is read, with the words that choose it."""
+    detach(checkpoint, "1", tmp_path / "small.safetensors")
+    export(checkpoint, "onnx", tmp_path / "small.onnx", "1")
+    export(checkpoint, "onnx", tmp_path / "pixels.onnx", "1", with_preprocess=True)
+    alone = {tmp_path / name: () for name in ("small.safetensors", "small.onnx", "pixels.onnx")}
+    return {checkpoint: ("--submodel", "1"), **alone}
+
+
+def test_the_accuracy_of_predict_is_that_of_eval(cnsn, files, checkpoint, image_folder):
+    expected = evaluate_file(checkpoint).results[2].accuracy
+    for file, words in files.items():
+        content = json.loads(cnsn("predict", file, image_folder / "test", "--json", *words).out)
+        assert content["model"] == "submodel1"
+        images = content["images"]
+        right = [Path(i["image"]).parent.name == i["classes"][0]["class_name"] for i in images]
+        assert len(right) == 16
+        assert sum(right) / 16 == expected
+
+
+def test_probabilities_are_the_softmax_of_the_logits(cnsn, checkpoint, image_folder):
+    image = image_folder / "test" / "dark" / "03.png"
+    model = load(checkpoint).base
+    with torch.inference_mode():
+        logits = model(model.preprocess(Image.open(image))[None])[0].tolist()
+    expected = torch.tensor(logits).exp() / torch.tensor(logits).exp().sum()
+    (row,) = json.loads(cnsn("predict", checkpoint, image, "--json").out)["images"]
+    found = {c["class_name"]: c["probability"] for c in row["classes"]}
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    assert [found["bright"], found["dark"]] == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+def test_a_table_of_files_and_folders_in_order(cnsn, checkpoint, image_folder, tmp_path):
+    (tmp_path / "deep").mkdir()
+    picture = Image.open(image_folder / "test" / "dark" / "00.png")
+    for name in ("b.PNG", "deep/a.jpeg", ".hidden.png"):
+        picture.resize((70, 40)).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no picture")
+    named = tmp_path / "b.PNG"
+    out = cnsn("predict", checkpoint, named, tmp_path, "--top", 1).out
+    shown = [line.split()[0] for line in out.splitlines()[3:]]
+    assert shown == [str(named), str(named), str(tmp_path / "deep" / "a.jpeg")]
+    assert cnsn("predict", checkpoint, named).out.count("%") == 2  # there are no more classes
+
+
+def test_bad_input_for_predict(cnsn, checkpoint, tmp_path):
+    poem = tmp_path / "poem.png"
+    poem.write_text("I am a poem")
+    assert one_line(cnsn("predict", checkpoint, poem)).startswith(f"cannot read image {poem}: ")
+    assert one_line(cnsn("predict", checkpoint, "gone.png")) == "no image or folder gone.png"
+    (tmp_path / "empty").mkdir()
+    assert "expected files that end in .jpg" in one_line(cnsn("predict", checkpoint, tmp_path / "empty"))
+    assert "choose base, " in one_line(cnsn("predict", checkpoint, poem.parent, "--submodel", "7"))
+    assert cnsn("predict", checkpoint).code == 2
