@@ -59,5 +59,9 @@ class OutputError(CnsnError):
     """A file or folder that would be overwritten, or cannot be written."""
 
 
+class ProcessError(CnsnError):
+    """Several processes that cannot go on together."""
+
+
 class TrainingError(CnsnError):
     """A training run that cannot go on."""

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cnsn_cli import processes
 from cnsn_cli.checkpoint import load_blank
 from cnsn_cli.complexity import ModelCost, model_costs
 from cnsn_cli.data import load_recorded
@@ -105,12 +106,16 @@ def evaluate(network: Cnsn | Model | OnnxModel, split: Split) -> list[ModelResul
 
 
 def evaluate_models(models: Sequence[Classifier], split: Split) -> list[ModelResult]:
-    """The same for models of one task, from wherever they come."""
-    results = []
-    for model, logits in zip(models, predict(models, split), strict=True):
-        correct = (logits.argmax(1) == split.labels.cpu()).sum().item()
-        loss = F.cross_entropy(logits.double(), split.labels.cpu()).item()
-        results.append(ModelResult(model.name, correct / len(split), loss))
+    """The same for models of one task, from wherever they come. Several processes share the images."""
+    mine = split
+    if processes.size() > 1:
+        mine = split.take(torch.arange(processes.rank(), len(split), processes.size()))
+    labels, results = mine.labels.cpu(), []
+    for model, logits in zip(models, predict(models, mine), strict=True):
+        correct = (logits.argmax(1) == labels).sum()
+        loss = F.cross_entropy(logits.double(), labels, reduction="sum")
+        sums = processes.total(torch.stack([correct.double(), loss])) / len(split)
+        results.append(ModelResult(model.name, *sums.tolist()))
     return results
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cnsn_cli import processes
 from cnsn_cli.balance import Pull
 from cnsn_cli.errors import TrainingError
 from cnsn_cli.evaluation import ModelResult
@@ -16,7 +17,8 @@ from cnsn_cli.network import Cnsn, Model
 class Meter:
     """Losses and accuracies of an epoch so far. They stay on the device until somebody asks.
 
-    `losses` (models,) are summed over `batches`, `correct` (models,) counts right answers.
+    `losses` (models,) are summed over `batches`, `correct` (models,) counts right answers. Of several
+    processes each has its own, on its share of every batch.
     """
 
     def __init__(self, network: Cnsn | Model, batch_size: int) -> None:
@@ -33,9 +35,14 @@ class Meter:
         self.losses = self.losses + losses
         self.correct = self.correct + correct
 
+    def combine(self) -> None:
+        """Take in what the other processes have seen."""
+        self.losses, self.correct = processes.mean(self.losses), processes.mean(self.correct)
+
     def results(self) -> list[ModelResult]:
+        images = self.batches * self.batch_size / processes.size()
         losses = (self.losses / self.batches).tolist()
-        accuracies = (self.correct / (self.batches * self.batch_size)).tolist()
+        accuracies = (self.correct / images).tolist()
         return [ModelResult(*row) for row in zip(self.names, accuracies, losses, strict=True)]
 
     def seconds(self) -> float:

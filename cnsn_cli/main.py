@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cnsn_cli import __version__
+from cnsn_cli import __version__, processes
 from cnsn_cli.commands.archs import archs
 from cnsn_cli.commands.bench import bench
 from cnsn_cli.commands.card import card
@@ -55,12 +55,14 @@ def main() -> None:
     """The entry point of the command `cnsn`."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that temporary files go
     try:
-        app(prog_name="cnsn")
+        with processes.quiet():
+            app(prog_name="cnsn")
     except (CnsnError, OSError) as error:
         if "--traceback" in sys.argv:
             raise
         text = str(error)
         if isinstance(error, OSError) and error.filename:
             text = f"{error.filename}: {error.strerror}"
-        print(f"cnsn: {printable(shortened(text))}", file=sys.stderr)
+        if processes.speaks():
+            print(f"cnsn: {printable(shortened(text))}", file=sys.stderr)
         sys.exit(1)

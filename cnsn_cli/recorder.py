@@ -43,15 +43,17 @@ class Recorder:
             write_text(self.folder / "metrics.jsonl", self.metrics)
 
     def take(self, event: Step | Epoch) -> None:
-        """Write models and metrics after an epoch, the state also when it is due."""
+        """Write all after an epoch, and count steps."""
         if isinstance(event, Epoch):
             self._record(event)
             self.save_state()
             write_text(self.folder / "metrics.jsonl", self.metrics)
             return
         self.steps += 1
-        if self.interval.is_over(self.steps, time.monotonic() - self.saved):
-            self.save_state()
+
+    def is_due(self) -> bool:
+        """Whether it is time to save the state."""
+        return self.interval.is_over(self.steps, time.monotonic() - self.saved)
 
     def save_state(self) -> None:
         trainer = self.trainer

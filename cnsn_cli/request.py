@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cnsn_cli import registry
+from cnsn_cli import processes, registry
 from cnsn_cli.building import build_around, build_network, load_base
 from cnsn_cli.data import Dataset, load_dataset
 from cnsn_cli.device import place
@@ -91,9 +91,10 @@ def prepare(request: Request) -> tuple[Trainer, Dataset]:
         torch.use_deterministic_algorithms(True)
     arch, exits, recipe = request.arch, request.exits, request.recipe
     base = load_base(Path(request.freeze_base), arch) if request.freeze_base else None
-    dataset = load_dataset(
-        request.data, request.data_dir, request.image_size, request.in_channels, request.skip_bad
-    )
+    with processes.first_ahead():  # it may have to download
+        dataset = load_dataset(
+            request.data, request.data_dir, request.image_size, request.in_channels, request.skip_bad
+        )
     if base:
         dataset = _for_base(dataset, base, request)
     fitted, held_out = split_off(dataset, recipe)
@@ -103,7 +104,10 @@ def prepare(request: Request) -> tuple[Trainer, Dataset]:
         else build_network(arch, exits, dataset.task, recipe, request.drop)
     )
     network = place(network, torch.device(request.device))
-    return Trainer(network, fitted, held_out, recipe, request.precision, request.compiled), dataset
+    trainer = Trainer(network, fitted, held_out, recipe, request.precision, request.compiled)
+    if not processes.is_first():
+        torch.manual_seed(recipe.seed + 2**32 * processes.rank())  # dropout of its own
+    return trainer, dataset
 
 
 def _for_base(dataset: Dataset, base: Model, request: Request) -> Dataset:

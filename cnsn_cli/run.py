@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from cnsn_cli import processes
 from cnsn_cli.checkpoint import load
 from cnsn_cli.data import Dataset
 from cnsn_cli.device import Precision, choose_device, default_precision, place
@@ -90,8 +91,6 @@ def train(
     what was written is then whole and stays.
     """
     chosen = choose_device(device)
-    folder = Path(out)
-    refuse_existing(folder, force)
     request = Request(
         arch=arch,
         exits=exits,
@@ -109,10 +108,18 @@ def train(
         save_every=save_every,
         recipe=recipe,
     )
+    with processes.joined():
+        return _start(request, Path(out), force, classes, watch)
+
+
+def _start(request: Request, folder: Path, force: bool, classes: int | None, watch: Watch) -> Run:
+    refuse_existing(folder, force)
     request.interval()
     trainer, dataset = prepare(request)
     if classes not in (None, dataset.task.num_classes):
-        raise DataError(f"{data} has {dataset.task.num_classes} classes, not {classes}: leave out --classes")
+        raise DataError(
+            f"{request.data} has {dataset.task.num_classes} classes, not {classes}: leave out --classes"
+        )
     with locked(folder):
         refuse_existing(folder, force)  # once more, now that nobody else can fill it
         return _run(Recorder(folder, trainer, request), dataset, watch)
@@ -132,7 +139,7 @@ def resume(
     """
     folder = Path(folder)
     read_state(folder / STATE)  # there must be a run, before its folder is locked
-    with locked(folder):
+    with processes.joined(), locked(folder):
         state = read_state(folder / STATE)
         request = state.request.with_changes(changes or {})
         device = choose_device(request.device)
@@ -163,9 +170,8 @@ def _run(recorder: Recorder, dataset: Dataset, watch: Watch) -> Run:
     watch(Started(*images, trainer.steps_per_epoch, done, selection, trainer.device, dataset.skipped))
     if trainer.epoch < trainer.recipe.epochs:
         _train(recorder, watch)
-    run = _finish(recorder, dataset)
-    draw([run.folder], run.folder / PLOT)
-    return run
+    processes.leave()
+    return _finish(recorder, dataset)
 
 
 def _train(recorder: Recorder, watch: Watch) -> None:
@@ -173,19 +179,23 @@ def _train(recorder: Recorder, watch: Watch) -> None:
         recorder.start()
         for event in recorder.trainer.run():
             recorder.take(event)
-            watch(event)
-            if number := signalled():
+            number, due = processes.largest(signalled() or 0, recorder.is_due())
+            if number or due:
                 recorder.save_state()
+            watch(event)
+            if number:
                 raise Stopped(number)
 
 
 def _finish(recorder: Recorder, dataset: Dataset) -> Run:
-    """Load the best network, and see how it does on the test images."""
+    """The first process loads the best network, sees how it does on the test images, and draws the run."""
     best, trainer = recorder.best, recorder.trainer
     assert best is not None  # a recipe has at least one epoch
     results = best.results
-    if trainer.recipe.selection == "validation":
+    if trainer.recipe.selection == "validation" and processes.is_first():
         network = load(recorder.folder / "best.safetensors")
         results = evaluate(place(network, trainer.device), dataset.test)
+    if processes.is_first():
+        draw([recorder.folder], recorder.folder / PLOT)
     models = with_results(recorder.metadata.models, results)
     return Run(recorder.folder, best.epoch, trainer.recipe.selection, models)

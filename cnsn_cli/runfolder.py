@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from cnsn_cli import processes
 from cnsn_cli.errors import OutputError
 from cnsn_cli.files import remove_leftovers
 
@@ -19,7 +20,12 @@ _held: set[int] = set()
 
 
 def refuse_existing(folder: Path, force: bool) -> None:
-    """Raises OutputError where `folder` holds a run and `force` is not given."""
+    """Raises OutputError where `folder` holds a run and `force` is not given.
+
+    Here and below, folders are the business of the first process, the one that writes.
+    """
+    if not processes.is_first():
+        return
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file: give --out another name")
     if not force and any((folder / name).exists() for name in FILES):
@@ -35,6 +41,9 @@ def locked(folder: Path) -> Iterator[None]:
     What killed writes left in it is removed. The system lets go of the lock when the process ends, however
     it ends; the empty file `.lock` stays. Raises OutputError where another run holds it.
     """
+    if not processes.is_first():
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     _held.add(descriptor)
@@ -70,6 +79,8 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 def check_space(folder: Path, sizes: Mapping[str, int]) -> None:
     """Raises OutputError unless files of `sizes` bytes by name fit, each replaced by way of a second copy."""
+    if not processes.is_first():
+        return
     there = sum((folder / name).stat().st_size for name in sizes if (folder / name).exists())
     needed = sum(sizes.values()) + max(sizes.values()) + SMALL_FILES - there
     free = shutil.disk_usage(folder).free

@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from torch import Tensor
 
+from cnsn_cli import processes
 from cnsn_cli.balance import Pull
 from cnsn_cli.checkpoint import check_tensors, digest, on_cpu, read_tensors, write_tensors
 from cnsn_cli.errors import CheckpointError
@@ -77,11 +78,12 @@ def environment(device: torch.device) -> dict[str, str]:
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": str(torch.get_num_threads()),
+        "processes": str(processes.size()),
     }
 
 
 def save_state(path: Path, trainer: Trainer, state: State) -> None:
-    """Write the state of `trainer`. Raises OutputError."""
+    """Write the state of `trainer`, with what is each process's own. Raises OutputError."""
     tensors = _without_momentum(trainer)
     for name, parameter in trainer.network.named_parameters():
         momentum = trainer.optimizer.state[parameter].get("momentum_buffer")
@@ -94,10 +96,10 @@ def _without_momentum(trainer: Trainer) -> dict[str, Tensor]:
     tensors = {NETWORK + name: tensor for name, tensor in trainer.network.state_dict().items()}
     if trainer.average:
         tensors |= {AVERAGE + name: tensor for name, tensor in trainer.average.network.state_dict().items()}
+    own = {LOSSES: trainer.meter.losses, CORRECT: trainer.meter.correct, RANDOM: torch.get_rng_state()}
     if trainer.device.type == "cuda":
-        tensors[RANDOM_CUDA] = torch.cuda.get_rng_state(trainer.device)
-    meter = {LOSSES: trainer.meter.losses, CORRECT: trainer.meter.correct}
-    return {**tensors, **meter, RANDOM: torch.get_rng_state()}
+        own[RANDOM_CUDA] = torch.cuda.get_rng_state(trainer.device)
+    return tensors | {name: processes.gather(tensor) for name, tensor in own.items()}
 
 
 def write_state(path: Path, tensors: dict[str, Tensor], state: State) -> None:
@@ -147,9 +149,9 @@ def restore(path: Path, trainer: Trainer, state: State) -> None:
                 buffer = torch.empty_like(parameter, requires_grad=False).copy_(tensors[MOMENTUM + name])
                 trainer.optimizer.state[parameter]["momentum_buffer"] = buffer
         _restore_progress(trainer, tensors, state)
-        torch.set_rng_state(tensors[RANDOM])
+        torch.set_rng_state(tensors[RANDOM][processes.rank()])
         if RANDOM_CUDA in tensors:
-            torch.cuda.set_rng_state(tensors[RANDOM_CUDA], trainer.device)
+            torch.cuda.set_rng_state(tensors[RANDOM_CUDA][processes.rank()], trainer.device)
     except (RuntimeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} does not fit what it says of itself: {reason}") from error
@@ -161,7 +163,8 @@ def _restore_progress(trainer: Trainer, tensors: dict[str, Tensor], state: State
     trainer.epoch, trainer.step, trainer.pulls = state.epoch, state.step, state.pulls
     meter = trainer.meter
     meter.batches, meter.start = state.step, meter.start - state.seconds
-    meter.losses, meter.correct = (tensors[name].to(trainer.device) for name in (LOSSES, CORRECT))
+    own = (tensors[name][processes.rank()] for name in (LOSSES, CORRECT))
+    meter.losses, meter.correct = (tensor.to(trainer.device) for tensor in own)
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cnsn_cli import processes
 from cnsn_cli.augmentation import EpochPlan, plan_epoch
 from cnsn_cli.averaging import Average
 from cnsn_cli.balance import Pull, measure, undo_in_step_downs
@@ -50,9 +51,12 @@ class Trainer:
                 f"a batch of {recipe.batch_size} is more than the {len(train)} training images: "
                 "lower --batch-size"
             )
+        check_shares(recipe.batch_size, len(held_out))
         self.device = next(network.parameters()).device
         self.network = network
-        self.forward = _compiled(network) if compiled else _eager(network)
+        together = processes.distributed(network)
+        self.eager = _eager(together)
+        self.forward = _compiled(together) if compiled else self.eager
         self.precision: Precision = precision
         self.train = train.to(self.device)
         self.held_out = held_out.to(self.device)
@@ -86,9 +90,10 @@ class Trainer:
         if self.step == 0:
             self.meter = Meter(self.network, recipe.batch_size)
         self.network.train()
-        batches = torch.split(plan.order[: steps * recipe.batch_size], recipe.batch_size)[self.step :]
+        whole = torch.split(plan.order[: steps * recipe.batch_size], recipe.batch_size)[self.step :]
+        batches = [processes.share(batch) for batch in whole]
         checked = time.perf_counter()
-        for indices, pixels in zip(batches, self.train.batches(list(batches)), strict=True):
+        for indices, pixels in zip(batches, self.train.batches(batches), strict=True):
             self.meter.add(*self._step(pixels, indices, plan))
             self.step += 1
             if time.perf_counter() - checked > CHECK_EVERY:
@@ -99,7 +104,9 @@ class Trainer:
 
     def _finish(self, epoch: int) -> Epoch:
         lr, speed = self._learning_rate(), self.meter.images_per_second()
+        self.meter.combine()
         train = finite(self.meter.results(), epoch, lr)
+        processes.copy_buffers(self.network)
         if self.average:
             learning = self.trained.models()[self.frozen :]  # all, or all but a frozen base-model
             recalibrate(learning, self.train, RECALIBRATION_BATCHES)
@@ -120,7 +127,7 @@ class Trainer:
         images, targets = plan.prepare(pixels, self.train.labels[indices], indices, self.network.task)
         scales = self._scales()
         is_last = self.step + 1 == self.steps_per_epoch
-        forward = _eager(self.network) if is_last else self.forward  # a compiled graph cannot be kept
+        forward = self.eager if is_last else self.forward  # a compiled graph cannot be kept
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate(self._done, self.steps_per_epoch)
         self.optimizer.zero_grad()  # before the forward pass: no old gradients beside its activations
@@ -151,7 +158,19 @@ class Trainer:
         )
 
 
-def _eager(network: Cnsn | Model) -> Forward:
+def check_shares(batch_size: int, held_out: int) -> None:
+    """Raises TrainingError where several processes cannot share batches or images."""
+    count = processes.size()
+    if batch_size % count:
+        raise TrainingError(
+            f"a batch of {batch_size} cannot be shared by {count} processes: give --batch-size a multiple "
+            f"of {count}"
+        )
+    if held_out < count:
+        raise TrainingError(f"{held_out} images to evaluate on are too few for {count} processes")
+
+
+def _eager(network: nn.Module) -> Forward:
     def run(images: Tensor) -> list[Tensor]:
         logits = network(images)
         return [logits] if isinstance(logits, Tensor) else logits
@@ -159,7 +178,7 @@ def _eager(network: Cnsn | Model) -> Forward:
     return run
 
 
-def _compiled(network: Cnsn | Model) -> Forward:
+def _compiled(network: nn.Module) -> Forward:
     forward = _eager(torch.compile(network))  # type: ignore[arg-type]
 
     def run(images: Tensor) -> list[Tensor]:

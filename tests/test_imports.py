@@ -11,7 +11,18 @@ import pytest
 import cnsn_cli
 
 ROOT = Path(__file__).parents[1]
-LIGHT = ("__init__", "__main__", "main", "errors", "registry", "task", "recipe", "files", "tensorfile")
+LIGHT = (
+    "__init__",
+    "__main__",
+    "main",
+    "errors",
+    "processes",
+    "registry",
+    "task",
+    "recipe",
+    "files",
+    "tensorfile",
+)
 LIGHT += ("metadata", "detaching", "device", "runfolder", "picture", "latency", "budget", "card")
 HEAVY = {"torch", "torchvision", "fvcore", "sklearn", "numpy", "PIL", "onnx", "onnxruntime", "matplotlib"}
 ONLY_IN = {
@@ -26,12 +37,12 @@ ONLY_IN = {
 }
 
 ORDER = [
-    "errors", "task", "files", "budget", "runfolder", "recipe", "tensorfile", "metadata", "picture", "card",
-    "backbone", "registry", "images", "norm", "precision", "loss", "step_down", "network", "averaging",
-    "balance", "device", "folding", "complexity", "checkpoint", "building", "onnxfile", "opening", "latency",
-    "bench", "split", "imagefolder", "recalibration", "data", "detaching", "augmentation", "evaluation",
-    "comparison", "halving", "prediction", "exporting", "quantization", "events", "training", "request",
-    "state", "recorder", "interruption", "run", "commands", "main",
+    "errors", "processes", "task", "files", "budget", "runfolder", "recipe", "tensorfile", "metadata",
+    "picture", "card", "backbone", "registry", "images", "norm", "precision", "loss", "step_down", "network",
+    "averaging", "balance", "device", "folding", "complexity", "checkpoint", "building", "onnxfile",
+    "opening", "latency", "bench", "split", "imagefolder", "recalibration", "data", "detaching",
+    "augmentation", "evaluation", "comparison", "halving", "prediction", "exporting", "quantization",
+    "events", "training", "request", "state", "recorder", "interruption", "run", "commands", "main",
 ]  # fmt: skip
 
 
