@@ -29,7 +29,7 @@ long: install
 	$(BIN)/pytest -m long
 
 faults: install
-	$(BIN)/pytest -m faults -s tests/faults
+	$(BIN)/pytest -m faults -s
 
 demo: install
 	$(BIN)/cnsn train --arch vgg16:width=0.25 --exits 2,7 --data digits --recipe quick --out $(DEMO) --force

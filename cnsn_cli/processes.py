@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-TIMEOUT = timedelta(seconds=25)  # for an answer in a step; torchrun may take 30 more to end a process
+TIMEOUT = timedelta(seconds=20)  # for an answer in a step; torchrun may take 30 more to end a process
 PATIENCE = timedelta(minutes=30)  # for a process that reads or writes while the others wait
+
+LOST = ("gloo", "nccl", "timeout", "timed out", "connection")
 
 _meeting: "_Meeting | None" = None
 _told: bool | None = None  # whether this process speaks for all
@@ -138,9 +140,9 @@ def _is_of_connection(error: BaseException) -> bool:
     """torch raises plain RuntimeErrors with the words of the library that was to carry the message."""
     import torch.distributed as dist
 
-    words = str(error).lower()
+    text = str(error).lower()
     return isinstance(error, RuntimeError) and (
-        isinstance(error, dist.DistError) or "gloo" in words or "nccl" in words
+        isinstance(error, dist.DistError) or any(word in text for word in LOST)
     )
 
 

@@ -149,9 +149,10 @@ def restore(path: Path, trainer: Trainer, state: State) -> None:
                 buffer = torch.empty_like(parameter, requires_grad=False).copy_(tensors[MOMENTUM + name])
                 trainer.optimizer.state[parameter]["momentum_buffer"] = buffer
         _restore_progress(trainer, tensors, state)
-        torch.set_rng_state(tensors[RANDOM][processes.rank()])
+        own = processes.rank()
+        torch.set_rng_state(tensors[RANDOM][own].clone())  # of a view, torch would read the wrong bytes
         if RANDOM_CUDA in tensors:
-            torch.cuda.set_rng_state(tensors[RANDOM_CUDA][processes.rank()], trainer.device)
+            torch.cuda.set_rng_state(tensors[RANDOM_CUDA][own].clone(), trainer.device)
     except (RuntimeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} does not fit what it says of itself: {reason}") from error

@@ -1,0 +1,121 @@
+"""What tests/test_processes.py runs in several processes: -m tests.several STORIES FOLDER DATA"""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+
+from cnsn_cli import data, main, processes, registry, split
+from cnsn_cli.data import load_dataset
+from cnsn_cli.evaluation import evaluate
+from cnsn_cli.events import Step
+from cnsn_cli.network import Cnsn
+from cnsn_cli.recipe import Recipe, load_recipe
+from cnsn_cli.run import resume, train
+from cnsn_cli.training import Trainer
+from tests.conftest import TINY
+
+STEPS = 12  # of two epochs of `recipe`
+
+
+class Stop(Exception):
+    pass
+
+
+def recipe(**changes: object) -> Recipe:
+    """With all that has a state of its own. 48 images are trained on."""
+    usual = {"epochs": 2, "batch_size": 8, "lr": 0.02, "crop_padding": 2, "val_split": 0.25, "ema": 0.8}
+    return load_recipe("quick", {**usual, "distill": "base", "gradient_scale": (0.5,), **changes})
+
+
+@contextmanager
+def float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@float64()
+def steps(folder: Path, images: str) -> None:
+    """An epoch of 3 steps in float64, with frozen BN statistics; and an evaluation of 7 images."""
+    dataset = load_dataset(images, in_channels=1)  # another task: normalisation is cached in its dtype
+    torch.manual_seed(0)
+    network = Cnsn(registry.build(TINY, dataset.task), (1, 4), dataset.task).eval()
+    network.train = lambda mode=True: network
+    with processes.joined():
+        chosen = recipe(epochs=1, ema=0, gradient_scale=(0.5, 0.25), label_smoothing=0.1)
+        train_images, seven = dataset.train.take(torch.arange(24)), dataset.test.take(torch.arange(7))
+        trainer = Trainer(network, train_images, seven, chosen)
+        *_, epoch = trainer.run()
+        results = evaluate(network, seven)
+    if processes.is_first():
+        gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
+        facts = {"epoch": numbers(epoch.train), "pulls": numbers(epoch.pulls), "results": numbers(results)}
+        tensors = {"gradients": gradients, "weights": network.state_dict()}
+        torch.save({**facts, **tensors}, folder / "facts.pt")
+
+
+def numbers(rows: Sequence[Any]) -> list[float]:
+    return [value for row in rows for value in asdict(row).values() if not isinstance(value, str)]
+
+
+def die(folder: Path, images: str) -> None:
+    """A whole run, and one whose second process is killed in step 5."""
+    train(TINY, (1,), images, recipe(), folder / "whole")
+    numbers = count(1)
+
+    def watch(event: object) -> None:
+        if isinstance(event, Step) and next(numbers) == 5 and processes.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(TINY, (1,), images, recipe(), folder / "cut", save_every="3", watch=watch)
+
+
+def hang(folder: Path, images: str) -> None:
+    """A run whose second process stops to answer in step 5."""
+    numbers = count(1)
+
+    def watch(event: object) -> None:
+        if isinstance(event, Step) and next(numbers) == 5 and processes.rank() == 1:
+            (folder / "stopped").touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    train(TINY, (1,), images, recipe(), folder / "cut", save_every="3", watch=watch)
+
+
+def every_step(folder: Path, images: str) -> None:
+    """With dropout: a whole run, and for each of its steps one that stops there and goes on."""
+    train("dropout", (1,), images, recipe(), folder / "whole")
+    for step in range(1, STEPS + 1):
+        numbers = count(1)
+
+        def watch(event: object, step: int = step, numbers: count = numbers) -> None:
+            if isinstance(event, Step) and next(numbers) == step:
+                raise Stop
+
+        try:
+            train("dropout", (1,), images, recipe(), folder / f"{step}", save_every="1", watch=watch)
+        except Stop:
+            torch.manual_seed(99)
+        resume(folder / f"{step}")
+
+
+def tell(stories: str, folder: Path, images: str, workers: int | None = None) -> None:
+    if workers is not None:
+        data.MEMORY_LIMIT = 0  # images are read by workers
+        split._cores = lambda: workers
+    for story in stories.split(","):
+        {"steps": steps, "die": die, "hang": hang, "every-step": every_step}[story](folder, images)
+
+
+if __name__ == "__main__":
+    main.app = typer.Typer(pretty_exceptions_enable=False)
+    main.app.command()(tell)
+    main.main()
