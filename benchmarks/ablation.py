@@ -21,20 +21,24 @@ HERE = Path(__file__).parent
 ARCH = "vgg16:width=0.25"
 TRAIN, HELD_OUT = 2000, 500  # images of a class
 SUBMODELS = ("--exits", "2,7")
+STEM = ("--step-down", "stem")
+NESTEROV = ("--nesterov",)
+LINEAR = ("--schedule", "linear")
+DISTILL = ("--distill", "base")
 ROWS: dict[str, tuple[str, ...]] = {
     "reference": SUBMODELS,
     "baseline": ("--exits", ""),
     "k=2 alone": ("--drop", "2"),
     "k=7 alone": ("--drop", "7"),
-    "k=7 alone, stem": ("--drop", "7", "--step-down", "stem"),
+    "k=7 alone, stem": ("--drop", "7", *STEM),
     "shared BN statistics": (*SUBMODELS, "--bn", "shared"),
-    "step-down: stem": (*SUBMODELS, "--step-down", "stem"),
-    "distill: base": (*SUBMODELS, "--distill", "base"),
+    "step-down: stem": (*SUBMODELS, *STEM),
+    "distill: base": (*SUBMODELS, *DISTILL),
     "distill: chain": (*SUBMODELS, "--distill", "chain"),
     "gradient scale 0.5, 0.25": (*SUBMODELS, "--gradient-scale", "0.5,0.25"),
     "gradient scale 1 to 0.1": (*SUBMODELS, "--final-scale", "0.1"),
-    "nesterov": (*SUBMODELS, "--nesterov"),
-    "linear schedule": (*SUBMODELS, "--schedule", "linear"),
+    "nesterov": (*SUBMODELS, *NESTEROV),
+    "linear schedule": (*SUBMODELS, *LINEAR),
     "no decay of BN and biases": (*SUBMODELS, "--no-decay-norms"),
     "label smoothing 0.1": (*SUBMODELS, "--label-smoothing", "0.1"),
     "EMA 0.998": (*SUBMODELS, "--ema", "0.998"),
@@ -42,6 +46,13 @@ ROWS: dict[str, tuple[str, ...]] = {
     "mixup 0.2": (*SUBMODELS, "--mix", "mixup", "--mix-alpha", "0.2"),
     "cutmix 1": (*SUBMODELS, "--mix", "cutmix"),
     "alternating flip": (*SUBMODELS, "--flip", "alternating"),
+    "stem, nesterov": (*SUBMODELS, *STEM, *NESTEROV),
+    "stem, nesterov, linear": (*SUBMODELS, *STEM, *NESTEROV, *LINEAR),
+    "stem, nesterov, distill": (*SUBMODELS, *STEM, *NESTEROV, *DISTILL),
+    "stem, nesterov, distill, 1 to 0.1": (*SUBMODELS, *STEM, *NESTEROV, *DISTILL, "--final-scale", "0.1"),
+    "baseline, nesterov": ("--exits", "", *NESTEROV),
+    "k=2 alone, stem, nesterov": ("--drop", "2", *STEM, *NESTEROV),
+    "k=7 alone, stem, nesterov": ("--drop", "7", *STEM, *NESTEROV),
 }
 
 
