@@ -43,11 +43,10 @@ class Recorder:
             write_text(self.folder / "metrics.jsonl", self.metrics)
 
     def take(self, event: Step | Epoch) -> None:
-        """Write all after an epoch, and count steps."""
+        """Write all after an epoch, the state last: where it says that the run is finished, all is there."""
         if isinstance(event, Epoch):
             self._record(event)
             self.save_state()
-            write_text(self.folder / "metrics.jsonl", self.metrics)
             return
         self.steps += 1
 
@@ -75,6 +74,7 @@ class Recorder:
             self.best = epoch
             self._save("best.safetensors", epoch)
         self.metrics += json.dumps({**asdict(epoch), "selection": self.trainer.recipe.selection}) + "\n"
+        write_text(self.folder / "metrics.jsonl", self.metrics)
 
     def _save(self, name: str, epoch: Epoch) -> None:
         selection = Selection(images=self.trainer.recipe.selection, epoch=epoch.epoch)

@@ -24,7 +24,8 @@ def tiny(num_classes, in_channels, image_size, width=2, depth=2):
     for index in range(depth):
         units.append(nn.Sequential(nn.Conv2d(in_channels if index == 0 else width, width, 3, 2, 1),
                                    nn.BatchNorm2d(width), nn.ReLU()))
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1),
+                         nn.Linear(width, num_classes))
     return Backbone(units, head, (1,) * depth)
 """
 

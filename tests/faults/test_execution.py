@@ -73,7 +73,7 @@ def checkpoints(sound: Path, canary: Path, folder: Path) -> list[Path]:
         lambda c, m, text: m.update(provider=text, versions={text: text}, recipe={text: text}),
         lambda c, m, text: m["models"][1].update(name=text),
         lambda c, m, text: m["task"].update(class_names=[text, "b"]),
-        lambda c, m, text: c.update({text: c.pop("head.2.bias")}),
+        lambda c, m, text: c.update({text: c.pop("head.3.bias")}),
         lambda c, m, text: c["__metadata__"].update({text: text}),
     )
     paths = []

@@ -61,7 +61,7 @@ def check(folder: Path) -> int:
     assert load(folder / "last.safetensors")
     assert len(state.epochs()) == state.epoch
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["epoch"] for line in lines] in ([1], [1, 2])
+    assert [json.loads(line)["epoch"] for line in lines] in ([1, 2][: state.epoch], [1, 2])
     assert load_recipe(str(folder / "recipe.toml")).epochs == 2
     return state.epoch
 
