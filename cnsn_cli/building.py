@@ -70,6 +70,7 @@ def describe(
         task=network.task,
         bn=recipe.bn,
         step_down=recipe.step_down,
+        base_frozen=isinstance(network, Cnsn) and network.base_frozen,
         precision=precision,
         models=models,
         data=data,

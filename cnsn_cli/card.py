@@ -70,16 +70,22 @@ def training_command(metadata: Metadata) -> str | None:
 
     A folder of images is named without the folders above it.
     """
-    exits = metadata.exits if metadata.kind == "network" else metadata.parent_exits
-    if exits is None or metadata.data is None:
+    if metadata.data is None or metadata.base_frozen:
         return None
     task = metadata.task
-    words = ["cnsn", "train", "--arch", metadata.arch, "--exits", ",".join(map(str, exits))]
-    words += ["--data", Path(metadata.data).name, "--image-size", str(task.image_size)]
+    words = ["cnsn", "train", "--arch", metadata.arch, *_cuts(metadata), "--data", Path(metadata.data).name]
+    words += ["--image-size", str(task.image_size)]
     words += ["--in-channels", str(task.in_channels), "--precision", metadata.precision]
     for key, value in metadata.recipe.items():
         words += _flag(key.replace("_", "-"), value)
     return shlex.join(words)
+
+
+def _cuts(metadata: Metadata) -> list[str]:
+    if metadata.trained_alone:
+        return ["--drop", str(metadata.models[0].drops)]
+    exits = metadata.exits if metadata.kind == "network" else metadata.parent_exits or ()
+    return ["--exits", ",".join(map(str, exits))]
 
 
 def _flag(name: str, value: Any) -> list[str]:
@@ -147,9 +153,10 @@ def _opening(metadata: Metadata) -> str:
     text = f"An image classifier of {size} {kind} images into {task.num_classes} classes: {names}."
     drops = metadata.models[0].drops
     if drops:
+        origin = "a larger network" if metadata.trained_alone else "the network that it was detached from"
         text += (
             f"\n\nIt is a sub-model: one step-down convolution stands for the first {drops} conv layers of "
-            f"the network that it was detached from ([Fuengfusin & Tamukoh 2021]({PAPER}))."
+            f"{origin} ([Fuengfusin & Tamukoh 2021]({PAPER}))."
         )
     return text
 

@@ -53,11 +53,12 @@ class _Version(BaseModel):
 class Metadata(BaseModel):
     """`kind` is `network` for base and sub-models together, `detached` for one model.
 
-    `provider` is the distribution that `arch` comes from. `sha256` holds a digest per tensor, `parent` that
-    of the header of the file that a model was detached from, which commits to all tensors in it, and
-    `parent_exits` are all exits there. `folded` tells that BN has become part of the convs, `precision` in
-    what the convs were trained, `recalibrated` from how many batches BN statistics were computed anew, and
-    `dtype` in what weights are stored.
+    `provider` is the distribution that `arch` comes from. `sha256` holds a digest per tensor, `parent`
+    that of the header of the file that a model was detached from, which commits to all tensors in it, and
+    `parent_exits` are all exits there. `base_frozen` tells that the base-model was not trained but taken
+    from another file, `folded` that BN has become part of the convs, `precision` in what the convs were
+    trained, `recalibrated` from how many batches BN statistics were computed anew, and `dtype` in what
+    weights are stored.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -69,6 +70,7 @@ class Metadata(BaseModel):
     task: Task
     bn: Literal["private", "shared"]
     step_down: Literal["patch", "stem"] = "patch"
+    base_frozen: bool = False
     folded: bool = False
     recalibrated: Count = 0
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -85,6 +87,11 @@ class Metadata(BaseModel):
     @property
     def exits(self) -> tuple[int, ...]:
         return tuple(model.drops for model in self.models if model.drops)
+
+    @property
+    def trained_alone(self) -> bool:
+        """Whether this is a sub-model that never was part of a whole network."""
+        return self.kind == "detached" and self.parent is None
 
     def find(self, name: str) -> ModelRecord:
         """The record of a model; a number stands for a sub-model.

@@ -45,6 +45,7 @@ def test_a_base_can_be_a_detached_file_and_names_its_architecture(cnsn, image_fo
     before, after = load_file(base), base_tensors(out / "last.safetensors")
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert load(out / "last.safetensors").task == load(base).task
+    assert "cnsn train" not in cnsn("card", out / "last.safetensors").out  # the base came from elsewhere
 
 
 def test_a_run_on_a_frozen_base_goes_on(image_folder, checkpoint, tmp_path, quick):
@@ -104,6 +105,9 @@ def test_a_submodel_trained_alone(cnsn, image_folder, tmp_path, step_down):
     assert evaluated[0]["accuracy"] == model["accuracy"]
     assert evaluated[0]["loss"] == model["loss"]
     assert "trained alone" in cnsn("info", path).out
+    card = cnsn("card", path).out
+    assert f"cnsn train --arch {TINY} --drop 4 --data" in card
+    assert "detached from" not in card
     beside = json.loads(
         cnsn("mac", "--arch", TINY, "--exits", "4", "--classes", 2, "--step-down", step_down, "--json").out
     )

@@ -63,7 +63,7 @@ def _lines(metadata: "Metadata") -> dict[str, str]:
 def _kind(metadata: "Metadata") -> str:
     if metadata.kind == "network":
         return "a network with its sub-models"
-    return "a detached model" if metadata.parent else "a sub-model that was trained alone"
+    return "a sub-model that was trained alone" if metadata.trained_alone else "a detached model"
 
 
 def _statistics(metadata: "Metadata") -> str:
