@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cnsn_cli.comparison import Comparison
 
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.1f} M" if count >= 10**7 else f"{count / 1e6:,.3f} M"
+
+
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "name": ("model", str),
     "drops": ("drops", str),
-    "macs": ("MACs", lambda n: _millions(n)),
-    "operations": ("operations", lambda n: _millions(n)),
+    "macs": ("MACs", _millions),
+    "operations": ("operations", _millions),
     "parameters": ("parameters", lambda n: f"{n:,}"),
     "bytes": ("size", lambda n: f"{n / 2**20:,.2f} MiB"),
     "accuracy": ("accuracy", lambda x: f"{x:.2%}"),
     "loss": ("loss", lambda x: f"{x:.4f}"),
 }
-
-
-def _millions(count: int) -> str:
-    return f"{count / 1e6:,.1f} M" if count >= 10**7 else f"{count / 1e6:,.3f} M"
 
 
 def printable(text: str) -> str:
