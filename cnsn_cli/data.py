@@ -2,7 +2,6 @@
 
 import socket
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from cnsn_cli.errors import DataError
 from cnsn_cli.imagefolder import find_images, quiet, read_image
 from cnsn_cli.images import to_pixels
 from cnsn_cli.metadata import Metadata
-from cnsn_cli.split import Split, from_files, in_memory
+from cnsn_cli.split import Split, decoders, from_files, in_memory
 from cnsn_cli.task import Task
 
 if TYPE_CHECKING:
@@ -149,7 +148,7 @@ def _sound(source: Source, skip_bad: bool) -> tuple[Source, tuple[str, ...]]:
     """With `skip_bad` the images that can be read, and what is wrong with the others."""
     if not skip_bad:
         return source, ()
-    with ThreadPoolExecutor() as pool:
+    with decoders() as pool:
         problems = list(pool.map(partial(_problem, source.read), range(len(source.labels))))
     sound = [number for number, problem in enumerate(problems) if problem is None]
     bad = tuple(filter(None, problems))

@@ -115,6 +115,11 @@ def _stacked(images: list[Tensor | DataError]) -> Tensor | DataError:
     return torch.stack(images)  # type: ignore[arg-type]
 
 
+def decoders() -> ThreadPoolExecutor:
+    """Threads that read pictures, one a core: each holds a whole one. Decoding releases Python's lock."""
+    return ThreadPoolExecutor(_cores())
+
+
 def _cores() -> int:
     """Those that this process may use, where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -128,7 +133,7 @@ def in_memory(read: Read, labels: list[int]) -> MemorySplit:
     def fill(number: int) -> None:
         pixels[number] = read(number)
 
-    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
+    with decoders() as pool:
         for _ in pool.map(fill, range(len(labels))):
             pass
     return MemorySplit(pixels, torch.tensor(labels))

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 CODE_EVENTS = (
     "pickle.find_class",
     "subprocess.Popen",
@@ -62,6 +64,7 @@ def forked(function: Callable[[], None]) -> Ended:
 def _in_child(function: Callable[[], None], out: Path, err: Path, memory: Path) -> None:
     code, before = 70, _memory("VmRSS")
     try:
+        renew_threads()
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(WALL_LIMIT)
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT, CPU_LIMIT))
@@ -78,6 +81,11 @@ def _in_child(function: Callable[[], None], out: Path, err: Path, memory: Path) 
         memory.write_text(str(_memory("VmHWM") - before))
     finally:
         os._exit(code)
+
+
+def renew_threads() -> None:
+    """Torch makes its threads anew at their first use after a fork; two first users at once would fail."""
+    torch.set_num_threads(torch.get_num_threads())
 
 
 def _tell(event: str, arguments: tuple[object, ...], ignored: tuple[str, ...]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cnsn_cli.recipe import load_recipe
 from cnsn_cli.run import resume, train
+from tests.faults.forked import renew_threads
 from tests.faults.test_mutations import many
 from tests.test_resume import assert_same_run
 
@@ -22,6 +23,7 @@ def killed(function: Callable[[], object], delay: float) -> bool:
     child = os.fork()
     if child == 0:
         try:
+            renew_threads()
             function()
             os._exit(0)
         except BaseException:
