@@ -9,16 +9,19 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from cnsn_cli import run as runs
 from cnsn_cli.recipe import load_recipe
 from cnsn_cli.run import resume, train
+from cnsn_cli.state import read_state
 from tests.faults.forked import renew_threads
 from tests.faults.test_mutations import many
 from tests.test_resume import assert_same_run
 
 CHANGES = {"epochs": 4, "batch_size": 2, "crop_padding": 1, "flip": "random", "ema": 0.8, "val_split": 0.25}
+STEPS = 12  # of 4 epochs: 6 of the 8 images, two at a time
 
 
-def killed(function: Callable[[], object], delay: float) -> bool:
+def killed(function: Callable[[], object], delay: float | None) -> bool:
     """Whether `function`, in a child, was killed after `delay` seconds and had not come to its end."""
     child = os.fork()
     if child == 0:
@@ -29,15 +32,17 @@ def killed(function: Callable[[], object], delay: float) -> bool:
         except BaseException:
             traceback.print_exc()
             os._exit(1)
-    time.sleep(delay)
-    os.kill(child, signal.SIGKILL)
+    if delay is not None:
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert code in (0, -signal.SIGKILL), "the child raised: its traceback is on stderr"
     return code == -signal.SIGKILL
 
 
 @many(8, 300)
-def test_kills_at_random_instants(tiny, tmp_path, figures, count):
+def test_kills_at_random_instants(tiny, tmp_path, monkeypatch, figures, count):
+    monkeypatch.setattr(runs, "draw", lambda *folders: None)  # it takes half the time, and writes one file
     data, recipe = tiny["network"].parents[1] / "data", load_recipe("quick", CHANGES)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
 
@@ -47,18 +52,30 @@ def test_kills_at_random_instants(tiny, tmp_path, figures, count):
     def go_on() -> None:
         resume(cut) if (cut / "state.safetensors").exists() else start(cut)
 
-    start(whole)
+    start(whole)  # here, so that children need not import what it takes
     begin = time.perf_counter()
-    start(cut)
+    assert not killed(lambda: start(cut), None)
     seconds = time.perf_counter() - begin
-    draw, kills, runs, where = random.Random(5), 0, 0, set()
+    draw, kills, finished, places, writes = random.Random(5), 0, 0, set(), 0
     while kills < count:
-        shutil.rmtree(cut)
+        shutil.rmtree(cut, ignore_errors=True)
         while killed(go_on, draw.uniform(0, seconds)):
             kills += 1
-            where.add(
-                tuple(sorted(path.name.split(".")[0] for path in cut.glob("*"))) if cut.exists() else ()
-            )
+            writes += any(cut.glob(".*.tmp"))
+            places.add(place(cut))
         assert_same_run(cut, whole)
-        runs += 1
-    figures(f"{kills} kills in {runs} runs, leaving {len(where)} sets of files, 0 mismatches")
+        finished += 1
+    figures(
+        f"{kills} kills in {finished} runs, at {len(places)} places of {STEPS + 1}, {writes} of them while a "
+        "file was written, 0 mismatches"
+    )
+    assert len(places) > min(count, STEPS) / 4  # all over the run, not again and again in one place
+
+
+def place(folder: Path) -> int | None:
+    """The steps that the state in `folder` says are done; None before there is one."""
+    path = folder / "state.safetensors"
+    if not path.exists():
+        return None
+    state = read_state(path)
+    return state.epoch * STEPS // CHANGES["epochs"] + state.step
