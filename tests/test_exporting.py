@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -185,6 +186,18 @@ def test_a_network_that_torch_cannot_trace_ends_in_one_line(checkpoint, tmp_path
     ) as caught:
         export(checkpoint, "pt2", tmp_path / "a.pt2")
     assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("to", ["onnx", "pt2"])
+def test_a_disk_that_takes_no_more_is_named_as_such(cnsn, checkpoint, tmp_path, to):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        result = cnsn("export", checkpoint, "--to", to, "-o", tmp_path / f"a.{to}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert one_line(result) == f"cannot write {tmp_path / f'a.{to}'}: File too large"
     assert not list(tmp_path.iterdir())
 
 
