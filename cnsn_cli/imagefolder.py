@@ -24,7 +24,10 @@ def find_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[str, int]]
 
 
 def images_below(folder: str) -> list[str]:
-    """All images in a folder and below. Nothing hidden counts, and a folder counts once, even where links lead in a circle."""
+    """All images in a folder and below, sorted.
+
+    Nothing hidden counts, and a folder counts once, even where links lead in a circle.
+    """
     found, seen = [], set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)

@@ -51,7 +51,8 @@ def test_several_runs_and_a_baseline(cnsn, checkpoint, baseline, tmp_path):
     run = shutil.copytree(checkpoint.parent, tmp_path / "ours $x$ \u65e5")  # as it is: no formula, no warning
     assert cnsn("plot", run, baseline, checkpoint, "-o", tmp_path / "a.svg").code == 0
     shown = texts(tmp_path / "a.svg").splitlines()
-    for word in (run.name, f"{checkpoint.parent.name}/best.safetensors", f"{baseline.name} (baseline)", "k=4"):
+    names = (run.name, f"{checkpoint.parent.name}/best.safetensors", f"{baseline.name} (baseline)")
+    for word in (*names, "k=4"):
         assert word in shown
 
 
