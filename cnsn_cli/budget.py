@@ -81,7 +81,11 @@ def _bound(quantity: Quantity) -> str:
 
 
 def _figures(candidate: Candidate, budget: Budget) -> str:
-    """What is known of the quantities that are limited, and the accuracy."""
+    """The quantities that are limited, and the accuracy where it is known."""
     quantities: dict[Quantity, None] = dict.fromkeys((*budget, "accuracy"))
     values = {quantity: getattr(candidate, quantity) for quantity in quantities}
-    return ", ".join(WORDS[quantity](value) for quantity, value in values.items() if value is not None)
+    return ", ".join(
+        f"unknown {quantity}" if value is None else WORDS[quantity](value)
+        for quantity, value in values.items()
+        if value is not None or quantity in budget
+    )

@@ -121,6 +121,8 @@ def write(model: Model, to: Format, target: BinaryIO, with_preprocess: bool, met
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the insides of torch
             (_write_onnx if to == "onnx" else _write_pt2)(network, example, target, texts)
+    except OSError:  # of the file
+        raise
     except Exception as error:  # whatever a plug-in's modules make of it
         reason = " ".join(str(error).split())[:200]
         raise ExportError(f"torch cannot export {model.name} of {metadata.arch} to {to}: {reason}") from error

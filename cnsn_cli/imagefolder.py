@@ -19,12 +19,15 @@ MOST_PIXELS = 64_000_000  # 8,000 x 8,000; decoded, they take 256 MB
 def find_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[str, int]]:
     """Path and class number of all images in the folders of `classes`, sorted within each."""
     return [
-        (path, number) for number, name in enumerate(classes) for path in _images_below(str(folder / name))
+        (path, number) for number, name in enumerate(classes) for path in images_below(str(folder / name))
     ]
 
 
-def _images_below(folder: str) -> list[str]:
-    """Nothing hidden counts, and a folder counts once, even where links lead in a circle."""
+def images_below(folder: str) -> list[str]:
+    """All images in a folder and below, sorted.
+
+    Nothing hidden counts, and a folder counts once, even where links lead in a circle.
+    """
     found, seen = [], set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -158,5 +159,7 @@ def _check(metadata: Metadata) -> None:
         raise ValueError("only a detached model can be folded")
     if metadata.kind == "detached" and len(names) != 1:
         raise ValueError(f"a detached file holds 1 model, not {len(names)}")
+    if metadata.kind == "detached" and not re.fullmatch(r"base|submodel[0-9]+", names[0]):
+        raise ValueError(f"a detached model is base or submodel<number>, not {names[0]!r}")
     if (metadata.kind == "network" and first.drops) or any(model.drops == 0 for model in metadata.models[1:]):
         raise ValueError("base drops nothing, and every sub-model something")

@@ -36,15 +36,23 @@ class OnnxModel:
         self.input: str = _checked_input(path, self.session, self.task)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Pixels uint8 (N, C, H, W) -> logits (N, classes)."""
-        return self.run(self.inputs(pixels))
+        """Pixels uint8 (N, C, H, W) -> logits (N, classes). Raises CheckpointError where these are none."""
+        logits = self.run(self.inputs(pixels))
+        expected = (len(pixels), self.task.num_classes)
+        if tuple(logits.shape) != expected:
+            raise CheckpointError(
+                f"{self.path} returns logits {tuple(logits.shape)} for {len(pixels)} images, not {expected}"
+            )
+        if not logits.isfinite().all():
+            raise CheckpointError(f"{self.path} is of no use: it returns NaN or infinite logits")
+        return logits
 
     def inputs(self, pixels: Tensor) -> Tensor:
         """What the file takes: pixels as they are, or normalised to float32."""
         return pixels if self.input == PIXELS else normalise(pixels, self.task)
 
     def run(self, inputs: Tensor) -> Tensor:
-        """What `inputs` returns -> logits (N, classes)."""
+        """What `inputs` returns -> whatever the file makes of it."""
         try:
             (logits,) = self.session.run(None, {self.session.get_inputs()[0].name: inputs.numpy()})
         except Exception as error:  # the classes of ONNX Runtime have no common parent of their own

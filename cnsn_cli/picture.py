@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 COLOURS, BLACK, GREY = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY), "#000000", "#767676"
 MARKERS, DASHES = "os^DvPX", ("-", "--", ":", "-.")
+LEVEL: Any = (0, (4, 3))  # the dashes of a baseline's level line
 MOST = 101  # per cent; leaves room for markers
 FORMATS = (".png", ".svg")
 STYLE: dict[Any, Any] = {
@@ -92,7 +93,7 @@ def read_story(path: Path, name: str) -> Story:
     file = path / "best.safetensors" if path.is_dir() else path
     metadata = read_metadata(file, read_header(file))
     if any(model.accuracy is None for model in metadata.models):
-        raise CheckpointError(f"{file} has no accuracies to draw: it was not trained by cnsn train")
+        raise CheckpointError(f"{file} has no accuracies to draw: none were measured for its weights")
     if not path.is_dir():
         return Story(name, metadata, [])
     names = [model.name for model in metadata.models]
@@ -118,7 +119,11 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _draw_trade_off(axes: "Axes", stories: list[Story]) -> None:
-    """A point a model, a line a run; a baseline is a level line too, to be compared with."""
+    """A point a model, a line a run; a baseline is a level line too, to be compared with.
+
+    Names stand in the legend: beside their points they would lie on each other where models are close.
+    """
+    keys = {}
     for number, story in enumerate(stories):
         points = [(model.macs / 1e6, 100 * (model.accuracy or 0.0)) for model in story.metadata.models]
         line = _colour(stories, number, 0) if stories[1:] else GREY
@@ -126,19 +131,19 @@ def _draw_trade_off(axes: "Axes", stories: list[Story]) -> None:
         for model, point in zip(story.metadata.models, points, strict=True):
             rank = _rank(stories, model)
             look: dict[str, Any] = {"marker": MARKERS[rank % len(MARKERS)], "linestyle": ""}
-            axes.plot(*point, markersize=8, color=_colour(stories, number, rank), **look)
-            name = f"k={model.drops}" if model.drops else "baseline" if story.is_baseline else "base"
-            axes.annotate(name, point, (8, -12), textcoords="offset points")
+            colour = _colour(stories, number, rank)
+            axes.plot(*point, markersize=8, color=colour, **look)
+            keys[rank] = _key(_name(model), GREY if stories[1:] else colour, **look)
         if story.is_baseline:
-            axes.axhline(points[0][1], color=BLACK, linestyle=(0, (6, 4)), linewidth=1, zorder=0)
+            axes.axhline(points[0][1], color=BLACK, linestyle=LEVEL, linewidth=1, zorder=0)
     axes.margins(0.2)
     axes.set_xlim(left=0)
     axes.set_ylim(top=min(axes.get_ylim()[1], MOST))
     axes.set_xlabel("million MACs for one image")
     axes.set_ylabel(f"accuracy on the {_images(stories)} images, %")
     axes.set_title("What each model costs, and what it is worth", loc="left")
-    if stories[1:]:
-        axes.legend(handles=[_key(s.name, _colour(stories, n, 0)) for n, s in enumerate(stories)])
+    runs = [_run_key(stories, number) for number in range(len(stories))] if stories[1:] else []
+    axes.legend(handles=[*runs, *(keys[rank] for rank in sorted(keys))])
 
 
 def _draw_curves(axes: "Axes", stories: list[Story]) -> None:
@@ -157,9 +162,8 @@ def _draw_curves(axes: "Axes", stories: list[Story]) -> None:
             if not stories[1:]:
                 seen = [100 * line.train[index].accuracy for line in story.epochs]
                 axes.plot(epochs, seen, linewidth=0.9, alpha=0.5, **look)
-            name = f"k={model.drops}" if model.drops else "base"
-            keys[rank] = _key(name, GREY if stories[1:] else look["color"], dash)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            keys[rank] = _key(_name(model), GREY if stories[1:] else look["color"], linestyle=dash)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # a single epoch has no 0.98
     axes.set_ylim(top=min(axes.get_ylim()[1], MOST))
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"accuracy on the {_images(stories)} images, %")
@@ -179,10 +183,20 @@ def _colour(stories: list[Story], number: int, rank: int) -> str:
     return COLOURS[(number if stories[1:] else rank) % len(COLOURS)]
 
 
-def _key(label: str, colour: str, dash: Any = "-") -> Any:
+def _name(model: ModelRecord) -> str:
+    return f"k={model.drops}" if model.drops else "base"
+
+
+def _run_key(stories: list[Story], number: int) -> Any:
+    story = stories[number]
+    label, dash = (f"{story.name} (baseline)", LEVEL) if story.is_baseline else (story.name, "-")
+    return _key(label, _colour(stories, number, 0), linestyle=dash)
+
+
+def _key(label: str, colour: str, **look: Any) -> Any:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color=colour, linestyle=dash, linewidth=2, label=label)
+    return Line2D([], [], color=colour, linewidth=2, label=label, **look)
 
 
 def _images(stories: list[Story]) -> str:

@@ -7,6 +7,7 @@ from cnsn_cli.data import open_images
 from cnsn_cli.device import choose_device, place
 from cnsn_cli.errors import DataError
 from cnsn_cli.evaluation import predict
+from cnsn_cli.imagefolder import SUFFIXES, images_below
 from cnsn_cli.network import Model
 from cnsn_cli.opening import open_model
 
@@ -60,10 +61,7 @@ def find_images(paths: list[Path]) -> list[Path]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
-    images = [path for path in files if not path.name.startswith(".")]
+    images = [Path(path) for path in images_below(str(folder))]
     if not images:
-        raise DataError(f"no images in {folder}: expected files that end in {', '.join(IMG_EXTENSIONS)}")
+        raise DataError(f"no images in {folder}: expected files that end in {', '.join(SUFFIXES)}")
     return images

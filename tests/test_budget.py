@@ -57,7 +57,7 @@ def test_equal_accuracy_goes_to_the_cheaper_and_unknown_to_the_larger():
     assert choose(tied, {"macs": 1e9}).name == "submodel1"
     unknown = [candidate._replace(accuracy=None) for candidate in PAPER]
     assert choose(unknown, {"macs": 300e6}).name == "submodel0"
-    with pytest.raises(BudgetError):
+    with pytest.raises(BudgetError, match=r": base comes nearest, with unknown accuracy$"):
         choose(unknown, {"accuracy": 0.1})
 
 

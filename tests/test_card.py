@@ -116,6 +116,13 @@ def test_names_stay_names(small):
     assert front_matter(text)[0]["license"] == "mit"
 
 
+def test_a_model_has_no_name_of_its_own(cnsn, small):
+    """It stands in what many commands print, and a terminal would obey it."""
+    rewrite(small, lambda content, metadata: metadata["models"][0].update(name="x\x1b]0;mine\x07\n---"))
+    message = one_line(cnsn("card", small))
+    assert message.endswith(r"a detached model is base or submodel<number>, not 'x\x1b]0;mine\x07\n---'")
+
+
 def test_bad_input_for_card(cnsn, small, tmp_path):
     assert "no folder" in one_line(cnsn("card", small, "-o", tmp_path / "no" / "upload"))
     assert "is a file: give the name of a folder" in one_line(cnsn("card", small, "-o", small))

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -188,6 +189,18 @@ def test_a_network_that_torch_cannot_trace_ends_in_one_line(checkpoint, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("to", ["onnx", "pt2"])
+def test_a_disk_that_takes_no_more_is_named_as_such(cnsn, checkpoint, tmp_path, to):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        result = cnsn("export", checkpoint, "--to", to, "-o", tmp_path / f"a.{to}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert one_line(result) == f"cannot write {tmp_path / f'a.{to}'}: File too large"
+    assert not list(tmp_path.iterdir())
+
+
 def test_bad_input_for_export(cnsn, checkpoint, tmp_path, monkeypatch):
     def refused(*words: object) -> str:
         return one_line(cnsn("export", *words))
@@ -205,12 +218,38 @@ def test_bad_input_for_export(cnsn, checkpoint, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["text.onnx"]
 
 
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        ("logits = ReduceMax<axes = [0]>(two)", "returns logits (1, 2) for 16 images, not (16, 2)"),
+        ("logits = Log(two)", "is of no use: it returns NaN or infinite logits"),
+    ],
+)
+def test_logits_of_strangers_that_are_none(cnsn, checkpoint, image_folder, tmp_path, last, reason):
+    graph = onnx.parser.parse_graph(f"""
+        liar (float[N, 3, 32, 32] images) => (float[M, 2] logits) <int64[2] pick = {{0, 1}}> {{
+            means = ReduceMean<axes = [2, 3], keepdims = 0>(images)
+            some = Gather<axis = 1>(means, pick)
+            most = Abs(some)
+            two = Neg(most)
+            {last}
+        }}""")
+    whole = read_metadata(checkpoint, read_header(checkpoint))
+    ours = exporting.exported_metadata(whole, load(checkpoint).base, "").to_json()
+    path = written(tmp_path / "liar.onnx", graph, {"cnsn": ours})
+    for words in (("eval", path), ("predict", path, image_folder / "test", "--json")):
+        assert one_line(cnsn(*words)) == f"{path} {reason}"
+
+
 def strange_onnx(path: Path, shape: tuple[int | str, ...], metadata: dict[str, str]) -> Path:
     """A file that negates its input."""
     value = (onnx.TensorProto.FLOAT, shape)
     ends = [onnx.helper.make_tensor_value_info(name, *value) for name in ("x", "y")]
     node = onnx.helper.make_node("Neg", ["x"], ["y"])
-    graph = onnx.helper.make_graph([node], "other", ends[:1], ends[1:])
+    return written(path, onnx.helper.make_graph([node], "other", ends[:1], ends[1:]), metadata)
+
+
+def written(path: Path, graph: onnx.GraphProto, metadata: dict[str, str]) -> Path:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
     onnx.helper.set_model_props(model, metadata)
     onnx.save(model, path)

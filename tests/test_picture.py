@@ -41,6 +41,7 @@ def test_one_run_shows_its_models(cnsn, checkpoint, tmp_path):
     shown = texts(tmp_path / "a.svg").splitlines()
     for word in ("base", "k=1", "k=4", "epoch", "million MACs for one image"):
         assert word in shown
+    assert "1" in shown  # the only epoch, not 0.96 and 0.98
     assert "accuracy on the test images, %" in shown
     draw([checkpoint.parent], tmp_path / "b.svg")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
@@ -50,7 +51,8 @@ def test_several_runs_and_a_baseline(cnsn, checkpoint, baseline, tmp_path):
     run = shutil.copytree(checkpoint.parent, tmp_path / "ours $x$ \u65e5")  # as it is: no formula, no warning
     assert cnsn("plot", run, baseline, checkpoint, "-o", tmp_path / "a.svg").code == 0
     shown = texts(tmp_path / "a.svg").splitlines()
-    for word in (run.name, baseline.name, f"{checkpoint.parent.name}/best.safetensors", "baseline"):
+    names = (run.name, f"{checkpoint.parent.name}/best.safetensors", f"{baseline.name} (baseline)")
+    for word in (*names, "k=4"):
         assert word in shown
 
 

@@ -48,9 +48,10 @@ def test_probabilities_are_the_softmax_of_the_logits(cnsn, checkpoint, image_fol
 
 
 def test_a_table_of_files_and_folders_in_order(cnsn, checkpoint, image_folder, tmp_path):
-    (tmp_path / "deep").mkdir()
+    for name in ("deep", ".cache", "folder.png"):
+        (tmp_path / name).mkdir()
     picture = Image.open(image_folder / "test" / "dark" / "00.png")
-    for name in ("b.PNG", "deep/a.jpeg", ".hidden.png"):
+    for name in ("b.PNG", "deep/a.jpeg", ".hidden.png", ".cache/c.png"):
         picture.resize((70, 40)).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture")
     named = tmp_path / "b.PNG"
@@ -66,6 +67,6 @@ def test_bad_input_for_predict(cnsn, checkpoint, tmp_path):
     assert one_line(cnsn("predict", checkpoint, poem)).startswith(f"cannot read image {poem}: ")
     assert one_line(cnsn("predict", checkpoint, "gone.png")) == "no image or folder gone.png"
     (tmp_path / "empty").mkdir()
-    assert "expected files that end in .jpg" in one_line(cnsn("predict", checkpoint, tmp_path / "empty"))
+    assert "expected files that end in .bmp" in one_line(cnsn("predict", checkpoint, tmp_path / "empty"))
     assert "choose base, " in one_line(cnsn("predict", checkpoint, poem.parent, "--submodel", "7"))
     assert cnsn("predict", checkpoint).code == 2
