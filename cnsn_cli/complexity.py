@@ -142,7 +142,7 @@ def _parameters(module: nn.Module) -> int:
 
 def _trace(module: nn.Module, task: Task) -> dict[str, Cost]:
     """The costs of `module`, which takes images of `task`, and of each module below it, by name."""
-    blank = copy.deepcopy(module).eval()._apply(_filled)
+    blank = copy.deepcopy(module).eval()._apply(_filled)  # type: ignore[no-untyped-call]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, and fvcore rests on it
         from fvcore.nn import FlopCountAnalysis

@@ -1,24 +1,28 @@
 """From names to backbones: of installed plug-ins, and of code that the user named. Listing needs no torch."""
 
 import ast
-import importlib.util
 import inspect
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cnsn_cli import plugin
 from cnsn_cli.errors import ArchitectureError
+from cnsn_cli.plugin import GROUP
 from cnsn_cli.task import Task
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from cnsn_cli.backbone import Backbone
 
-GROUP = "cnsn.architectures"
 STANDARD_ARGUMENTS = ("num_classes", "in_channels", "image_size")
-_named_by_user: set[str] = set()  # modules, for this process; a file never adds to them
+RESERVED = (
+    *STANDARD_ARGUMENTS,
+    "variant",
+    "pretrained",
+)  # no options: an architecture string cannot set them
 
 
 class Spec(NamedTuple):
@@ -56,64 +60,47 @@ def provider(entry: EntryPoint) -> str:
     return f"{entry.dist.name} {entry.dist.version}" if entry.dist else f"module {entry.module}"
 
 
-def use_plugin(plugin: str | Path) -> None:
-    """Let architecture strings name functions of a module: `my_nets:plain` is `plain` of `my_nets`.
-
-    `plugin` is a file, which is run and called by its name without `.py`, or the name of a module that can be
-    imported. Raises ArchitectureError where the file cannot be run.
-    """
-    path = Path(plugin)
-    if path.suffix != ".py":
-        _named_by_user.add(str(plugin))
-        return
-    if path.stem not in _named_by_user:
-        _run(path)
-        _named_by_user.add(path.stem)
-
-
-def _run(path: Path) -> None:
-    if path.stem in sys.modules:
-        raise ArchitectureError(f"a module {path.stem!r} is at work already: give {path} another name")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None  # because of the suffix
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[path.stem]
-        raise ArchitectureError(f"cannot run plug-in {path}: {_one_line(error)}") from error
-
-
 def use_plugin_of(arch: str) -> None:
-    """Let `package.module:factory` be an architecture, where the user wrote that himself."""
-    spec = parse(arch)
-    if spec.variant and spec.name not in architectures() and _is_module(spec.name):
-        use_plugin(spec.name)
+    """Let `package.module:function` be an architecture, where the user wrote that himself.
 
-
-def _is_module(name: str) -> bool:
-    return all(part.isidentifier() for part in name.split("."))
+    Raises ArchitectureError where there is no such module.
+    """
+    name = _name(parse(arch))
+    module = name.partition(":")[0]
+    if module in architectures() or not plugin.is_function(name) or plugin.named_in(module):
+        return
+    if not plugin.exists(module):
+        near = _near(module, architectures())
+        hint = near or "install it, or give --plugin with the file that it lies in"
+        raise ArchitectureError(f"no architecture or module {module!r}: {hint}")
+    plugin.use_plugin(name)
 
 
 def find(arch: str) -> EntryPoint:
     """The entry point of an architecture string; raises ArchitectureError with the nearest names."""
     spec = parse(arch)
-    known = architectures()
-    if spec.name in known:
-        return known[spec.name]
-    if spec.variant and spec.name in _named_by_user:
-        name = f"{spec.name}:{spec.variant}"
-        return EntryPoint(name, name, GROUP)
-    if spec.variant and _is_module(spec.name):
+    known, name = architectures(), _name(spec)
+    entry = known.get(spec.name) or plugin.named(name)
+    if entry:
+        return entry
+    if others := plugin.named_in(spec.name):
+        raise ArchitectureError(f"no function {name} that takes num_classes: choose from {', '.join(others)}")
+    if plugin.is_function(name) and not _near(spec.name, known):
         raise ArchitectureError(
-            f"{spec.name}:{spec.variant} is no installed plug-in, and code is only run where you name it: give "
-            f"--plugin {spec.name}, or its file"
+            f"{name} is no installed plug-in, and code runs only where you name it: give --plugin {name}, or "
+            "--plugin with its file"
         )
-    near = get_close_matches(spec.name.lower(), known, n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}?" if near else f"choose from {', '.join(known)}"
+    hint = _near(spec.name, known) or f"choose from {', '.join(known)}"
     raise ArchitectureError(f"unknown architecture {spec.name!r}: {hint}")
+
+
+def _name(spec: Spec) -> str:
+    return f"{spec.name}:{spec.variant}" if spec.variant else spec.name
+
+
+def _near(name: str, known: dict[str, EntryPoint]) -> str:
+    near = get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    return f"did you mean {', '.join(near)}?" if near else ""
 
 
 def parse(arch: str) -> Spec:
@@ -139,21 +126,22 @@ def _literal(text: str) -> Any:
 
 def options(entry: EntryPoint) -> dict[str, Any]:
     """The options of an architecture and their defaults. This imports the plug-in, and so torch."""
-    parameters = inspect.signature(_factory(entry)).parameters
     return {
         name: None if parameter.default is parameter.empty else parameter.default
-        for name, parameter in parameters.items()
-        if name not in (*STANDARD_ARGUMENTS, "variant")
+        for name, parameter in _parameters(entry).items()
+        if name not in RESERVED
         and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     }
 
 
 def build_blank(arch: str, task: Task) -> "Backbone":
-    """A backbone whose parameters lie on the meta device: shapes without weights. Raises like `build`."""
-    from cnsn_cli.blank import blank
+    """A backbone on the meta device: shapes without weights. Raises like `build`."""
+    from cnsn_cli.blank import blank, emptied
 
-    with blank():
-        return build(arch, task)
+    with blank():  # type: ignore[no-untyped-call]
+        backbone, _ = _build(arch, task)
+    emptied(backbone.units, backbone.head)
+    return backbone
 
 
 def build(arch: str, task: Task) -> "Backbone":
@@ -162,6 +150,38 @@ def build(arch: str, task: Task) -> "Backbone":
     Raises ArchitectureError where the name or an option is unknown, and where the plug-in raises or
     returns something that is neither a Backbone nor a network that can be made one.
     """
+    from torch import nn
+
+    from cnsn_cli.traced import check_same
+
+    backbone, made = _build(arch, task)
+    if isinstance(made, nn.Module):
+        check_same(made, backbone, task)
+    return backbone
+
+
+def pretrained(arch: str, task: Task) -> "dict[str, Tensor]":
+    """The weights that an architecture has been published with, by the names of the original network.
+
+    They may have to be fetched. Raises ArchitectureError where there are none, or where they cannot be had.
+    """
+    from torch import nn
+
+    entry = find(arch)
+    if "pretrained" not in _parameters(entry):
+        raise ArchitectureError(f"{entry.name} has no pretrained weights: give a file of weights with --init")
+    try:
+        made = _factory(entry)(**_arguments(arch, entry, task), pretrained=True)
+    except Exception as error:  # whatever a library raises that finds no network
+        raise ArchitectureError(
+            f"cannot get pretrained weights of {arch!r}: {_one_line(error)}; --init takes a file of them"
+        ) from error
+    assert isinstance(made, nn.Module)
+    return dict(made.state_dict())
+
+
+def _build(arch: str, task: Task) -> "tuple[Backbone, object]":
+    """The backbone, and what it was made of."""
     from torch import nn
 
     from cnsn_cli.backbone import Backbone
@@ -179,27 +199,33 @@ def build(arch: str, task: Task) -> "Backbone":
         raise ArchitectureError(
             f"plug-in {entry.name!r} of {provider(entry)} returned {kind}, not a Backbone or a torch module"
         )
-    return backbone
+    return backbone, made
 
 
 def _arguments(arch: str, entry: EntryPoint, task: Task) -> dict[str, Any]:
     """What the plug-in is called with: of the standard arguments those that it names."""
-    spec, parameters = parse(arch), inspect.signature(_factory(entry)).parameters
+    spec, parameters = parse(arch), _parameters(entry)
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     valid = options(entry)
     for key in spec.options:
-        if key in STANDARD_ARGUMENTS or not (takes_all or key in valid):
-            raise ArchitectureError(
-                f"{entry.name} has no option {key!r}: choose from {', '.join(valid) or 'none'}"
-            )
+        if key in RESERVED or not (takes_all or key in valid):
+            choices = "those of its function" if takes_all else ", ".join(valid) or "none"
+            raise ArchitectureError(f"{entry.name} has no option {key!r}: choose from {choices}")
     standard = {key: getattr(task, key) for key in STANDARD_ARGUMENTS if key in parameters}
-    if "variant" in parameters:
-        standard["variant"] = spec.variant
-    elif spec.variant and entry.name != f"{spec.name}:{spec.variant}":
-        raise ArchitectureError(f"cannot read {spec.variant!r} in {arch!r}: write name:key=value,key=value")
     if takes_all:
         standard["num_classes"] = task.num_classes
+    if "variant" in parameters:
+        standard["variant"] = spec.variant
+    elif spec.variant and entry.name != _name(spec):
+        raise ArchitectureError(f"cannot read {spec.variant!r} in {arch!r}: write name:key=value,key=value")
     return {**standard, **spec.options}
+
+
+def _parameters(entry: EntryPoint) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(_factory(entry)).parameters
+    except ValueError as error:  # written in C
+        raise ArchitectureError(f"plug-in {entry.name!r} of {provider(entry)}: {error}") from error
 
 
 def _factory(entry: EntryPoint) -> Callable[..., object]:

@@ -4,13 +4,14 @@ from typing import Annotated
 
 import typer
 
-from cnsn_cli.commands.options import ImageSize, Json
+from cnsn_cli.commands.options import ImageSize, Json, Plugin
 from cnsn_cli.commands.output import print_json, print_table
 
 
 def archs(
     name: Annotated[str | None, typer.Argument(help="One architecture, to see its detach points.")] = None,
     image_size: ImageSize = 32,
+    plugin: Plugin = None,
     json: Json = False,
 ) -> None:
     """List the installed architectures, or with NAME its options and detach points."""
