@@ -1,6 +1,6 @@
 """The classifiers of torchvision and timm, as they are: cnsn finds their units by itself.
 
-They are built without weights. `--pretrained` fetches those, where they can be had.
+They are built without weights; only `--pretrained` fetches some.
 """
 
 from difflib import get_close_matches
@@ -8,46 +8,67 @@ from typing import Any
 
 from torch import nn
 
-RESERVED = (
-    "weights",
-    "weights_backbone",
-    "pretrained",
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-    "progress",
-)
-WITHOUT_AUXILIARY = ("googlenet", "inception_v3")  # their second and third classifiers are for training only
+FETCHING = ("pretrained", "weights", "checkpoint", "cache", "progress", "url")
+LARGEST_NUMBER = 10_000  # an option: torch draws a number per layer before the first layer is made
+WITHOUT_AUXILIARY = ("googlenet", "inception_v3")  # their other classifiers are for training only
 
 
 def torchvision(
-    num_classes: int, in_channels: int, image_size: int, variant: str | None, **options: Any
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+    variant: str | None,
+    pretrained: bool = False,
+    **options: Any,
 ) -> nn.Module:
-    """`torchvision:resnet50`: a classifier of torchvision.models; options go to its builder."""
+    """`torchvision:resnet50`: a classifier of torchvision.models; options go to its builder.
+
+    `pretrained` ones know the classes of ImageNet.
+    """
     from torchvision import models
 
+    _check(options)
     name = _known("torchvision", variant, models.list_models(module=models))
     if in_channels != 3:
         raise ValueError(f"the networks of torchvision take 3 channels, not {in_channels}")
-    if name in WITHOUT_AUXILIARY:
-        options = {"aux_logits": False, "init_weights": True, **options}
     builder = models.get_model_builder(name)
-    network: nn.Module = builder(weights=None, num_classes=num_classes, **_allowed(options))
+    if name in WITHOUT_AUXILIARY:
+        options["aux_logits"] = False
+    network: nn.Module
+    if pretrained:
+        network = builder(weights="DEFAULT", progress=False, **options)
+        return network
+    if name in WITHOUT_AUXILIARY:
+        options["init_weights"] = True  # it would warn that this default is about to change
+    network = builder(weights=None, num_classes=num_classes, **options)
     return network
 
 
 def timm(
-    num_classes: int, in_channels: int, image_size: int, variant: str | None, **options: Any
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+    variant: str | None,
+    pretrained: bool = False,
+    **options: Any,
 ) -> nn.Module:
-    """`timm:convnext_tiny`: a classifier of timm; options go to its builder."""
+    """`timm:convnext_tiny`: a classifier of timm; options go to its builder.
+
+    `pretrained` ones know the classes that they were trained on; a tag says which weights it shall be, as in
+    `timm:convnext_tiny.fb_in22k`.
+    """
     try:
         import timm
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("timm is not installed: pip install 'cnsn-cli[timm]'") from error
+    _check(options)
     name = _known("timm", variant and variant.partition(".")[0], timm.list_models())
-    builder = timm.models.model_entrypoint(name)
-    network: nn.Module = builder(
-        pretrained=False, num_classes=num_classes, in_chans=in_channels, **_allowed(options)
-    )
+    network: nn.Module
+    if pretrained:
+        network = timm.create_model(str(variant), pretrained=True, in_chans=in_channels, **options)
+        return network
+    build = timm.models.model_entrypoint(name)
+    network = build(pretrained=False, num_classes=num_classes, in_chans=in_channels, **options)
     return network
 
 
@@ -60,9 +81,18 @@ def _known(library: str, variant: str | None, names: list[str]) -> str:
     return variant
 
 
-def _allowed(options: dict[str, Any]) -> dict[str, Any]:
-    """An architecture string comes out of files too, and must not fetch anything."""
-    for key in options:
-        if key in RESERVED:
+def _check(options: dict[str, Any]) -> None:
+    """An architecture string comes out of files too: it must not fetch anything, or fill the memory."""
+    for key, value in options.items():
+        if any(word in key for word in FETCHING):
             raise ValueError(f"{key!r} is no option here: weights come with --pretrained or --init")
-    return options
+        if _largest(value) > LARGEST_NUMBER:
+            raise ValueError(f"{key} = {value!r}: a number in an option is at most {LARGEST_NUMBER:,}")
+
+
+def _largest(value: Any) -> float:
+    """The largest number in an option; a nested one counts whole."""
+    if isinstance(value, list | tuple | set | dict):
+        items = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        return max([len(value), *map(_largest, items)])
+    return abs(value) if isinstance(value, int | float) else 0

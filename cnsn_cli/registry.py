@@ -2,9 +2,12 @@
 
 import ast
 import inspect
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
+from io import StringIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cnsn_cli import plugin
@@ -109,12 +112,24 @@ def parse(arch: str) -> Spec:
     first, _, rest = tail.partition(":")
     variant, tail = (None, tail) if "=" in first or not first else (first, rest)
     options = {}
-    for item in filter(None, tail.split(",")):
+    for item in filter(None, _split(tail)):
         key, equals, value = item.partition("=")
         if not equals or not key.isidentifier():
             raise ArchitectureError(f"cannot read {item!r} in {arch!r}: write name:key=value,key=value")
         options[key] = _literal(value)
     return Spec(name, variant, options)
+
+
+def _split(text: str) -> list[str]:
+    """The parts between commas, except those in brackets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def _literal(text: str) -> Any:
@@ -132,6 +147,11 @@ def options(entry: EntryPoint) -> dict[str, Any]:
         if name not in RESERVED
         and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     }
+
+
+def takes_any(entry: EntryPoint) -> bool:
+    """Whether an architecture hands options on, so that nobody here knows which there are."""
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in _parameters(entry).values())
 
 
 def build_blank(arch: str, task: Task) -> "Backbone":
@@ -171,13 +191,25 @@ def pretrained(arch: str, task: Task) -> "dict[str, Tensor]":
     if "pretrained" not in _parameters(entry):
         raise ArchitectureError(f"{entry.name} has no pretrained weights: give a file of weights with --init")
     try:
-        made = _factory(entry)(**_arguments(arch, entry, task), pretrained=True)
+        with _silence():
+            made = _factory(entry)(**_arguments(arch, entry, task), pretrained=True)
     except Exception as error:  # whatever a library raises that finds no network
         raise ArchitectureError(
             f"cannot get pretrained weights of {arch!r}: {_one_line(error)}; --init takes a file of them"
         ) from error
     assert isinstance(made, nn.Module)
     return dict(made.state_dict())
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Libraries tell stderr where they look and how often they try."""
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _build(arch: str, task: Task) -> "tuple[Backbone, object]":
@@ -205,11 +237,13 @@ def _build(arch: str, task: Task) -> "tuple[Backbone, object]":
 def _arguments(arch: str, entry: EntryPoint, task: Task) -> dict[str, Any]:
     """What the plug-in is called with: of the standard arguments those that it names."""
     spec, parameters = parse(arch), _parameters(entry)
-    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    takes_all = takes_any(entry)
+    if not takes_all and "num_classes" not in parameters:
+        raise ArchitectureError(f"plug-in {entry.name!r} of {provider(entry)} takes no num_classes")
     valid = options(entry)
     for key in spec.options:
         if key in RESERVED or not (takes_all or key in valid):
-            choices = "those of its function" if takes_all else ", ".join(valid) or "none"
+            choices = "those of its builder" if takes_all else ", ".join(valid) or "none"
             raise ArchitectureError(f"{entry.name} has no option {key!r}: choose from {choices}")
     standard = {key: getattr(task, key) for key in STANDARD_ARGUMENTS if key in parameters}
     if takes_all:

@@ -34,8 +34,8 @@ FIXED = (
 class Started:
     """All is ready: what will be trained, on how many images, and which images choose the best epoch.
 
-    `skipped` says of each image that was left out what is wrong with it. `drawn` are weights of the classifier
-    that start at random, because those that were given know another number of classes.
+    `skipped` says of each image that was left out what is wrong with it. `drawn` are weights of the
+    classifier that start at random, because those that were given know another number of classes.
     """
 
     train_images: int
@@ -89,11 +89,11 @@ def train(
 
     With `drop` in place of `exits`, the sub-model at that detach point is trained alone. `freeze_base` names
     a file whose base-model gets sub-models, and stays as it is. A network starts with the weights in the
-    safetensors file `init`, or with those that it was published with if `pretrained`. With `skip_bad`, images that cannot be read
-    are left out. On CUDA `precision` is bf16 and the forward pass `compiled` where nothing else is asked for,
-    and `deterministic` makes results repeatable there. The state is saved after every epoch and after every
-    `save_every` steps (`500`) or minutes (`10m`). Raises a CnsnError, and Stopped after Ctrl-C or SIGTERM;
-    what was written is then whole and stays.
+    safetensors file `init`, or with those that it was published with if `pretrained`. With `skip_bad`,
+    images that cannot be read are left out. On CUDA `precision` is bf16 and the forward pass `compiled` where
+    nothing else is asked for, and `deterministic` makes results repeatable there. The state is saved after
+    every epoch and after every `save_every` steps (`500`) or minutes (`10m`). Raises a CnsnError, and Stopped
+    after Ctrl-C or SIGTERM; what was written is then whole and stays.
     """
     chosen = choose_device(device)
     request = Request(

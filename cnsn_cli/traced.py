@@ -98,13 +98,13 @@ def _check_cuts(network: nn.Module, graph: Graph, borders: list[Border]) -> None
     name, convs = type(network).__name__, max(depths(graph).values())
     if convs < 2:
         raise ArchitectureError(
-            f"no sub-model can be detached from {name}: a cut goes between two conv layers, and on the longest "
-            f"way through it lies {convs}"
+            f"no sub-model can be detached from {name}: a cut goes between two conv layers, and its longest "
+            f"path has {convs}"
         )
     if not any(border.drops < borders[-1].drops for border in borders):
         raise ArchitectureError(
-            f"no sub-model can be detached from {name}: nowhere between its convs one feature map is all that "
-            f"is known of the images; a plug-in may know better ({GUIDE})"
+            f"no sub-model can be detached from {name}: nowhere between its convs one feature map is all "
+            f"that is known of the images; a plug-in may know better ({GUIDE})"
         )
 
 
