@@ -58,11 +58,14 @@ def graph_of(network: nn.Module, training: bool) -> Graph:
 
 
 def _symbolic(network: nn.Module) -> fx.Graph:
+    from torchvision.ops import stochastic_depth
+
     name = type(network).__name__
     _images, *others = inspect.signature(network.forward).parameters.values()
     fixed = {p.name: p.default for p in others if p.default is not p.empty}
     try:
-        graph = _Tracer(param_shapes_constant=True).trace(network, fixed)
+        tracer = _Tracer(autowrap_functions=(stochastic_depth,), param_shapes_constant=True)
+        graph = tracer.trace(network, fixed)
     except Exception as error:  # whatever the network's code raises when it meets a proxy
         reason = " ".join(str(error).split())
         raise ArchitectureError(
