@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -67,7 +68,7 @@ def forget(monkeypatch):
 
 
 def test_a_file_from_training_to_export(cnsn, nets, monkeypatch, image_folder, tmp_path):
-    """Every command that builds the network must be told of the file again, and those that do not need not."""
+    """Commands that build the network must be told of the file again; others need not."""
     run, small = tmp_path / "run", tmp_path / "small.safetensors"
     words = ("--data", image_folder, "--recipe", "quick", "--epochs", 2, "--batch-size", 8, "--out", run)
     trained = cnsn(
@@ -106,7 +107,7 @@ def test_a_file_from_training_to_export(cnsn, nets, monkeypatch, image_folder, t
             "my_file:number",
             "plug-in 'my_file:number' of module my_file returned int, not a Backbone or a torch",
         ),
-        ("my_file:Choosy", "torch.fx cannot trace Choosy, at my_file.py line 21: symbolically traced"),
+        ("my_file:Choosy", "torch.fx cannot trace Choosy, at my_file.py line 19: symbolically traced"),
         (
             "my_file:remove:path='x'",
             "no function my_file:remove that takes num_classes: choose from my_file:Ch",
@@ -187,7 +188,7 @@ def test_a_file_cannot_call_what_was_not_meant_to_build(nets, checkpoint, tmp_pa
     assert victim.read_text() == "mine"
 
 
-def test_the_example_package(tmp_path):
+def test_the_example_package(image_folder, tmp_path):
     """Installed by pip into an environment of its own, which borrows the libraries of this one."""
     venv.create(tmp_path / "env", with_pip=False, symlinks=True)
     python = tmp_path / "env" / "bin" / "python"
@@ -199,27 +200,27 @@ def test_the_example_package(tmp_path):
     # Through `site`, so that .pth files in these folders count too, as that of an editable install.
     lines = [f"import site; site.addsitedir({folder!r})" for folder in folders]
     (site / "borrowed.pth").write_text("\n".join(lines))
-    source = ROOT / "examples" / "my-nets"
+    source = shutil.copytree(
+        ROOT / "examples" / "my-nets", tmp_path / "source"
+    )  # building leaves files there
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps"]
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    subprocess.run([*pip, "--no-build-isolation", copied(source, tmp_path)], check=True, env=environment)
+    subprocess.run([*pip, "--no-build-isolation", source], check=True, env=environment)
 
-    def run(*words):
-        command = [python, "-m", "cnsn_cli", *map(str, words)]
-        return subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
-
-    listed = {row["name"]: row["provider"] for row in json.loads(run("archs", "--json"))["architectures"]}
-    assert listed["plain"] == listed["twins"] == "my-nets 1.0"
-    shown = json.loads(run("archs", "plain:depth=8", "--json"))
-    assert [point["drops"] for point in shown["detach_points"]] == list(range(1, 8))
-    words = ("--arch", "twins", "--exits", 1, "--data", "digits", "--recipe", "quick", "--epochs", 1)
-    run("train", *words, "--out", "run")
-    run("detach", "run/best.safetensors", "--submodel", 0, "-o", "small.safetensors")
-    assert json.loads(run("eval", "small.safetensors", "--json"))["models"][0]["drops"] == 1
+    listed = subprocess.check_output([python, "-m", "cnsn_cli", "archs", "--json"], cwd=tmp_path)
+    providers = {row["name"]: row["provider"] for row in json.loads(listed)["architectures"]}
+    assert providers["plain"] == providers["twins"] == "my-nets 1.0"
+    environment["OMP_NUM_THREADS"] = "1"
+    subprocess.run([python, "-c", USE, image_folder], check=True, cwd=tmp_path, env=environment)
 
 
-def copied(source: Path, folder: Path) -> Path:
-    """Without what building leaves in a source tree."""
-    import shutil
-
-    return shutil.copytree(source, folder / "source")
+USE = """
+import sys, torch, cnsn_cli
+recipe = cnsn_cli.load_recipe("quick", {"epochs": 1, "batch_size": 8})
+run = cnsn_cli.train("twins", (1,), sys.argv[1], recipe, "run")
+cnsn_cli.detach("run/best.safetensors", "submodel0", "small.safetensors")
+small, whole = cnsn_cli.load("small.safetensors"), cnsn_cli.load("run/best.safetensors")
+images = torch.randn(4, 3, 32, 32)
+assert torch.equal(small(images), whole.submodels[0](images))
+assert [cost.drops for cost in cnsn_cli.count_macs("plain:depth=8")] == list(range(8))
+"""
