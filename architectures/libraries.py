@@ -32,14 +32,12 @@ def torchvision(
     if in_channels != 3:
         raise ValueError(f"the networks of torchvision take 3 channels, not {in_channels}")
     builder = models.get_model_builder(name)
-    if name in WITHOUT_AUXILIARY:
-        options["aux_logits"] = False
     network: nn.Module
     if pretrained:
         network = builder(weights="DEFAULT", progress=False, **options)
         return network
-    if name in WITHOUT_AUXILIARY:
-        options["init_weights"] = True  # it would warn that this default is about to change
+    if name in WITHOUT_AUXILIARY:  # and they would warn that they are about to start with other weights
+        options = {"aux_logits": False, "init_weights": True, **options}
     network = builder(weights=None, num_classes=num_classes, **options)
     return network
 
