@@ -107,7 +107,7 @@ def test_public_names():
     assert cnsn_cli.__all__ == [
         "Backbone", "Cnsn", "CnsnError", "DetachPoint", "Model", "Recipe", "Task", "__version__",
         "count_macs", "detach", "detach_points", "evaluate", "export", "load", "load_dataset",
-        "load_recipe", "load_test", "multi_model_loss", "resume", "train",
+        "load_recipe", "load_test", "multi_model_loss", "resume", "train", "use_plugin",
     ]  # fmt: skip
     assert all(getattr(cnsn_cli, name) is not None for name in cnsn_cli.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
