@@ -8,8 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
 from cnsn_cli import registry
+from cnsn_cli.backbone import detach_points
 from cnsn_cli.checkpoint import load
 from cnsn_cli.detaching import detach
+from cnsn_cli.errors import ArchitectureError
+from cnsn_cli.exporting import export
 from cnsn_cli.initial import Start
 from cnsn_cli.loss import multi_model_loss
 from cnsn_cli.metadata import read_metadata
@@ -63,7 +66,11 @@ def step(network: Cnsn, images: torch.Tensor) -> None:
     optimizer.step()
 
 
-@pytest.mark.parametrize("arch", TEN)
+SLOW = ("torchvision:densenet121", "torchvision:efficientnet_b0", "torchvision:regnet_y_400mf")
+SLOW += ("torchvision:squeezenet1_1",)
+
+
+@pytest.mark.parametrize("arch", [pytest.param(a, marks=[pytest.mark.long] * (a in SLOW)) for a in TEN])
 def test_a_network_as_it_is(arch, tmp_path):
     size, exits = TEN[arch]
     task = Task.plain(classes=CLASSES, image_size=size)
@@ -91,3 +98,31 @@ def test_a_network_as_it_is(arch, tmp_path):
         with FlopCounterMode(display=False) as counter:
             model.eval()(images[:1])
         assert 2 * record.macs == counter.get_total_flops(), record.name
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("arch", TEN)
+@pytest.mark.parametrize("to", ["onnx", "pt2"])
+def test_a_submodel_is_exported(arch, to, tmp_path):
+    """The export compares itself with PyTorch, and raises where they differ."""
+    size, exits = TEN[arch]
+    task = Task.plain(classes=CLASSES, image_size=size)
+    whole = rebuilt(arch, original(arch, CLASSES), task, exits)
+    path = saved(tmp_path / "whole.safetensors", whole.eval(), arch)
+    assert export(path, to, tmp_path / f"small.{to}", "0").difference < 1e-2
+
+
+OUT = ("vit_", "swin_")  # one conv, and attention
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", models.list_models(module=models))
+def test_every_classifier_of_torchvision(name):
+    """Its pieces return its logits, bit for bit, or building them raises."""
+    size = 224 if name == "maxvit_t" else 96
+    task = Task.plain(classes=CLASSES, image_size=size)
+    if name.startswith(OUT):
+        with pytest.raises(ArchitectureError, match="a cut goes between two conv layers"):
+            registry.build(f"torchvision:{name}", task)
+        return
+    assert detach_points(registry.build(f"torchvision:{name}", task), task.image_shape)
