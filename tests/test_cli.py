@@ -202,6 +202,7 @@ def test_bad_input_for_detach(cnsn, checkpoint, tmp_path):
         ("detach", "x.safetensors", "-o", "y.safetensors", "--max-latency", "5 minutes"),
         ("detach", "x.safetensors", "-o", "y.safetensors", "--min-accuracy", "90"),
         ("detach", "x.safetensors", "-o", "y.safetensors", "--max-macs", "1M", "--all"),
+        ("archs", "--why"),
         ("fly",),
     ],
 )

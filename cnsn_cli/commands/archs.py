@@ -22,6 +22,8 @@ def archs(
     json: Json = False,
 ) -> None:
     """List the installed architectures, or with NAME its options and detach points."""
+    if why and name is None:
+        raise typer.BadParameter("--why goes with NAME")
     if name is None:
         _list_all(json)
     else:
