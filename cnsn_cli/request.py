@@ -72,6 +72,13 @@ class Request(BaseModel):
         """How often the state is saved. Raises RecipeError for what is neither steps nor minutes."""
         return parse_interval(self.save_every)
 
+    @property
+    def started_from(self) -> Literal["file", "published"] | None:
+        """Where the first weights came from, if they were not drawn."""
+        if self.pretrained:
+            return "published"
+        return "file" if self.init else None
+
     def with_changes(self, changes: Mapping[str, Any]) -> "Request":
         """The same with other values, those of the recipe under their own names. Raises RecipeError."""
         settings = {key: value for key, value in changes.items() if key in Recipe.model_fields}

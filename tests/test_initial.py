@@ -103,6 +103,7 @@ def test_from_the_command_line_and_on_without_the_file(cnsn, weights, image_fold
     kept, given = load_file(run / "last.safetensors"), squeezed()
     name = "features.4.expand3x3.weight"
     assert torch.allclose(next(t for n, t in kept.items() if n.endswith(name)), given[name], atol=1e-6)
+    assert "cnsn train" not in cnsn("card", run / "last.safetensors").out
     weights.unlink()
     result = cnsn("train", "--resume", run, "--epochs", 2, "--override")
     assert result.code == 0, result.err
@@ -111,7 +112,7 @@ def test_from_the_command_line_and_on_without_the_file(cnsn, weights, image_fold
     assert "cannot go on with init" in one_line(cnsn(*moved))
 
 
-def test_what_torchvision_publishes(monkeypatch, quick, image_folder, tmp_path):
+def test_what_torchvision_publishes(cnsn, monkeypatch, quick, image_folder, tmp_path):
     """A run that goes on does not ask for it again."""
     asked = []
 
@@ -126,6 +127,8 @@ def test_what_torchvision_publishes(monkeypatch, quick, image_folder, tmp_path):
     events = []
     train(SQUEEZENET, (9,), str(image_folder), quick, tmp_path, pretrained=True, watch=events.append)
     assert len(events[0].drawn) == 2
+    assert " --pretrained " in cnsn("card", tmp_path / "best.safetensors").out
+    assert "weights of the original network" in cnsn("info", tmp_path / "best.safetensors").out
     resume(tmp_path, {"epochs": 2}, override=True, watch=events.append)
     assert len(asked) == 2
 
