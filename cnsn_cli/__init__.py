@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cnsn_cli.exporting import export
     from cnsn_cli.loss import multi_model_loss
     from cnsn_cli.network import Cnsn, Model
+    from cnsn_cli.plugin import use_plugin
     from cnsn_cli.recipe import Recipe, load_recipe
     from cnsn_cli.run import resume, train
     from cnsn_cli.task import Task
@@ -50,6 +51,7 @@ _HOMES = {
     "multi_model_loss": "loss",
     "resume": "run",
     "train": "run",
+    "use_plugin": "plugin",
 }
 
 __all__ = [
@@ -73,6 +75,7 @@ __all__ = [
     "multi_model_loss",
     "resume",
     "train",
+    "use_plugin",
 ]
 
 

@@ -14,6 +14,20 @@ from cnsn_cli.errors import ArchitectureError, DetachPointError
 from cnsn_cli.task import LARGEST_IMAGE
 
 
+class Obstacle(NamedTuple):
+    """Why there is no cut behind the conv `after`, inside a unit: several things are `needed` there."""
+
+    after: str
+    needed: tuple[str, ...]
+
+
+class UnitNote(NamedTuple):
+    """Of a unit: its `last` layer, and why it cannot be split."""
+
+    last: str
+    obstacles: tuple[Obstacle, ...]
+
+
 @dataclass(frozen=True)
 class Backbone:
     """An architecture as a sequence of units and a head.
@@ -21,12 +35,14 @@ class Backbone:
     `units` map images (N, C, H, W) to features (N, c, h, w), `head` maps features to logits
     (N, num_classes). A unit is the smallest piece that a cut may not split: conv+BN+ReLU(+pool) in VGG,
     a residual block in ResNet. `conv_counts` says how many conv layers lie on the main path of each
-    unit; shortcut convs do not count. All layers but BatchNorm must treat samples independently.
+    unit; shortcut convs do not count. All layers but BatchNorm must treat samples independently. `notes`
+    on each unit are for people only.
     """
 
     units: nn.Sequential
     head: nn.Module
     conv_counts: tuple[int, ...]
+    notes: tuple[UnitNote, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.units, nn.Sequential) or not isinstance(self.head, nn.Module):

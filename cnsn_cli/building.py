@@ -9,6 +9,7 @@ from cnsn_cli.checkpoint import load, versions
 from cnsn_cli.complexity import model_costs
 from cnsn_cli.device import Precision
 from cnsn_cli.errors import CheckpointError, RecipeError
+from cnsn_cli.initial import Start
 from cnsn_cli.metadata import FORMAT, Metadata, ModelRecord, read_metadata
 from cnsn_cli.network import Cnsn, Model
 from cnsn_cli.recipe import Recipe
@@ -17,15 +18,24 @@ from cnsn_cli.tensorfile import read_header
 
 
 def build_network(
-    arch: str, exits: tuple[int, ...], task: Task, recipe: Recipe, drop: int | None = None
+    arch: str,
+    exits: tuple[int, ...],
+    task: Task,
+    recipe: Recipe,
+    drop: int | None = None,
+    start: Start | None = None,
 ) -> Cnsn | Model:
-    """A network with random weights, drawn with the seed of the recipe.
+    """A network with weights drawn with the seed of the recipe, or those that it shall `start` from.
 
-    With `drop` it is the sub-model at that detach point by itself, which shares nothing.
+    With `drop` it is the sub-model at that detach point by itself, which shares nothing. Raises
+    CheckpointError where weights to start from do not fit.
     """
     torch.manual_seed(recipe.seed)
     cuts = exits if drop is None else (drop,)
-    network = Cnsn(registry.build(arch, task), cuts, task, recipe.bn, recipe.step_down)
+    backbone = registry.build(arch, task)
+    if start:
+        start.fill(backbone, task.num_classes)
+    network = Cnsn(backbone, cuts, task, recipe.bn, recipe.step_down)
     return network if drop is None else network.model(1)
 
 

@@ -70,11 +70,12 @@ def training_command(metadata: Metadata) -> str | None:
 
     A folder of images is named without the folders above it.
     """
-    if metadata.data is None or metadata.base_frozen:
+    if metadata.data is None or metadata.base_frozen or metadata.started_from == "file":
         return None
     task = metadata.task
     words = ["cnsn", "train", "--arch", metadata.arch, *_cuts(metadata), "--data", Path(metadata.data).name]
     words += ["--image-size", str(task.image_size)]
+    words += ["--pretrained"] * (metadata.started_from == "published")
     words += ["--in-channels", str(task.in_channels), "--precision", metadata.precision]
     for key, value in metadata.recipe.items():
         words += _flag(key.replace("_", "-"), value)

@@ -142,7 +142,7 @@ def _parameters(module: nn.Module) -> int:
 
 def _trace(module: nn.Module, task: Task) -> dict[str, Cost]:
     """The costs of `module`, which takes images of `task`, and of each module below it, by name."""
-    blank = copy.deepcopy(module).to("meta", torch.float32).eval().to_empty(device="cpu")
+    blank = copy.deepcopy(module).eval()._apply(_filled)  # type: ignore[no-untyped-call]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, and fvcore rests on it
         from fvcore.nn import FlopCountAnalysis
@@ -152,6 +152,13 @@ def _trace(module: nn.Module, task: Task) -> dict[str, Cost]:
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         counts = analysis.by_module_and_operator()
     return {name: Cost(int(count["macs"]), int(count["operations"])) for name, count in counts.items()}
+
+
+def _filled(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor to compute with, in float32; numbers that stand for places in other tensors stay."""
+    if tensor.is_floating_point():
+        return torch.zeros_like(tensor, device="cpu", dtype=torch.float32)
+    return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor
 
 
 def _handles() -> dict[str, Any]:

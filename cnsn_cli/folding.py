@@ -4,7 +4,6 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cnsn_cli.errors import CheckpointError
@@ -40,7 +39,7 @@ def conv_norm_pairs(model: Model) -> list[tuple[str, str]]:
     for module in names:
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(remember)
-        elif isinstance(module, _BatchNorm):
+        elif type(module) is nn.BatchNorm2d:  # others may do more than normalise
             module.register_forward_pre_hook(look_up)
     blank(torch.empty(1, *model.task.image_shape, device="meta"))
     return pairs

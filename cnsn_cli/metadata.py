@@ -54,12 +54,12 @@ class _Version(BaseModel):
 class Metadata(BaseModel):
     """`kind` is `network` for base and sub-models together, `detached` for one model.
 
-    `provider` is the distribution that `arch` comes from. `sha256` holds a digest per tensor, `parent`
-    that of the header of the file that a model was detached from, which commits to all tensors in it, and
+    `provider` is the distribution that `arch` comes from. `sha256` holds a digest per tensor, `parent` that
+    of the header of the file that a model was detached from, which commits to all tensors in it, and
     `parent_exits` are all exits there. `base_frozen` tells that the base-model was not trained but taken
-    from another file, `folded` that BN has become part of the convs, `precision` in what the convs were
-    trained, `recalibrated` from how many batches BN statistics were computed anew, and `dtype` in what
-    weights are stored.
+    from another file, `started_from` that weights of the original network were the first ones, `folded`
+    that BN has become part of the convs, `precision` in what the convs were trained, `recalibrated` from
+    how many batches BN statistics were computed anew, and `dtype` in what weights are stored.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -72,6 +72,7 @@ class Metadata(BaseModel):
     bn: Literal["private", "shared"]
     step_down: Literal["patch", "stem"] = "patch"
     base_frozen: bool = False
+    started_from: Literal["file", "published"] | None = None
     folded: bool = False
     recalibrated: Count = 0
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -224,7 +224,8 @@ class Cnsn(nn.Module):
 def _like_weights(features: Tensor, unit: nn.Module) -> Tensor:
     """`features` in the memory format of the first conv of `unit`: a conv is slow where they differ."""
     for weight in unit.parameters():
-        if weight.dim() == 4 and weight.shape[2:] != (1, 1):  # a 1x1 kernel lies in every format alike
+        # A 1x1 kernel lies in every format alike, and so does one over a single channel.
+        if weight.dim() == 4 and weight.shape[1] > 1 and weight.shape[2:] != (1, 1):
             by_channels = weight.is_contiguous(memory_format=torch.channels_last)
             return features.contiguous(
                 memory_format=torch.channels_last if by_channels else torch.contiguous_format

@@ -40,7 +40,7 @@ class SharedBatchNorm(nn.Module):
 
     def __init__(self, norm: nn.Module, private: Sequence[nn.Module]) -> None:
         super().__init__()
-        self._parameters, self._buffers = norm._parameters, norm._buffers
+        self._parameters, self._buffers, self._modules = norm._parameters, norm._buffers, norm._modules
         # A tuple, because torch would register modules of a list or an attribute a second time.
         self.norms = (norm, *(with_statistics(norm, statistics) for statistics in private))
 

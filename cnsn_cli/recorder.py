@@ -26,9 +26,8 @@ class Recorder:
     def __init__(self, folder: Path, trainer: Trainer, request: Request, before: State | None = None) -> None:
         self.folder, self.trainer, self.request = folder, trainer, request
         check_space(folder, file_sizes(trainer))
-        self.metadata = describe(
-            trainer.network, request.arch, request.data, request.recipe, request.precision
-        )
+        metadata = describe(trainer.network, request.arch, request.data, request.recipe, request.precision)
+        self.metadata = metadata.model_copy(update={"started_from": request.started_from})
         self.metrics = before.metrics if before else ""
         epochs = before.epochs() if before else []
         self.best = max(epochs, key=lambda epoch: epoch.mean_accuracy, default=None)

@@ -15,6 +15,7 @@ from cnsn_cli.building import build_around, build_network, load_base
 from cnsn_cli.data import Dataset, load_dataset
 from cnsn_cli.device import place
 from cnsn_cli.errors import DataError, RecipeError
+from cnsn_cli.initial import Start, from_file, from_publisher
 from cnsn_cli.metadata import Count, first_problem
 from cnsn_cli.network import Model
 from cnsn_cli.recipe import Recipe
@@ -53,6 +54,8 @@ class Request(BaseModel):
     exits: tuple[Count, ...]
     drop: Count | None
     freeze_base: str | None
+    init: str | None = None  # this and `pretrained` came later: there are states without
+    pretrained: bool = False
     data: str
     data_dir: str
     image_size: int | None = Field(ge=1, le=LARGEST_IMAGE)
@@ -69,6 +72,13 @@ class Request(BaseModel):
         """How often the state is saved. Raises RecipeError for what is neither steps nor minutes."""
         return parse_interval(self.save_every)
 
+    @property
+    def started_from(self) -> Literal["file", "published"] | None:
+        """Where the first weights came from, if they were not drawn."""
+        if self.pretrained:
+            return "published"
+        return "file" if self.init else None
+
     def with_changes(self, changes: Mapping[str, Any]) -> "Request":
         """The same with other values, those of the recipe under their own names. Raises RecipeError."""
         settings = {key: value for key, value in changes.items() if key in Recipe.model_fields}
@@ -83,9 +93,21 @@ class Request(BaseModel):
         return {**self.model_dump(exclude={"recipe"}), **self.recipe.model_dump()}
 
 
-def prepare(request: Request) -> tuple[Trainer, Dataset]:
-    """All that a run needs before its first step. Raises a CnsnError where it cannot start."""
+class Prepared(NamedTuple):
+    """All that a run needs before its first step; weights `drawn` although others were asked for."""
+
+    trainer: Trainer
+    dataset: Dataset
+    drawn: tuple[str, ...] = ()
+
+
+def prepare(request: Request, resumed: bool = False) -> Prepared:
+    """Everything for a run, which if `resumed` gets its weights elsewhere.
+
+    Raises a CnsnError where it cannot start.
+    """
     registry.find(request.arch)
+    _check_start(request)
     if request.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
         torch.use_deterministic_algorithms(True)
@@ -97,17 +119,32 @@ def prepare(request: Request) -> tuple[Trainer, Dataset]:
         )
     if base:
         dataset = _for_base(dataset, base, request)
+    start = None if resumed else _start(request, dataset)
     fitted, held_out = split_off(dataset, recipe)
     network = (
         build_around(base, arch, exits, recipe)
         if base
-        else build_network(arch, exits, dataset.task, recipe, request.drop)
+        else build_network(arch, exits, dataset.task, recipe, request.drop, start)
     )
     network = place(network, torch.device(request.device))
     trainer = Trainer(network, fitted, held_out, recipe, request.precision, request.compiled)
     if not processes.is_first():
         torch.manual_seed(recipe.seed + 2**32 * processes.rank())  # dropout of its own
-    return trainer, dataset
+    return Prepared(trainer, dataset, start.drawn if start else ())
+
+
+def _check_start(request: Request) -> None:
+    given = {"--init": request.init, "--pretrained": request.pretrained, "--freeze-base": request.freeze_base}
+    several = [option for option, value in given.items() if value]
+    if len(several) > 1:
+        raise RecipeError(f"{' and '.join(several)} both say what a network starts with: give one of them")
+
+
+def _start(request: Request, dataset: Dataset) -> Start | None:
+    if request.pretrained:
+        with processes.first_ahead():  # it may have to download
+            return from_publisher(request.arch, dataset.task)
+    return from_file(Path(request.init)) if request.init else None
 
 
 def _for_base(dataset: Dataset, base: Model, request: Request) -> Dataset:

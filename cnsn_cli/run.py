@@ -19,13 +19,13 @@ from cnsn_cli.metadata import ModelRecord
 from cnsn_cli.picture import draw
 from cnsn_cli.recipe import Recipe
 from cnsn_cli.recorder import Recorder, with_results
-from cnsn_cli.request import Request, prepare
+from cnsn_cli.request import Prepared, Request, prepare
 from cnsn_cli.runfolder import PLOT, locked, refuse_existing
 from cnsn_cli.state import STATE, differences, environment, read_state, restore
 
 # What a run cannot change on its way: the shape of the network, and where steps and images stand.
 FIXED = (
-    "arch", "exits", "drop", "freeze_base", "image_size", "in_channels", "skip_bad",
+    "arch", "exits", "drop", "freeze_base", "init", "pretrained", "image_size", "in_channels", "skip_bad",
     "bn", "step_down", "ema", "batch_size", "val_split",
 )  # fmt: skip
 
@@ -34,7 +34,8 @@ FIXED = (
 class Started:
     """All is ready: what will be trained, on how many images, and which images choose the best epoch.
 
-    `skipped` says of each image that was left out what is wrong with it.
+    `skipped` says of each image that was left out what is wrong with it. `drawn` are weights of the
+    classifier that start at random, because those that were given know another number of classes.
     """
 
     train_images: int
@@ -44,6 +45,7 @@ class Started:
     selection: Literal["test", "validation"]
     device: torch.device
     skipped: tuple[str, ...]
+    drawn: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ def train(
     *,
     drop: int | None = None,
     freeze_base: str | Path | None = None,
+    init: str | Path | None = None,
+    pretrained: bool = False,
     data_dir: str | Path = "data",
     image_size: int | None = None,
     in_channels: int = 3,
@@ -84,11 +88,12 @@ def train(
     """Train a network and write the run folder `out`; `watch` is told of every event.
 
     With `drop` in place of `exits`, the sub-model at that detach point is trained alone. `freeze_base` names
-    a file whose base-model gets sub-models, and stays as it is. With `skip_bad`, images that cannot be read
-    are left out. On CUDA `precision` is bf16 and the forward pass `compiled` where nothing else is asked for,
-    and `deterministic` makes results repeatable there. The state is saved after every epoch and after every
-    `save_every` steps (`500`) or minutes (`10m`). Raises a CnsnError, and Stopped after Ctrl-C or SIGTERM;
-    what was written is then whole and stays.
+    a file whose base-model gets sub-models, and stays as it is. A network starts with the weights in the
+    safetensors file `init`, or with those that it was published with if `pretrained`. With `skip_bad`,
+    images that cannot be read are left out. On CUDA `precision` is bf16 and the forward pass `compiled` where
+    nothing else is asked for, and `deterministic` makes results repeatable there. The state is saved after
+    every epoch and after every `save_every` steps (`500`) or minutes (`10m`). Raises a CnsnError, and Stopped
+    after Ctrl-C or SIGTERM; what was written is then whole and stays.
     """
     chosen = choose_device(device)
     request = Request(
@@ -96,6 +101,8 @@ def train(
         exits=exits,
         drop=drop,
         freeze_base=None if freeze_base is None else str(freeze_base),
+        init=None if init is None else str(init),
+        pretrained=pretrained,
         data=data,
         data_dir=str(data_dir),
         image_size=image_size,
@@ -115,14 +122,15 @@ def train(
 def _start(request: Request, folder: Path, force: bool, classes: int | None, watch: Watch) -> Run:
     refuse_existing(folder, force)
     request.interval()
-    trainer, dataset = prepare(request)
+    prepared = prepare(request)
+    dataset = prepared.dataset
     if classes not in (None, dataset.task.num_classes):
         raise DataError(
             f"{request.data} has {dataset.task.num_classes} classes, not {classes}: leave out --classes"
         )
     with locked(folder):
         refuse_existing(folder, force)  # once more, now that nobody else can fill it
-        return _run(Recorder(folder, trainer, request), dataset, watch)
+        return _run(Recorder(folder, prepared.trainer, request), prepared, watch)
 
 
 def resume(
@@ -146,9 +154,9 @@ def resume(
         request = request.with_changes({"device": device.type})  # one that was asked for may be `auto`
         here = environment(device)
         _check_differences(folder, state.request, request, differences(state.environment, here), override)
-        trainer, dataset = prepare(request)
-        restore(folder / STATE, trainer, state)
-        return _run(Recorder(folder, trainer, request, state), dataset, watch)
+        prepared = prepare(request, resumed=True)
+        restore(folder / STATE, prepared.trainer, state)
+        return _run(Recorder(folder, prepared.trainer, request, state), prepared, watch)
 
 
 def _check_differences(folder: Path, old: Request, new: Request, elsewhere: str, override: bool) -> None:
@@ -162,12 +170,12 @@ def _check_differences(folder: Path, old: Request, new: Request, elsewhere: str,
         )
 
 
-def _run(recorder: Recorder, dataset: Dataset, watch: Watch) -> Run:
-    trainer = recorder.trainer
+def _run(recorder: Recorder, prepared: Prepared, watch: Watch) -> Run:
+    trainer, dataset, drawn = prepared
     selection = trainer.recipe.selection
     images = len(trainer.train), len(trainer.held_out)
     done = trainer.epoch * trainer.steps_per_epoch + trainer.step
-    watch(Started(*images, trainer.steps_per_epoch, done, selection, trainer.device, dataset.skipped))
+    watch(Started(*images, trainer.steps_per_epoch, done, selection, trainer.device, dataset.skipped, drawn))
     if trainer.epoch < trainer.recipe.epochs:
         _train(recorder, watch)
     processes.leave()

@@ -100,11 +100,21 @@ def test_info(cnsn, checkpoint):
 
 def test_archs(cnsn):
     assert re.search(r"vgg16 +cnsn-cli", cnsn("archs").out)
-    assert {"name": "vgg16"}.items() <= json.loads(cnsn("archs", "--json").out)["architectures"][12].items()
+    listed = json.loads(cnsn("archs", "--json").out)["architectures"]
+    assert {"vgg16", "torchvision", "timm"} <= {architecture["name"] for architecture in listed}
     shown = json.loads(cnsn("archs", "resnet18", "--json").out)
     assert shown["options"] == {"width": 1.0}
     assert [point["drops"] for point in shown["detach_points"]] == list(range(1, 16, 2))
     assert "64 x 32 x 32" in cnsn("archs", "resnet18").out
+
+
+def test_archs_says_why(cnsn):
+    out = cnsn("archs", "torchvision:resnet18", "--why").out
+    assert out.startswith("torchvision:resnet18, provided by cnsn-cli ")
+    assert re.search(r"units.1, layer1.0.relu +3 +yes", out)
+    assert re.search(r"layer1.0.conv1 +no: needed later are maxpool and layer1_0_conv1", out)
+    borders = json.loads(cnsn("archs", "torchvision:resnet18", "--why", "--json").out)["borders"]
+    assert borders[-1] == {"after": "units.8, avgpool", "drops": 17, "reason": "no conv layer follows"}
 
 
 def test_version(cnsn):
@@ -192,6 +202,7 @@ def test_bad_input_for_detach(cnsn, checkpoint, tmp_path):
         ("detach", "x.safetensors", "-o", "y.safetensors", "--max-latency", "5 minutes"),
         ("detach", "x.safetensors", "-o", "y.safetensors", "--min-accuracy", "90"),
         ("detach", "x.safetensors", "-o", "y.safetensors", "--max-macs", "1M", "--all"),
+        ("archs", "--why"),
         ("fly",),
     ],
 )

@@ -261,3 +261,14 @@ def test_torch_compile_takes_the_one_pass_as_one_graph():
     compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     for ours, reference in zip(compiled(images), expected, strict=True):
         torch.testing.assert_close(ours, reference)
+
+
+def test_a_depthwise_conv_does_not_change_how_features_lie_in_memory():
+    """A kernel over one channel is contiguous in every format, and tells of none."""
+    units = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, groups=4))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    base = Cnsn(Backbone(units, head, (1, 1)), (), Task.plain()).base
+    seen = []
+    units[1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].is_contiguous()))
+    base(torch.randn(2, 3, 32, 32))
+    assert seen == [True]

@@ -15,8 +15,10 @@ from cnsn_cli.network import Cnsn
 from cnsn_cli.task import Task
 
 ROOT = Path(__file__).parents[1]
-README, DEPLOY = (ROOT / "README.md").read_text(), (ROOT / "docs" / "deploy.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README + DEPLOY, re.M | re.S)
+README = (ROOT / "README.md").read_text()
+DEPLOY, PLUGINS = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("deploy", "plugins"))
+SHOWN = README + DEPLOY + PLUGINS
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", SHOWN, re.M | re.S)
 
 
 def block(language: str, containing: str) -> str:
@@ -50,16 +52,20 @@ def test_exported_files_run_as_shown(checkpoint, image_folder, tmp_path, monkeyp
     assert capsys.readouterr().out.strip() in ("bright", "dark")
 
 
-def test_the_plugin_example(distribution):
-    project = tomllib.loads(block("toml", "my-nets"))
-    entry_points = project["project"]["entry-points"]["cnsn.architectures"]
-    distribution("my-nets", {"my_nets": block("python", "def plain")}, entry_points)
+def test_the_plugin_examples(distribution):
+    """Those of the tutorial; the package in examples/ has both, and the same project file."""
+    text = block("toml", "my-nets")
+    assert tomllib.loads(text) == tomllib.loads((ROOT / "examples/my-nets/pyproject.toml").read_text())
+    entry_points = tomllib.loads(text)["project"]["entry-points"]["cnsn.architectures"]
+    source = block("python", "def plain") + block("python", "def twins")
+    distribution("my-nets", {"my_nets": source}, entry_points)
     task = Task.plain()
-    network = Cnsn(registry.build("plain:depth=8", task), (2, 4), task)
-    assert [logits.shape for logits in network(torch.randn(2, 3, 32, 32))] == [(2, 10)] * 3
+    for arch, exits in (("plain:depth=8", (2, 4)), ("twins:channels=24", (1, 2))):
+        network = Cnsn(registry.build(arch, task), exits, task)
+        assert [logits.shape for logits in network(torch.randn(2, 3, 32, 32))] == [(2, 10)] * 3
 
 
-LINES = (README + DEPLOY).splitlines()
+LINES = SHOWN.splitlines()
 COMMANDS = sorted({line.strip().removeprefix("$ ") for line in LINES if " cnsn " in f" {line}"})
 COMMANDS = [re.sub(r" +#.*", "", line) for line in COMMANDS if re.match(r"cnsn [a-z]+ ", line)]
 

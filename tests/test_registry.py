@@ -24,6 +24,9 @@ def raises(num_classes, in_channels, image_size):
 
 number = 5
 
+def takes_none():
+    return None
+
 def returns_none(num_classes, in_channels, image_size):
     return None
 """
@@ -36,13 +39,19 @@ def test_the_built_in_architectures_come_through_entry_points():
 
 
 def test_a_name_with_options():
-    assert registry.parse("vgg16:width=0.5") == ("vgg16", {"width": 0.5})
-    assert registry.parse("mine:depth=3,kind=big") == ("mine", {"depth": 3, "kind": "big"})
-    assert registry.parse("vgg16") == ("vgg16", {})
+    assert registry.parse("vgg16:width=0.5") == ("vgg16", None, {"width": 0.5})
+    assert registry.parse("mine:depth=3,kind=big") == ("mine", None, {"depth": 3, "kind": "big"})
+    assert registry.parse("vgg16") == ("vgg16", None, {})
+
+
+def test_a_name_with_a_variant_and_options_in_brackets():
+    assert registry.parse("timm:resnet18") == ("timm", "resnet18", {})
+    spec = registry.parse("timm:convnext_tiny:dims=(1,(2,3)),act='relu',n=[4,5]")
+    assert spec == ("timm", "convnext_tiny", {"dims": (1, (2, 3)), "act": "relu", "n": [4, 5]})
 
 
 def test_options_are_literals_never_code():
-    _, options = registry.parse("vgg16:width=__import__('os').getpid()")
+    _, _, options = registry.parse("vgg16:width=__import__('os').getpid()")
     assert options == {"width": "__import__('os').getpid()"}
     with pytest.raises(ArchitectureError, match="width must be above 0"):
         registry.build("vgg16:width=__import__('os').getpid()", Task.plain())
@@ -86,11 +95,15 @@ def test_a_plugin_of_another_distribution(distribution):
     ("entry", "message"),
     [
         ("other:raises", "cannot build 'bad' of other 1.0: out of ideas"),
-        ("other:returns_none", "plug-in 'bad' of other 1.0 returned NoneType, not a Backbone"),
+        (
+            "other:returns_none",
+            "plug-in 'bad' of other 1.0 returned NoneType, not a Backbone or a torch module",
+        ),
         (
             "other:missing",
             "cannot import plug-in 'bad' of other 1.0: module 'other' has no",
         ),
+        ("other:takes_none", "plug-in 'bad' of other 1.0 takes no num_classes"),
         ("other:number", "plug-in 'bad' of other 1.0 is no function"),
         ("nowhere:f", "cannot import plug-in 'bad' of other 1.0: No module named 'nowhere'"),
     ],

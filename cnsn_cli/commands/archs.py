@@ -1,23 +1,34 @@
 """`cnsn archs`: what can be trained."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnsn_cli.commands.options import ImageSize, Json
+from cnsn_cli.commands.options import ImageSize, Json, Plugin
 from cnsn_cli.commands.output import print_json, print_table
+from cnsn_cli.registry import use_plugin_of
+
+if TYPE_CHECKING:
+    from cnsn_cli.borders import Border
 
 
 def archs(
     name: Annotated[str | None, typer.Argument(help="One architecture, to see its detach points.")] = None,
     image_size: ImageSize = 32,
+    why: Annotated[
+        bool, typer.Option("--why", help="Show every border in NAME, and why it is no detach point.")
+    ] = False,
+    plugin: Plugin = None,
     json: Json = False,
 ) -> None:
     """List the installed architectures, or with NAME its options and detach points."""
+    if why and name is None:
+        raise typer.BadParameter("--why goes with NAME")
     if name is None:
         _list_all(json)
     else:
-        _show(name, image_size or 32, json)
+        use_plugin_of(name)
+        _show(name, image_size or 32, why, json)
 
 
 def _list_all(json: bool) -> None:
@@ -31,24 +42,40 @@ def _list_all(json: bool) -> None:
         print_table(("architecture", "provided by"), rows)
 
 
-def _show(arch: str, image_size: int, json: bool) -> None:
+def _show(arch: str, image_size: int, why: bool, json: bool) -> None:
     from cnsn_cli import registry
     from cnsn_cli.backbone import detach_points
+    from cnsn_cli.borders import borders
     from cnsn_cli.task import Task
 
     entry = registry.find(arch)
     options = registry.options(entry)
     task = Task.plain(image_size=image_size)
-    points = detach_points(registry.build_blank(arch, task), task.image_shape)
+    backbone = registry.build_blank(arch, task)
+    points = detach_points(backbone, task.image_shape)
+    places = borders(backbone, task.image_shape) if why else []
     if json:
         rows = [{"drops": p.drops, "unit": p.unit, "shape": p.shape} for p in points]
         names = {"name": entry.name, "provider": registry.provider(entry)}
-        print_json({**names, "options": options, "detach_points": rows})
+        content = {**names, "options": options, "detach_points": rows}
+        print_json(content | ({"borders": [place._asdict() for place in places]} if why else {}))
         return
-    print(f"{entry.name}, provided by {registry.provider(entry)}")
-    print("options:", ", ".join(f"{key}={default}" for key, default in options.items()) or "none")
+    print(f"{arch}, provided by {registry.provider(entry)}")
+    shown = ", ".join(f"{key}={default}" for key, default in options.items())
+    print("options:", shown or ("those of its builder" if registry.takes_any(entry) else "none"))
     print_table(
         ("drops", "first unit kept", "feature map there"),
         [(str(p.drops), str(p.unit), " x ".join(map(str, p.shape))) for p in points],
         f"detach points at {image_size} x {image_size}",
     )
+    if why:
+        print_table(
+            ("behind", "drops", "detach point?"),
+            [(p.after, "" if p.drops is None else str(p.drops), _answer(p)) for p in places],
+            "every border",
+            texts=(0, 2),
+        )
+
+
+def _answer(border: "Border") -> str:
+    return "yes" if border.reason is None else f"no: {border.reason}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnsn_cli.commands.options import Json, parse_counts
+from cnsn_cli.commands.options import Json, Plugin, parse_counts
 from cnsn_cli.commands.output import COLUMNS, print_json, print_table
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ def bench(
     batch_sizes: Annotated[str, typer.Option(help="How many images at a time, such as 1,32.")] = "1",
     threads: Annotated[str, typer.Option(help="How many threads compute an answer, such as 1,2.")] = "1",
     rounds: Annotated[int, typer.Option(min=1, help="How often each is timed, in turns.")] = 50,
+    plugin: Plugin = None,
     json: Json = False,
 ) -> None:
     """Measure latency and throughput of every model in files, on the CPU."""

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cnsn_cli.commands.options import Data, DataDir, Force, Json, MaxBytes, MaxMacs, Recalibrate, limits
+from cnsn_cli.commands.options import (
+    Data,
+    DataDir,
+    Force,
+    Json,
+    MaxBytes,
+    MaxMacs,
+    Plugin,
+    Recalibrate,
+    limits,
+)
 from cnsn_cli.commands.output import print_comparison, print_json, printable
 
 if TYPE_CHECKING:
@@ -39,6 +49,7 @@ def detach(
     data: Data = None,
     data_dir: DataDir = Path("data"),
     force: Force = False,
+    plugin: Plugin = None,
     json: Json = False,
 ) -> None:
     """Write a sub-model as a stand-alone file: its step-down conv, the kept layers and the head.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnsn_cli.commands.options import Data, DataDir, Device, Json, Recalibrate, SkipBad
+from cnsn_cli.commands.options import Data, DataDir, Device, Json, Plugin, Recalibrate, SkipBad
 from cnsn_cli.commands.output import print_json, print_models, print_skipped, print_table
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def evaluate(
     per_class: Annotated[bool, typer.Option(help="Show precision and recall of every class too.")] = False,
     recalibrate: Recalibrate = 0,
     skip_bad: SkipBad = False,
+    plugin: Plugin = None,
     json: Json = False,
 ) -> None:
     """Measure accuracy and loss of every model in a file on the test images."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cnsn_cli.commands.options import Data, DataDir, Force, Json, Submodel
+from cnsn_cli.commands.options import Data, DataDir, Force, Json, Plugin, Submodel
 from cnsn_cli.commands.output import print_comparison, print_json, printable
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def export(
     data: Data = None,
     data_dir: DataDir = Path("data"),
     force: Force = False,
+    plugin: Plugin = None,
     json: Json = False,
 ) -> None:
     """Write a model as ONNX or .pt2, and check that it returns the logits of PyTorch.

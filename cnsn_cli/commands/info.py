@@ -52,6 +52,8 @@ def _lines(metadata: "Metadata") -> dict[str, str]:
         "recipe": ", ".join(_changed(metadata.recipe)),
         "made with": ", ".join(f"{name} {version}" for name, version in metadata.versions.items()),
     }
+    if metadata.started_from:
+        lines["start"] = f"weights of the original network ({metadata.started_from})"
     if metadata.selection:
         epoch, images = metadata.selection.epoch, metadata.selection.images
         lines["selected"] = f"epoch {epoch}, on the {images} images, as are accuracy and loss"

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cnsn_cli.budget import Candidate, choose
-from cnsn_cli.commands.options import SIDE, Json, MaxBytes, MaxMacs, limits, parse_exits
+from cnsn_cli.commands.options import SIDE, Json, MaxBytes, MaxMacs, Plugin, limits, parse_exits
 from cnsn_cli.commands.output import print_json, print_models, print_table
+from cnsn_cli.registry import use_plugin_of
 from cnsn_cli.task import LARGEST_IMAGE, Task
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def mac(
     max_macs: MaxMacs = None,
     max_bytes: MaxBytes = None,
     layers: Annotated[bool, typer.Option("--layers", help="Show every part of the network too.")] = False,
+    plugin: Plugin = None,
     json: Json = False,
 ) -> None:
     """Count MACs, operations, parameters and bytes of a network and of its sub-models.
@@ -56,6 +58,7 @@ def mac(
     from cnsn_cli.checkpoint import load_blank
 
     if arch is not None:
+        use_plugin_of(arch)
         task = Task.plain(classes or 10, image_size or 32, in_channels or 3)
         network: Cnsn | Model = complexity.blank_network(arch, cuts, task, step_down or "patch")
         accuracies: list[float | None] = [None] * len(network.models())

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cnsn_cli.budget import Budget, Quantity
+from cnsn_cli.plugin import use_plugin
 from cnsn_cli.task import LARGEST_IMAGE
 
 
@@ -60,6 +61,21 @@ def limits(
     return budget
 
 
+def _use(plugins: list[str] | None) -> list[str] | None:
+    for plugin in plugins or ():
+        use_plugin(plugin)
+    return plugins
+
+
+# It has done its work when a command starts.
+Plugin = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Code that builds networks: a file.py, which is run, or package.module:function.",
+        callback=_use,
+        show_default=False,
+    ),
+]
 MaxMacs = Annotated[str | None, typer.Option(help="At most so many MACs, such as 150M.")]
 MaxBytes = Annotated[
     str | None, typer.Option(help="At most so many bytes of float32 tensors: 8M is 8,000,000.")

@@ -72,8 +72,13 @@ def print_comparison(comparison: "Comparison", dtype: str) -> None:
     print_table(("weights", "file", "accuracy", "latency"), rows, f"{seen}; latency for one, on one thread")
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
-    """A table on stdout; the first column is text, the others are flush right."""
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    title: str | None = None,
+    texts: Sequence[int] = (0,),
+) -> None:
+    """A table on stdout; the columns numbered in `texts` are text, the others are flush right."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -81,7 +86,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
 
     table = Table(box=SIMPLE_HEAD, show_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", no_wrap=True)
+        table.add_column(column, justify="left" if index in texts else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     console = Console()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnsn_cli.commands.options import Device, Json, Submodel
+from cnsn_cli.commands.options import Device, Json, Plugin, Submodel
 from cnsn_cli.commands.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ def predict(
     submodel: Submodel = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to show for a picture.")] = 5,
     device: Device = "auto",
+    plugin: Plugin = None,
     json: Json = False,
 ) -> None:
     """Show the likeliest classes of pictures."""

@@ -88,6 +88,10 @@ def _opening(event: Started, recipe: Recipe) -> str:
     ]
     if event.selection == "test":
         lines[-1] += ", as the paper did: its accuracy is no estimate for new images (see --val-split)"
+    if event.drawn:
+        lines.append(
+            f"the classifier starts at random, the weights know other classes: {', '.join(event.drawn)}"
+        )
     if late := recipe.unreached_milestones():
         listed = ", ".join(map(str, late))
         lines.append(f"warning: training ends with epoch {recipe.epochs}, before the milestones {listed}")

@@ -19,10 +19,12 @@ from cnsn_cli.commands.options import (
     ImageSize,
     InChannels,
     Json,
+    Plugin,
     SkipBad,
     parse_exits,
 )
 from cnsn_cli.commands.output import print_json, print_models, printable
+from cnsn_cli.registry import use_plugin_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +50,13 @@ def train(
     freeze_base: Annotated[
         Path | None, typer.Option(help="A file whose base-model gets sub-models and stays as it is.")
     ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Start with the weights in this .safetensors file, of the original network."),
+    ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Start with the weights that torchvision or timm publish.")
+    ] = False,
     data: Annotated[
         str, typer.Option(help="cifar10, cifar100, digits, or a folder with train/ and test/ or val/.")
     ] = "cifar10",
@@ -85,13 +94,18 @@ def train(
     override: Annotated[
         bool, typer.Option("--override", help="With --resume: go on although something differs.")
     ] = False,
+    plugin: Plugin = None,
     json: Json = False,
 ) -> None:
     """Train a network together with its sub-models, and write a run folder."""
+    if arch is not None:
+        use_plugin_of(arch)
     cuts = parse_exits(exits or "")
     options: dict[str, Any] = {
         "drop": drop,
         "freeze_base": None if freeze_base is None else str(freeze_base),
+        "init": None if init is None else str(init),
+        "pretrained": pretrained,
         "data_dir": str(data_dir),
         "image_size": image_size,
         "in_channels": in_channels,

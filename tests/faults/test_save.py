@@ -30,7 +30,7 @@ def saving(tiny, tmp_path):
     """A run after its first epoch, and a function that saves the second one."""
     request = read_state(tiny["state"]).request
     recipe = load_recipe("quick", {"epochs": 2, "batch_size": 4})
-    trainer, _ = prepare(Request(**{**dict(request), "recipe": recipe}))
+    trainer, *_ = prepare(Request(**{**dict(request), "recipe": recipe}))
     folder = tmp_path / "saved"
     folder.mkdir()
     request = request.model_copy(update={"recipe": recipe})

@@ -1,0 +1,44 @@
+"""Networks without weights: their shapes are known, and next to nothing is computed or kept."""
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+LARGEST = 2**14  # elements
+
+
+class blank(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Large tensors that are made here lie on the meta device.
+
+    Small ones do not: networks of others compute with them while they are built, which the meta device
+    cannot, or keep them as constants.
+    """
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if _makes(args, kwargs) and prod(args[0]) > LARGEST:
+            kwargs = {**kwargs, "device": torch.device("meta")}
+        return operator(*args, **kwargs)
+
+
+def _makes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operator makes a tensor of the size that it is given."""
+    sized = bool(args) and isinstance(args[0], list | tuple) and all(isinstance(n, int) for n in args[0])
+    return sized and "device" in kwargs
+
+
+def emptied(*networks: nn.Module) -> None:
+    """Leave nothing of all that a file would hold but shapes; constants, which it does not hold, stay."""
+    for network in networks:
+        for module in network.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[name] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+            for name, buffer in module._buffers.items():
+                if buffer is not None and name not in module._non_persistent_buffers_set:
+                    module._buffers[name] = buffer.to("meta")

@@ -1,0 +1,187 @@
+"""Weights to start from: a file of the original network, or what was published with it."""
+
+import sys
+import urllib.error
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torchvision import models
+
+from cnsn_cli import registry
+from cnsn_cli.backbone import Backbone
+from cnsn_cli.errors import ArchitectureError, CheckpointError
+from cnsn_cli.initial import Start, from_file, from_publisher
+from cnsn_cli.run import resume, train
+from cnsn_cli.task import Task
+from tests.conftest import TINY
+from tests.test_cli import one_line
+
+ARCH = "torchvision:mobilenet_v3_small:width_mult=0.25"
+TASK = Task.plain(classes=2)
+CLASSIFIER = ("classifier.3.weight", "classifier.3.bias")
+SQUEEZENET = "torchvision:squeezenet1_1"  # trains fast; its last conv is the classifier
+
+
+def published(classes: int = 1000) -> dict[str, torch.Tensor]:
+    torch.manual_seed(5)
+    state = models.mobilenet_v3_small(num_classes=classes, width_mult=0.25).state_dict()
+    return {name: tensor + 0.5 if "running_mean" in name else tensor for name, tensor in state.items()}
+
+
+def squeezed() -> dict[str, torch.Tensor]:
+    torch.manual_seed(5)
+    return models.squeezenet1_1().state_dict()
+
+
+@pytest.fixture
+def weights(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file(squeezed(), path)
+    return path
+
+
+def tensors(backbone: Backbone) -> dict[str, torch.Tensor]:
+    """By their names in the original network."""
+    state = torch.nn.ModuleDict({"units": backbone.units, "head": backbone.head}).state_dict()
+    return {name.split(".", 2 if name.startswith("units") else 1)[-1]: t for name, t in state.items()}
+
+
+def test_all_weights_but_those_of_another_classifier_are_taken(tmp_path):
+    save_file(published(), tmp_path / "weights.safetensors")
+    backbone, start = registry.build(ARCH, TASK), from_file(tmp_path / "weights.safetensors")
+    start.fill(backbone, 2)
+    assert set(start.drawn) == set(CLASSIFIER)
+    found, given = tensors(backbone), published()
+    assert found.keys() == given.keys()
+    assert all(torch.equal(found[name], given[name]) for name in given if name not in CLASSIFIER)
+    start = Start(published(2), "two classes")
+    start.fill(backbone, 2)
+    assert start.drawn == ()
+    assert torch.equal(tensors(backbone)[CLASSIFIER[0]], published(2)[CLASSIFIER[0]])
+
+
+def test_a_builtin_backbone_takes_its_own_names(checkpoint):
+    backbone = registry.build(TINY, TASK)
+    from_file(checkpoint).fill(backbone, 2)
+    own = torch.nn.ModuleDict({"units": backbone.units, "head": backbone.head}).state_dict()
+    assert all(torch.equal(own[name], load_file(checkpoint)[name]) for name in own)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda state: state.pop("features.1.block.0.0.weight"),
+            "weights of another network, without 'featu",
+        ),
+        (
+            lambda state: state.update({"features.0.0.weight": torch.ones(9, 3, 3, 3)}),
+            r"has shape \(9, 3, 3, 3\)",
+        ),
+        (lambda state: state.update({"classifier.0.weight": torch.ones(3, 3)}), r"has shape \(3, 3\), not"),
+    ],
+)
+def test_weights_of_another_network(change, message):
+    state = published()
+    change(state)
+    with pytest.raises(CheckpointError, match=message):
+        Start(state, "x").fill(registry.build(ARCH, TASK), 2)
+
+
+def words(image_folder, out):
+    return ("--exits", "3,9", "--data", image_folder, "--recipe", "quick", "--batch-size", 8, "--out", out)
+
+
+def test_from_the_command_line_and_on_without_the_file(cnsn, weights, image_folder, tmp_path):
+    run = tmp_path / "run"
+    still = ("--epochs", 1, "--lr", 1e-12, "--momentum", 0, "--weight-decay", 0, "--warmup-epochs", 0)
+    result = cnsn("train", "--arch", SQUEEZENET, "--init", weights, *words(image_folder, run), *still)
+    assert result.code == 0, result.err
+    told = "the classifier starts at random, the weights know other classes"
+    assert f"{told}: classifier.1.weight, classifier.1.bias" in result.err
+    kept, given = load_file(run / "last.safetensors"), squeezed()
+    name = "features.4.expand3x3.weight"
+    assert torch.allclose(next(t for n, t in kept.items() if n.endswith(name)), given[name], atol=1e-6)
+    assert "cnsn train" not in cnsn("card", run / "last.safetensors").out
+    weights.unlink()
+    result = cnsn("train", "--resume", run, "--epochs", 2, "--override")
+    assert result.code == 0, result.err
+    assert "starts at random" not in result.err
+    moved = ("train", "--resume", run, "--init", "other.safetensors", "--epochs", 3)
+    assert "cannot go on with init" in one_line(cnsn(*moved))
+
+
+def test_what_torchvision_publishes(cnsn, monkeypatch, quick, image_folder, tmp_path):
+    """A run that goes on does not ask for it again."""
+    asked = []
+
+    def fetched(self, *arguments, **options):
+        asked.append(self)
+        return squeezed()
+
+    monkeypatch.setattr(models._api.WeightsEnum, "get_state_dict", fetched)
+    start = from_publisher(SQUEEZENET, TASK)
+    assert asked == [models.SqueezeNet1_1_Weights.DEFAULT]
+    assert all(torch.equal(tensor, start.weights[name]) for name, tensor in squeezed().items())
+    events = []
+    train(SQUEEZENET, (9,), str(image_folder), quick, tmp_path, pretrained=True, watch=events.append)
+    assert len(events[0].drawn) == 2
+    assert " --pretrained " in cnsn("card", tmp_path / "best.safetensors").out
+    assert "weights of the original network" in cnsn("info", tmp_path / "best.safetensors").out
+    resume(tmp_path, {"epochs": 2}, override=True, watch=events.append)
+    assert len(asked) == 2
+
+
+def test_googlenet_is_taken_without_its_other_classifiers(monkeypatch):
+    state = models.googlenet(init_weights=False).state_dict()
+    monkeypatch.setattr(models._api.WeightsEnum, "get_state_dict", lambda self, *a, **b: state)
+    task = Task.plain(classes=7)
+    start = from_publisher("torchvision:googlenet", task)
+    start.fill(registry.build("torchvision:googlenet", task), 7)
+    assert set(start.drawn) == {"fc.weight", "fc.bias"}
+
+
+def test_what_timm_publishes(monkeypatch):
+    import timm
+
+    torch.manual_seed(5)
+    state = timm.create_model("lcnet_050").state_dict()
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", lambda *a, **b: dict(state))
+    start = from_publisher("timm:lcnet_050", TASK)
+    assert all(torch.equal(tensor, start.weights[name]) for name, tensor in state.items())
+    start.fill(registry.build("timm:lcnet_050", TASK), 2)
+    assert set(start.drawn) == {"classifier.weight", "classifier.bias"}
+
+
+def test_weights_that_cannot_be_had(cnsn, monkeypatch, image_folder, tmp_path):
+    def offline(self, *arguments, **options):
+        print("Downloading", file=sys.stderr)
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(models._api.WeightsEnum, "get_state_dict", offline)
+    rest = words(image_folder, tmp_path / "run")
+    message = one_line(cnsn("train", "--arch", ARCH, "--pretrained", *rest))
+    assert message.startswith(
+        f"cannot get pretrained weights of {ARCH!r}: <urlopen error no network>; --init"
+    )
+    message = one_line(cnsn("train", "--arch", TINY, "--pretrained", *rest))
+    assert message == "vgg11 has no pretrained weights: give a file of weights with --init"
+    message = one_line(cnsn("train", "--arch", ARCH, "--init", tmp_path / "none.safetensors", *rest))
+    assert "none.safetensors: No such file" in message
+    message = one_line(cnsn("train", "--arch", ARCH, "--pretrained", "--init", "x", *rest))
+    assert message == "--init and --pretrained both say what a network starts with: give one of them"
+    assert not (tmp_path / "run").exists()
+
+
+def test_sub_models_on_a_base_that_started_with_weights(weights, quick, image_folder, tmp_path):
+    train(SQUEEZENET, (), str(image_folder), quick, tmp_path / "base", init=weights)
+    base = tmp_path / "base" / "best.safetensors"
+    train(SQUEEZENET, (9,), str(image_folder), quick, tmp_path / "run", freeze_base=base)
+    before, after = load_file(base), load_file(tmp_path / "run" / "best.safetensors")
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_no_weights_for_an_unknown_architecture():
+    with pytest.raises(ArchitectureError, match="unknown architecture 'nothing'"):
+        from_publisher("nothing", TASK)

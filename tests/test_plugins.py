@@ -1,0 +1,226 @@
+"""Plug-ins that the user names: functions of modules, files, and a package that pip installs."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from cnsn_cli import plugin, registry
+from cnsn_cli.checkpoint import load
+from tests.conftest import lively, saved
+from tests.test_checkpoint import rewrite
+from tests.test_cli import one_line
+
+ROOT = Path(__file__).parents[1]
+NETS = """
+import os
+from os import system
+from torch import nn
+
+def conv(channels, out):
+    return nn.Sequential(nn.Conv2d(channels, out, 3, 2, 1), nn.BatchNorm2d(out), nn.ReLU())
+
+def plain(num_classes, depth=3):
+    convs = [conv(3 if i == 0 else 4, 4) for i in range(depth)]
+    return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
+
+class Choosy(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv, self.linear = conv(3, 4), nn.Linear(4, num_classes)
+
+    def forward(self, images):
+        if images.mean() > 0:
+            images = -images
+        return self.linear(self.conv(images).mean((2, 3)))
+
+def stubborn(num_classes):
+    raise RuntimeError("out of\\nideas")
+
+def number(num_classes):
+    return 5
+
+def remove(path):
+    open(path, "w").close()
+"""
+
+
+@pytest.fixture
+def nets(tmp_path, monkeypatch):
+    """A file of networks that nobody has named yet."""
+    monkeypatch.setattr(plugin, "_named", set())
+    monkeypatch.delitem(sys.modules, "my_file", raising=False)
+    path = tmp_path / "my_file.py"
+    path.write_text(NETS)
+    yield path
+    sys.modules.pop("my_file", None)
+
+
+def forget(monkeypatch):
+    """As in the next process."""
+    monkeypatch.setattr(plugin, "_named", set())
+    sys.modules.pop("my_file", None)
+
+
+def test_a_file_from_training_to_export(cnsn, nets, monkeypatch, image_folder, tmp_path):
+    """Commands that build the network must be told of the file again; others need not."""
+    run, small = tmp_path / "run", tmp_path / "small.safetensors"
+    words = ("--data", image_folder, "--recipe", "quick", "--epochs", 2, "--batch-size", 8, "--out", run)
+    trained = cnsn(
+        "train", "--plugin", nets, "--arch", "my_file:plain:depth=4", "--exits", 2, *words, "--json"
+    )
+    assert trained.code == 0, trained.err
+    best = run / "best.safetensors"
+    forget(monkeypatch)
+    assert cnsn("detach", best, "--submodel", 0, "-o", small).code == 0
+    assert "my_file:plain:depth=4 (module my_file)" in cnsn("info", small).out
+    commands = [
+        ("eval", small),
+        ("mac", small),
+        ("predict", small, image_folder / "test" / "dark"),
+        ("bench", small, "--rounds", 1),
+        ("export", small, "--to", "pt2", "-o", tmp_path / "small.pt2"),
+        ("detach", best, "--submodel", 0, "--fold-bn", "-o", tmp_path / "folded.safetensors"),
+        ("train", "--resume", run, "--epochs", 3, "--override"),
+        ("archs", "my_file:plain"),
+    ]
+    for command in commands:
+        forget(monkeypatch)
+        message = one_line(cnsn(*command)) if command[0] != "archs" else cnsn(*command).err
+        assert "--plugin" in message, (command, message)
+        told = cnsn(*command, "--plugin", nets)
+        assert told.code == 0, (command, told.err)
+    (model,) = json.loads(cnsn("eval", small, "--plugin", nets, "--json").out)["models"]
+    assert model["accuracy"] == json.loads(trained.out)["models"][1]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("arch", "message"),
+    [
+        ("my_file:stubborn", "cannot build 'my_file:stubborn' of module my_file: out of ideas"),
+        (
+            "my_file:number",
+            "plug-in 'my_file:number' of module my_file returned int, not a Backbone or a torch",
+        ),
+        ("my_file:Choosy", "torch.fx cannot trace Choosy, at my_file.py line 19: symbolically traced"),
+        (
+            "my_file:remove:path='x'",
+            "no function my_file:remove that takes num_classes: choose from my_file:Ch",
+        ),
+        ("my_file:system:command='x'", "no function my_file:system that takes num_classes: choose from"),
+        (
+            "my_file:plain:depth=1",
+            "no sub-model can be detached from Sequential: a cut goes between two conv l",
+        ),
+        ("my_file:plain:width=1", "my_file:plain has no option 'width': choose from depth"),
+        ("nowhere:plain", "no architecture or module 'nowhere': install it, or give --plugin with the file"),
+        ("os:system", "plug-in 'os:system' of module os takes no num_classes"),
+        ("torchvision:resnet5O", "torchvision has no 'resnet5O': did you mean resnet50"),
+        ("torchvison:resnet50", "no architecture or module 'torchvison': did you mean torchvision?"),
+        ("timm:resnet5O", "timm has no 'resnet5O': did you mean"),
+        (
+            "torchvision:vit_b_16",
+            "no sub-model can be detached from VisionTransformer: a cut goes between two",
+        ),
+    ],
+)
+def test_bad_input_ends_in_one_line(cnsn, nets, arch, message):
+    found = one_line(cnsn("mac", "--plugin", nets, "--arch", arch))
+    assert message in found
+    if "cannot trace" in found:
+        assert "write a plug-in for it (docs/plugins.md)" in found
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("nothing.py", "cannot run plug-in nothing.py: [Errno 2] No such file"),
+        ("nothing", "no plug-in 'nothing': give a file that ends in .py, or package.module:function"),
+        ("broken.py", "cannot run plug-in broken.py: name 'oops' is not defined"),
+        ("json.py", "a module 'json' is at work already: give json.py another name"),
+    ],
+)
+def test_plugins_that_are_none(cnsn, nets, monkeypatch, named, message):
+    monkeypatch.chdir(nets.parent)
+    for name in ("broken", "json"):
+        Path(f"{name}.py").write_text("oops\n")
+    assert one_line(cnsn("mac", "--plugin", named, "--arch", "vgg11")).startswith(message)
+
+
+def test_without_timm(cnsn, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    message = one_line(cnsn("mac", "--arch", "timm:resnet18"))
+    assert message.endswith("timm is not installed: pip install 'cnsn-cli[timm]'")
+
+
+def test_a_function_of_a_module(cnsn, distribution, monkeypatch, tmp_path):
+    """Its name on the command line is enough; a file that has the same name is not."""
+    monkeypatch.setattr(plugin, "_named", set())
+    distribution("other", {"my_module": NETS}, {})
+    assert cnsn("mac", "--arch", "my_module:plain").code == 0
+    path = saved(tmp_path / "x.safetensors", lively("my_module:plain", (1,)), "my_module:plain")
+    forget(monkeypatch)
+    assert "give --plugin my_module:plain" in one_line(cnsn("mac", path))
+    assert cnsn("mac", path, "--plugin", "my_module:plain").code == 0
+    rewrite(path, lambda content, metadata: metadata.update(arch="my_module:number"))
+    assert "no function my_module:number" in one_line(cnsn("mac", path, "--plugin", "my_module:plain"))
+
+
+def test_a_file_cannot_call_what_was_not_meant_to_build(nets, checkpoint, tmp_path):
+    """Not what the plug-in imports, and not its other functions, with arguments from the file."""
+    registry.plugin.use_plugin(nets)
+    victim, path = tmp_path / "victim", tmp_path / "x.safetensors"
+    victim.write_text("mine")
+    for arch in (
+        f"my_file:remove:path='{victim}'",
+        f"my_file:system:command='rm {victim}'",
+        "my_file:os.abort",
+    ):
+        path.write_bytes(checkpoint.read_bytes())
+        rewrite(path, lambda content, metadata, arch=arch: metadata.update(arch=arch))
+        with pytest.raises(registry.ArchitectureError):
+            load(path)
+    assert victim.read_text() == "mine"
+
+
+def test_the_example_package(image_folder, tmp_path):
+    """Installed by pip into an environment of its own, which borrows the libraries of this one."""
+    venv.create(tmp_path / "env", with_pip=False, symlinks=True)
+    python = tmp_path / "env" / "bin" / "python"
+    purelib = subprocess.check_output(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    )
+    site = Path(purelib.decode().strip())
+    folders = [folder for folder in sys.path if folder.endswith("site-packages")]
+    # Through `site`, so that .pth files in these folders count too, as that of an editable install.
+    lines = [f"import site; site.addsitedir({folder!r})" for folder in folders]
+    (site / "borrowed.pth").write_text("\n".join(lines))
+    source = shutil.copytree(
+        ROOT / "examples" / "my-nets", tmp_path / "source"
+    )  # building leaves files there
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps"]
+    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    subprocess.run([*pip, "--no-build-isolation", source], check=True, env=environment)
+
+    listed = subprocess.check_output([python, "-m", "cnsn_cli", "archs", "--json"], cwd=tmp_path)
+    providers = {row["name"]: row["provider"] for row in json.loads(listed)["architectures"]}
+    assert providers["plain"] == providers["twins"] == "my-nets 1.0"
+    environment["OMP_NUM_THREADS"] = "1"
+    subprocess.run([python, "-c", USE, image_folder], check=True, cwd=tmp_path, env=environment)
+
+
+USE = """
+import sys, torch, cnsn_cli
+recipe = cnsn_cli.load_recipe("quick", {"epochs": 1, "batch_size": 8})
+run = cnsn_cli.train("twins", (1,), sys.argv[1], recipe, "run")
+cnsn_cli.detach("run/best.safetensors", "submodel0", "small.safetensors")
+small, whole = cnsn_cli.load("small.safetensors"), cnsn_cli.load("run/best.safetensors")
+images = torch.randn(4, 3, 32, 32)
+assert torch.equal(small(images), whole.submodels[0](images))
+assert [cost.drops for cost in cnsn_cli.count_macs("plain:depth=8")] == list(range(8))
+"""

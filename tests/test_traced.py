@@ -1,0 +1,180 @@
+"""Ordinary networks taken to pieces: where units end, what stays the same, what is refused."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision.ops import stochastic_depth
+
+from cnsn_cli import registry
+from cnsn_cli.backbone import detach_points
+from cnsn_cli.blank import blank, emptied
+from cnsn_cli.borders import borders
+from cnsn_cli.errors import ArchitectureError
+from cnsn_cli.network import Cnsn
+from cnsn_cli.task import Task
+from cnsn_cli.traced import check_same, traced
+
+TASK = Task.plain(classes=3, image_size=16)
+IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def conv(channels: int, out: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, out, 3, stride, 1), nn.BatchNorm2d(out), nn.ReLU())
+
+
+class Net(nn.Module):
+    """Two convs, a block with paths of 1 and 3 convs, a conv; functional dropout; a constant of its own."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        self.p = p
+        self.first, self.second = conv(3, 8, 2), conv(8, 8)
+        self.long = nn.Sequential(conv(8, 8), conv(8, 8), conv(8, 8))
+        self.short = nn.Conv2d(8, 8, 1)
+        self.last, self.linear = conv(8, 16, 2), nn.Linear(16, 3)
+        self.register_buffer("shift", torch.full((1, 8, 1, 1), 0.25), persistent=False)
+        self.scale = nn.Parameter(torch.ones(1, 8, 1, 1))
+
+    def forward(self, images, masks=None):
+        features = F.dropout(self.second(self.first(images)), self.p, self.training)
+        branch = stochastic_depth(self.long(features), 0.5, "row", self.training)
+        features = (branch + self.short(features)) * self.scale + self.shift
+        return self.linear(self.last(features).mean((2, 3)))
+
+
+def test_units_end_where_one_feature_map_is_all_there_is():
+    backbone = traced(Net(), TASK)
+    assert backbone.conv_counts == (1, 1, 3, 1)  # of a block, the longest path
+    points = detach_points(backbone, TASK.image_shape)
+    assert [tuple(point) for point in points] == [(1, 1, (8, 8, 8)), (2, 2, (8, 8, 8)), (5, 3, (8, 8, 8))]
+
+
+def test_names_stay_recognisable_and_constants_are_not_stored():
+    names = traced(Net(), TASK).units.state_dict().keys()
+    assert {"0.first.0.weight", "2.long.1.1.running_mean", "2.short.bias", "2.scale"} <= names
+    assert not [name for name in names if "shift" in name]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_same_function_in_evaluation_and_in_training(training):
+    """In training too, where dropout draws from the same random numbers."""
+    network = Net().train(training)
+    whole = Cnsn(traced(copy.deepcopy(network), TASK), (), TASK).train(training)
+    torch.manual_seed(1)
+    expected = network(IMAGES)
+    torch.manual_seed(1)
+    assert torch.equal(nn.Sequential(whole.units, whole.head)(IMAGES), expected)
+    assert training == (not torch.equal(network(IMAGES), network(IMAGES)))
+
+
+def test_a_blank_network_has_shapes_and_constants_only():
+    with blank():
+        backbone = traced(Net(), TASK)
+    emptied(backbone.units, backbone.head)
+    whole = nn.ModuleDict({"units": backbone.units, "head": backbone.head})
+    assert all(tensor.is_meta for tensor in whole.state_dict().values())
+    (shift,) = [buffer for name, buffer in whole.named_buffers() if name.endswith("shift")]
+    assert shift.flatten().tolist() == [0.25] * 8
+
+
+def test_every_border_has_a_reason():
+    found = borders(traced(Net(), TASK), TASK.image_shape)
+    yes = [(border.after, border.drops) for border in found if border.reason is None]
+    assert yes == [("units.0, first.2", 1), ("units.1, functional_dropout", 2), ("units.2, add_1", 5)]
+    no = {border.after: border.reason for border in found if border.reason is not None}
+    assert no["long.1.0"] == "needed later are dropout and long_1_0"
+    assert no["units.3, last.2"] == "no conv layer follows"
+    found = borders(registry.build_blank("vgg11", Task.plain()), (3, 32, 32))
+    assert [border.reason for border in found] == [None] * 7 + ["no conv layer follows"]
+
+
+class Tied(nn.Module):
+    """One conv is used twice, so that no cut may go between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.twice, self.last, self.linear = conv(3, 8), conv(8, 8), conv(8, 8), nn.Linear(8, 3)
+
+    def forward(self, images):
+        return self.linear(self.last(self.twice(self.twice(self.first(images)))).mean((2, 3)))
+
+
+def test_weights_that_are_used_twice_stay_in_one_unit():
+    backbone = traced(Tied(), TASK)
+    assert backbone.conv_counts == (1, 2, 1)
+    reason = {b.after: b.reason for b in borders(backbone, TASK.image_shape)}["twice.0"]
+    assert "the weights of twice.0" in reason
+
+
+class Branching(Net):
+    def forward(self, images):
+        return super().forward(images if images.sum() > 0 else -images)
+
+
+class Skipping(Net):
+    def forward(self, images):
+        return self.linear(
+            F.adaptive_avg_pool2d(self.last(self.second(self.first(images))), 1).flatten(1) + images.mean()
+        )
+
+
+class Moody(Net):
+    def forward(self, images):
+        logits = super().forward(images)
+        return logits * 2 if self.training else logits
+
+
+class Pair(Net):
+    def forward(self, images):
+        return super().forward(images), images
+
+
+class OneConv(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = conv(3, 8), nn.Linear(8, 3)
+
+    def forward(self, images):
+        return self.linear(self.conv(images).mean((2, 3)))
+
+
+REFUSED = [
+    (Branching, "torch.fx cannot trace Branching, at test_traced.py line"),
+    (Skipping, "nowhere between its convs one feature map is all that is known"),
+    (Moody, "Moody computes something else in training than in evaluation: write a plug-in for it"),
+    (Pair, "Pair returns a tuple, not one tensor of logits"),
+    (OneConv, "a cut goes between two conv layers, and its longest path has 1"),
+    (
+        lambda: nn.Sequential(conv(3, 8), conv(8, 4)),
+        "returns a tensor 1 x 4 x 16 x 16 for one image, not 1 x 3",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), REFUSED, ids=[message[:20] for _, message in REFUSED])
+def test_what_cannot_be_taken_to_pieces(make, message):
+    with pytest.raises(ArchitectureError) as caught:
+        traced(make(), TASK)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+class Gained(Net):
+    """A number in the graph is what it was when it was traced."""
+
+    gain = 1
+
+    def forward(self, images):
+        return super().forward(images) * self.gain
+
+
+def test_what_the_graph_does_not_see_is_noticed():
+    network = Gained()
+    backbone = traced(network, TASK)
+    check_same(network, backbone, TASK)
+    network.gain = 2
+    with pytest.raises(ArchitectureError, match=r"changes tensors in a way that torch.fx does not see"):
+        check_same(network, backbone, TASK)
