@@ -66,10 +66,10 @@ def test_kills_at_random_instants(tiny, tmp_path, monkeypatch, figures, count):
         assert_same_run(cut, whole)
         finished += 1
     figures(
-        f"{kills} kills in {finished} runs, at {len(places)} places of {STEPS + 1}, {writes} of them while a "
+        f"{kills} kills in {finished} runs, at {len(places)} places of {STEPS + 2}, {writes} of them while a "
         "file was written, 0 mismatches"
     )
-    assert len(places) > min(count, STEPS) / 4  # all over the run, not again and again in one place
+    assert len(places) >= min(count // 4, STEPS)  # all over the run, not again and again in one place
 
 
 def place(folder: Path) -> int | None:
