@@ -3,8 +3,9 @@
 import ast
 import inspect
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from io import StringIO
@@ -203,10 +204,10 @@ def pretrained(arch: str, task: Task) -> "dict[str, Tensor]":
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Libraries tell stderr where they look and how often they try."""
+    """Of what libraries tell, stderr gets from where they fetch, and not how often they try."""
     logging.disable(logging.WARNING)
     try:
-        with redirect_stderr(StringIO()):
+        with redirect_stdout(sys.stderr), redirect_stderr(StringIO()):
             yield
     finally:
         logging.disable(logging.NOTSET)

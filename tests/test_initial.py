@@ -112,17 +112,19 @@ def test_from_the_command_line_and_on_without_the_file(cnsn, weights, image_fold
     assert "cannot go on with init" in one_line(cnsn(*moved))
 
 
-def test_what_torchvision_publishes(cnsn, monkeypatch, quick, image_folder, tmp_path):
+def test_what_torchvision_publishes(cnsn, capsys, monkeypatch, quick, image_folder, tmp_path):
     """A run that goes on does not ask for it again."""
     asked = []
 
     def fetched(self, *arguments, **options):
         asked.append(self)
+        print("Downloading")  # as torch does, where results stand
         return squeezed()
 
     monkeypatch.setattr(models._api.WeightsEnum, "get_state_dict", fetched)
     start = from_publisher(SQUEEZENET, TASK)
     assert asked == [models.SqueezeNet1_1_Weights.DEFAULT]
+    assert capsys.readouterr() == ("", "Downloading\n")
     assert all(torch.equal(tensor, start.weights[name]) for name, tensor in squeezed().items())
     events = []
     train(SQUEEZENET, (9,), str(image_folder), quick, tmp_path, pretrained=True, watch=events.append)
