@@ -53,6 +53,15 @@ def cnsn(
 
 def main() -> None:
     """The entry point of the command `cnsn`."""
+    try:
+        _run()
+    except SystemExit as end:
+        if processes.launched():
+            processes.end(end.code)
+        raise
+
+
+def _run() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that temporary files go
     try:
         with processes.quiet():
