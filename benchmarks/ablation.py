@@ -25,6 +25,7 @@ STEM = ("--step-down", "stem")
 NESTEROV = ("--nesterov",)
 LINEAR = ("--schedule", "linear")
 DISTILL = ("--distill", "base")
+COLUMNS = ("", "2", "7")  # convs that the models drop
 ROWS: dict[str, tuple[str, ...]] = {
     "reference": SUBMODELS,
     "baseline": ("--exits", ""),
@@ -102,8 +103,14 @@ def table(rows: Sequence[str], seeds: Sequence[int], runs: Path) -> str:
     for row in rows:
         found = [accuracies(folder) for seed in seeds if (folder := place(runs, row, seed)).exists()]
         cells = [_cell(values) for values in zip(*found, strict=True)]
-        lines.append(f"| {row} | {len(found)} | {' | '.join(cells)} |")
+        lines.append(f"| {row} | {len(found)} | {' | '.join(_in_columns(row, cells))} |")
     return "\n".join(lines)
+
+
+def _in_columns(row: str, cells: list[str]) -> list[str]:
+    """A sub-model alone stands in its own column."""
+    before = COLUMNS.index(ROWS[row][1]) if "--drop" in ROWS[row] else 0
+    return [*[""] * before, *cells, *[""] * (len(COLUMNS) - before - len(cells))]
 
 
 def _cell(values: Sequence[float]) -> str:
