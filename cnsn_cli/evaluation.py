@@ -14,16 +14,13 @@ from cnsn_cli.complexity import ModelCost, model_costs
 from cnsn_cli.data import load_recorded
 from cnsn_cli.device import choose_device, place
 from cnsn_cli.errors import CheckpointError
-from cnsn_cli.images import normalise
+from cnsn_cli.images import batch_size, normalise
 from cnsn_cli.metadata import Metadata
 from cnsn_cli.network import Cnsn, Model
 from cnsn_cli.onnxfile import SUFFIX, OnnxModel
 from cnsn_cli.opening import Classifier, open_file
 from cnsn_cli.recalibration import recalibrated
 from cnsn_cli.split import Split
-
-BATCH_SIZE = 200  # one for all, so that whole and detached files agree to the last digit
-BATCH_PIXELS = BATCH_SIZE * 96**2  # fewer of images that are larger, which must not take gigabytes
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,7 @@ def predict(models: Sequence[Classifier], split: Split) -> list[Tensor]:
     """Logits (N, classes) of all images of a split for each model, on the CPU."""
     forwards = [_forward(model) for model in models]
     logits: list[list[Tensor]] = [[] for _ in models]
-    size = min(BATCH_SIZE, BATCH_PIXELS // models[0].task.image_size ** 2)
+    size = batch_size(models[0].task)
     for pixels in split.batches(list(torch.arange(len(split)).split(size))):  # type: ignore[no-untyped-call]
         for forward, parts in zip(forwards, logits, strict=True):
             parts.append(forward(pixels))

@@ -7,6 +7,14 @@ from torch import Tensor, device, from_numpy, tensor
 
 from cnsn_cli.task import Task
 
+BATCH_SIZE = 200  # one for all, so that whole and detached files agree to the last digit
+BATCH_PIXELS = BATCH_SIZE * 96**2  # fewer of images that are larger, which must not take gigabytes
+
+
+def batch_size(task: Task) -> int:
+    """How many images a network takes at once where it does not learn."""
+    return min(BATCH_SIZE, BATCH_PIXELS // task.image_size**2)
+
 
 def to_pixels(image: Image.Image, image_size: int, in_channels: int) -> Tensor:
     """A picture to uint8 (C, S, S): grey for one channel, else RGB; cut to a square around its middle."""

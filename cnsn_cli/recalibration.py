@@ -6,14 +6,11 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import update_bn
 
 from cnsn_cli.errors import CheckpointError
-from cnsn_cli.images import normalise
+from cnsn_cli.images import batch_size, normalise
 from cnsn_cli.network import Model
 from cnsn_cli.split import Split
-
-BATCH_SIZE = 200
 
 
 def recalibrated(models: Iterable[Model], train: Split, batches: int) -> list[Model]:
@@ -31,16 +28,29 @@ def recalibrate(models: Iterable[Model], train: Split, batches: int) -> None:
     """Replace the running statistics of each model by the averages over `batches` batches of images.
 
     These are training images as they are, without augmentation, and the same ones at every call. Averages
-    are cumulative, so that the order of the batches does not matter.
+    are cumulative, so that the order of the batches does not matter. Dropout and the like do what they do in
+    evaluation, and so all models are left in eval mode.
     """
     for model in models:
-        update_bn(calibration_images(model, train, batches), model)
+        norms = [module for module in model.eval().modules() if isinstance(module, _BatchNorm)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.train().reset_running_stats()
+            norm.momentum = None  # cumulative
+        for images in calibration_images(model, train, batches) if norms else ():
+            model(images)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.eval().momentum = momentum
 
 
 def calibration_images(model: Model, train: Split, batches: int) -> Iterator[Tensor]:
-    """Normalised images (n, C, H, W) from all over the training images, on the model's device."""
+    """Normalised images (n, C, H, W) from all over the training images, on the model's device.
+
+    Batches are of one size, give or take an image: averages over batches count each alike.
+    """
     device = next(model.parameters()).device
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    chosen = list(order[: batches * BATCH_SIZE].split(BATCH_SIZE))  # type: ignore[no-untyped-call]
+    size = batch_size(model.task)
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: batches * size]
+    chosen = list(order.tensor_split(-(-len(order) // size)))
     for pixels in train.batches(chosen):
         yield normalise(pixels.to(device), model.task)

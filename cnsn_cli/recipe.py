@@ -5,13 +5,12 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PositiveFloat,
     PositiveInt,
     ValidationError,
     model_validator,
@@ -19,6 +18,7 @@ from pydantic import (
 
 from cnsn_cli.errors import RecipeError
 
+Scale = Annotated[float, Field(ge=1e-6, le=1e6)]  # gradients are multiplied by it, and divided again
 PRESETS_FOLDER = Path(__file__).parent / "recipes"
 
 
@@ -50,9 +50,9 @@ class Recipe(BaseModel):
     step_down: Literal["patch", "stem"] = "patch"
     distill: Literal["none", "base", "chain"] = "none"
     distill_weight: float = Field(0.5, ge=0, le=1)
-    temperature: float = Field(2, gt=0)
-    gradient_scale: tuple[PositiveFloat, ...] = Field((1.0,), min_length=1)
-    final_scale: tuple[PositiveFloat, ...] = ()
+    temperature: float = Field(2, ge=0.01, le=1000)
+    gradient_scale: tuple[Scale, ...] = Field((1.0,), min_length=1)
+    final_scale: tuple[Scale, ...] = ()
     seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="after")
@@ -158,8 +158,8 @@ def _read(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _one_each(key: str, values: tuple[float, ...], submodels: int) -> tuple[float, ...]:
-    if len(values) == 1:
-        return values * submodels
+    if len(values) == 1 or not submodels:  # the same recipe serves for a baseline
+        return values[:1] * submodels
     if len(values) != submodels:
         raise RecipeError(f"{key} has {len(values)} values for {submodels} sub-models: give one, or one each")
     return values

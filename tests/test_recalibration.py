@@ -91,3 +91,17 @@ def test_a_folded_model_has_nothing_to_recalibrate(cnsn, checkpoint, tmp_path, i
     cnsn("detach", checkpoint, "--submodel", "base", "--fold-bn", "-o", tmp_path / "folded.safetensors")
     with pytest.raises(CheckpointError, match="base has no BN layers to recalibrate: leave out --recalib"):
         recalibrated([load(tmp_path / "folded.safetensors")], images, 1)
+
+
+def test_dropout_is_off_and_no_image_is_a_batch_of_its_own(images):
+    model = network().base
+    model.units[0].append(nn.Dropout(0.5))
+    rest = images.take(torch.arange(201))
+    first, second = (norms(recalibrated([model], rest, 5)[0]) for _ in range(2))
+    assert all(torch.equal(a.running_mean, b.running_mean) for a, b in zip(first, second, strict=True))
+    assert first[0].num_batches_tracked == 2
+    order = torch.randperm(201, generator=torch.Generator().manual_seed(0))
+    halves = normalise(rest.pixels[order], model.task).split([101, 100])
+    means = torch.stack([model.units[0][0](half).detach().mean((0, 2, 3)) for half in halves]).mean(0)
+    torch.testing.assert_close(first[0].running_mean, means)
+    assert not any(module.training for module in recalibrated([model], rest, 5)[0].modules())

@@ -45,6 +45,7 @@ def test_gradient_scales_of_each_submodel():
     assert load_recipe("paper").gradient_scales(3, 0.7) == [1, 1, 1]
     constant = load_recipe("paper", {"gradient_scale": (0.5, 0.25)})
     assert constant.gradient_scales(2, 0) == constant.gradient_scales(2, 1) == [0.5, 0.25]
+    assert constant.gradient_scales(0, 0.5) == []  # the baseline of the same recipe
     annealed = load_recipe("paper", {"final_scale": (0.2,)})
     assert annealed.gradient_scales(2, 0) == [1, 1]
     assert annealed.gradient_scales(2, 0.5) == pytest.approx([0.6, 0.6])
