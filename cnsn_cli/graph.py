@@ -52,7 +52,8 @@ def graph_of(network: nn.Module, training: bool) -> Graph:
     network.train(training)
     nodes = _symbolic(network)
     tensors, constants = _tensors_by_name(network, nodes)
-    layers = {**dict(network.named_modules(remove_duplicate=False)), **tensors, **_dropouts_as_layers(nodes)}
+    modules = dict(network.named_modules(remove_duplicate=False))
+    layers = {**modules, **tensors, **_dropouts_as_layers(nodes, training)}
     _erase_dead(nodes)
     return Graph(nodes, layers, constants)
 
@@ -102,8 +103,11 @@ def _tensors_by_name(network: nn.Module, graph: fx.Graph) -> tuple[dict[str, Ten
     return found, frozenset(constants)
 
 
-def _dropouts_as_layers(graph: fx.Graph) -> dict[str, nn.Module]:
-    """Functional dropout is traced with the mode of that moment: make it layers, which know theirs."""
+def _dropouts_as_layers(graph: fx.Graph, training: bool) -> dict[str, nn.Module]:
+    """Functional dropout is traced with the mode of that moment: make it layers, which know theirs.
+
+    Dropout that is on or off whatever the network does stays in one mode, so that the graphs of both differ.
+    """
     from torchvision.ops import StochasticDepth, stochastic_depth
 
     makers = {**DROPOUTS, stochastic_depth: StochasticDepth}
@@ -113,7 +117,9 @@ def _dropouts_as_layers(graph: fx.Graph) -> dict[str, nn.Module]:
             continue
         given = inspect.signature(node.target).bind(*node.args, **node.kwargs)
         given.apply_defaults()
-        options = {key: given.arguments[key] for key in ("p", "mode") if key in given.arguments}
+        if given.arguments["training"] is not training:
+            continue
+        options = {key: given.arguments[key] for key in ("p", "mode", "inplace") if key in given.arguments}
         name = f"functional_{node.name}"
         made[name] = makers[node.target](**options)
         node.op, node.target, node.args, node.kwargs = "call_module", name, (given.arguments["input"],), {}

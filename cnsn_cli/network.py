@@ -165,11 +165,12 @@ class Cnsn(nn.Module):
         The units run once, in order. Where a sub-model joins, its step-down features are appended to
         the batch; as all layers but BN treat samples independently, the result is that of separate passes.
         """
-        joining = {submodel.first_unit: submodel for submodel in self._submodels()}
+        # At first, for a unit of somebody else's may change the images that it is given.
+        joining = {submodel.first_unit: submodel.step_down(images) for submodel in self._submodels()}
         features = images
         for index, unit in enumerate(self.units):
             if index in joining:
-                features = torch.cat([features, joining[index].step_down(images)])
+                features = torch.cat([features, joining[index]])
             features = unit(_like_weights(features, unit))
         logits: Tensor = self.head(features)
         return list(logits.chunk(1 + len(self.submodels)))

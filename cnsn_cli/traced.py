@@ -183,6 +183,11 @@ def check_same(network: nn.Module, backbone: Backbone, task: Task) -> None:
             same = torch.equal(network.eval()(images.clone()), whole(images))
         except RuntimeError:  # images are too small: the shapes of the features will tell
             return
+        except Exception as error:  # whatever the network's code raises, which torch.fx may have left out
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ArchitectureError(
+                f"{type(network).__name__} takes no images of shape {task.image_shape}: {reason}"
+            ) from error
         finally:
             network.train()
             whole.train()

@@ -272,3 +272,19 @@ def test_a_depthwise_conv_does_not_change_how_features_lie_in_memory():
     units[1].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].is_contiguous()))
     base(torch.randn(2, 3, 32, 32))
     assert seen == [True]
+
+
+def test_a_unit_that_changes_its_images_does_not_change_what_step_downs_get():
+    class InPlace(nn.Sequential):
+        def forward(self, images):
+            return super().forward(images.mul_(2).sub_(1))
+
+    def unit(kind: type, channels: int) -> nn.Module:
+        return kind(nn.Conv2d(channels, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU())
+
+    units = nn.Sequential(unit(InPlace, 3), unit(nn.Sequential, 4))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    network = Cnsn(Backbone(units, head, (1, 1)), (1,), Task.plain(image_size=8)).eval()
+    images = torch.randn(2, 3, 8, 8)
+    alone = network.models()[1](images.clone())
+    torch.testing.assert_close(network(images.clone())[1], alone)

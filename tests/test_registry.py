@@ -55,6 +55,7 @@ def test_options_are_literals_never_code():
     assert options == {"width": "__import__('os').getpid()"}
     with pytest.raises(ArchitectureError, match="width must be above 0"):
         registry.build("vgg16:width=__import__('os').getpid()", Task.plain())
+    assert registry.parse("vgg16:width={[1]:2}").options == {"width": "{[1]:2}"}  # a list is no key
 
 
 @pytest.mark.parametrize(

@@ -178,3 +178,34 @@ def test_what_the_graph_does_not_see_is_noticed():
     network.gain = 2
     with pytest.raises(ArchitectureError, match=r"changes tensors in a way that torch.fx does not see"):
         check_same(network, backbone, TASK)
+
+
+class Switched(nn.Module):
+    """Two convs, and dropout that is off, or on, whatever the network does."""
+
+    def __init__(self, on: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.fc, self.on = conv(3, 4, 2), conv(4, 4, 2), nn.Linear(4, 3), on
+
+    def forward(self, images):
+        features = F.dropout(self.a(images), 0.5, training=self.on)
+        return self.fc(self.b(features).mean((2, 3)))
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_dropout_without_a_mode_is_refused_and_not_changed(on):
+    with pytest.raises(ArchitectureError, match="computes something else in training than in evaluation"):
+        traced(Switched(on), TASK)
+
+
+class Asserting(Net):
+    def forward(self, images):
+        torch._assert(images.shape[2] == 20, "it wants 20 pixels")
+        return super().forward(images)
+
+
+def test_what_a_network_raises_is_told_in_one_line():
+    network = Asserting()
+    backbone = traced(network, TASK)
+    with pytest.raises(ArchitectureError, match=r"no images of shape \(3, 16, 16\): it wants 20 pixels"):
+        check_same(network, backbone, TASK)
