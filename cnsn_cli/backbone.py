@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cnsn_cli.errors import ArchitectureError, DetachPointError
+from cnsn_cli.errors import ArchitectureError, DetachPointError, one_line
 from cnsn_cli.task import LARGEST_IMAGE
 
 
@@ -81,7 +81,7 @@ def feature_shapes(backbone: Backbone, image_shape: tuple[int, int, int]) -> lis
             least = sizes[bisect_left(sizes, True, key=lambda s: _fits(backbone, (channels, s, s)))]
             hint = f"the smallest size that fits is {least}"
             raise ArchitectureError(f"image size {size} is too small: {hint}") from error
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ArchitectureError(f"the backbone takes no image of shape {image_shape}: {reason}") from error
 
 

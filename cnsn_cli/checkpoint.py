@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from cnsn_cli import __version__, registry
-from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError
+from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError, one_line
 from cnsn_cli.files import replacing
 from cnsn_cli.folding import fold
 from cnsn_cli.metadata import KEY, Metadata, read_metadata
@@ -111,7 +111,7 @@ def _blank(path: Path, metadata: Metadata) -> Cnsn | Model:
     except CnsnError as error:
         raise type(error)(f"{path}, made with {metadata.provider}: {error}") from error
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:  # sizes that no tensor can have
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise CheckpointError(f"{path} tells of a network that cannot be built: {reason}") from error
 
 

@@ -11,6 +11,7 @@ CnsnError
 ├── ExportError         a network that cannot be exported, or an export that is not the same network
 ├── ExtraError          an optional library that is not installed
 ├── OutputError         a file or folder that would be overwritten, or cannot be written
+├── ProcessError        several processes that cannot go on together
 └── TrainingError       a training run that cannot go on
 """
 
@@ -65,3 +66,8 @@ class ProcessError(CnsnError):
 
 class TrainingError(CnsnError):
     """A training run that cannot go on."""
+
+
+def one_line(error: Exception) -> str:
+    """What somebody else's error says, as part of a message of ours."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Literal
 import torch
 from torch import Tensor, nn
 
-from cnsn_cli.errors import CheckpointError, ExportError, OutputError
+from cnsn_cli.errors import CheckpointError, ExportError, OutputError, one_line
 from cnsn_cli.files import check_output, replacing
 from cnsn_cli.images import normalise
 from cnsn_cli.metadata import KEY, Metadata
@@ -124,7 +124,7 @@ def write(model: Model, to: Format, target: BinaryIO, with_preprocess: bool, met
     except OSError:  # of the file
         raise
     except Exception as error:  # whatever a plug-in's modules make of it
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise ExportError(f"torch cannot export {model.name} of {metadata.arch} to {to}: {reason}") from error
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cnsn_cli.errors import ArchitectureError
+from cnsn_cli.errors import ArchitectureError, one_line
 from cnsn_cli.plugin import GUIDE
 
 DROPOUTS: dict[object, Callable[..., nn.Module]] = {
@@ -68,7 +68,7 @@ def _symbolic(network: nn.Module) -> fx.Graph:
         tracer = _Tracer(autowrap_functions=(stochastic_depth,), param_shapes_constant=True)
         graph = tracer.trace(network, fixed)
     except Exception as error:  # whatever the network's code raises when it meets a proxy
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ArchitectureError(
             f"torch.fx cannot trace {name}, at {_place_of(error)}: {reason}; write a plug-in for it ({GUIDE})"
         ) from error

@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
 
-from cnsn_cli.errors import ArchitectureError
+from cnsn_cli.errors import ArchitectureError, one_line
 
 GROUP = "cnsn.architectures"
 GUIDE = "docs/plugins.md"
@@ -74,7 +74,7 @@ def _run(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[path.stem]
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise ArchitectureError(f"cannot run plug-in {path}: {reason}") from error
     return module
 

@@ -12,7 +12,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cnsn_cli import plugin
-from cnsn_cli.errors import ArchitectureError
+from cnsn_cli.errors import ArchitectureError, one_line
 from cnsn_cli.plugin import GROUP
 from cnsn_cli.task import Task
 
@@ -196,7 +196,7 @@ def pretrained(arch: str, task: Task) -> "dict[str, Tensor]":
             made = _factory(entry)(**_arguments(arch, entry, task), pretrained=True)
     except Exception as error:  # whatever a library raises that finds no network
         raise ArchitectureError(
-            f"cannot get pretrained weights of {arch!r}: {_one_line(error)}; --init takes a file of them"
+            f"cannot get pretrained weights of {arch!r}: {one_line(error)}; --init takes a file of them"
         ) from error
     assert isinstance(made, nn.Module)
     return dict(made.state_dict())
@@ -226,7 +226,7 @@ def _build(arch: str, task: Task) -> "tuple[Backbone, object]":
         made = _factory(entry)(**arguments)
         backbone = traced(made, task) if isinstance(made, nn.Module) else made
     except Exception as error:
-        raise ArchitectureError(f"cannot build {arch!r} of {provider(entry)}: {_one_line(error)}") from error
+        raise ArchitectureError(f"cannot build {arch!r} of {provider(entry)}: {one_line(error)}") from error
     if not isinstance(backbone, Backbone):
         kind = type(backbone).__name__
         raise ArchitectureError(
@@ -268,12 +268,8 @@ def _factory(entry: EntryPoint) -> Callable[..., object]:
         factory: Callable[..., object] = entry.load()
     except Exception as error:
         raise ArchitectureError(
-            f"cannot import plug-in {entry.name!r} of {provider(entry)}: {_one_line(error)}"
+            f"cannot import plug-in {entry.name!r} of {provider(entry)}: {one_line(error)}"
         ) from error
     if not callable(factory):
         raise ArchitectureError(f"plug-in {entry.name!r} of {provider(entry)} is no function")
     return factory
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -17,7 +17,7 @@ from torch import Tensor
 from cnsn_cli import processes
 from cnsn_cli.balance import Pull
 from cnsn_cli.checkpoint import check_tensors, digest, on_cpu, read_tensors, write_tensors
-from cnsn_cli.errors import CheckpointError
+from cnsn_cli.errors import CheckpointError, one_line
 from cnsn_cli.events import Epoch
 from cnsn_cli.metadata import Count, first_problem
 from cnsn_cli.request import Request
@@ -154,7 +154,7 @@ def restore(path: Path, trainer: Trainer, state: State) -> None:
         if RANDOM_CUDA in tensors:
             torch.cuda.set_rng_state(tensors[RANDOM_CUDA][own].clone(), trainer.device)
     except (RuntimeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise CheckpointError(f"{path} does not fit what it says of itself: {reason}") from error
 
 

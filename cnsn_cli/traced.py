@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from cnsn_cli.backbone import Backbone, Obstacle, UnitNote, on_meta
-from cnsn_cli.errors import ArchitectureError
+from cnsn_cli.errors import ArchitectureError, one_line
 from cnsn_cli.graph import Graph, depths, graph_of, is_conv, needed_later
 from cnsn_cli.plugin import GUIDE
 from cnsn_cli.task import Task
@@ -156,7 +156,7 @@ def _shapes(graph: Graph, values: list[fx.Node], image_shape: tuple[int, int, in
             found = on_meta(whole, torch.empty(1, channels, side, side, device="meta"))
             return [tuple(value.shape) if isinstance(value, Tensor) else () for value in found]
         except Exception as error:  # whatever the network raises
-            reasons.append(" ".join(str(error).split()))
+            reasons.append(one_line(error))
     raise ArchitectureError(f"it takes no images of shape {image_shape}: {reasons[0]}")
 
 
@@ -184,7 +184,7 @@ def check_same(network: nn.Module, backbone: Backbone, task: Task) -> None:
         except RuntimeError:  # images are too small: the shapes of the features will tell
             return
         except Exception as error:  # whatever the network's code raises, which torch.fx may have left out
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             raise ArchitectureError(
                 f"{type(network).__name__} takes no images of shape {task.image_shape}: {reason}"
             ) from error
