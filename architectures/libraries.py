@@ -10,6 +10,7 @@ from torch import nn
 
 FETCHING = ("pretrained", "weights", "checkpoint", "cache", "progress", "url")
 LARGEST_NUMBER = 10_000  # an option: torch draws a number per layer before the first layer is made
+LARGEST_SIZE = 1_024  # pixels, as for every image: maxvit makes tables that grow with its square
 WITHOUT_AUXILIARY = ("googlenet", "inception_v3")  # their other classifiers are for training only
 
 
@@ -84,8 +85,11 @@ def _check(options: dict[str, Any]) -> None:
     for key, value in options.items():
         if any(word in key for word in FETCHING):
             raise ValueError(f"{key!r} is no option here: weights come with --pretrained or --init")
-        if _largest(value) > LARGEST_NUMBER:
-            raise ValueError(f"{key} = {value!r}: a number in an option is at most {LARGEST_NUMBER:,}")
+        what, limit = ("a number in an option", LARGEST_NUMBER)
+        if key.endswith("size"):
+            what, limit = ("a size", LARGEST_SIZE)
+        if _largest(value) > limit:
+            raise ValueError(f"{key} = {value!r}: {what} is at most {limit:,}")
 
 
 def _largest(value: Any) -> float:

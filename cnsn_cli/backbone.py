@@ -54,6 +54,10 @@ class Backbone:
         for name, module in whole.named_modules(remove_duplicate=False):
             if seen.setdefault(module, name) != name and next(iter(module.state_dict()), None):
                 raise ValueError(f"{name} and {seen[module]} are one module: layers with weights stand once")
+        names: dict[Tensor, str] = {}
+        for name, tensor in whole.state_dict(keep_vars=True).items():
+            if names.setdefault(tensor, name) != name:
+                raise ValueError(f"{name} and {names[tensor]} are one tensor: give each layer its own")
 
 
 class DetachPoint(NamedTuple):

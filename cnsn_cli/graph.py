@@ -28,12 +28,14 @@ Layers = Mapping[str, nn.Module | Tensor]
 class Graph(NamedTuple):
     """`nodes`, a graph without dead nodes, and what it calls or reads, by name.
 
-    `constants` are names of tensors that a file of the network does not hold.
+    `constants` are tensors that no file holds. `attributes` are names of plain ones: files of the network do
+    not hold them, ours do.
     """
 
     nodes: fx.Graph
     layers: Layers
-    constants: frozenset[str]
+    constants: Mapping[str, Tensor]
+    attributes: frozenset[str]
 
 
 class _Tracer(fx.Tracer):
@@ -51,11 +53,11 @@ def graph_of(network: nn.Module, training: bool) -> Graph:
     """
     network.train(training)
     nodes = _symbolic(network)
-    tensors, constants = _tensors_by_name(network, nodes)
+    tensors, constants, attributes = _read_tensors(network, nodes)
     modules = dict(network.named_modules(remove_duplicate=False))
     layers = {**modules, **tensors, **_dropouts_as_layers(nodes, training)}
     _erase_dead(nodes)
-    return Graph(nodes, layers, constants)
+    return Graph(nodes, layers, constants, attributes)
 
 
 def _symbolic(network: nn.Module) -> fx.Graph:
@@ -74,8 +76,8 @@ def _symbolic(network: nn.Module) -> fx.Graph:
         ) from error
     (output,) = graph.find_nodes(op="output")
     if not isinstance(output.args[0], fx.Node):
-        kind = type(output.args[0]).__name__
-        raise ArchitectureError(f"{name} returns a {kind}, not one tensor of logits")
+        kind = type(output.args[0]).__name__.removeprefix("immutable_")
+        raise ArchitectureError(f"{name} returns a {kind}, not one tensor of logits: wrap it, see {GUIDE}")
     return graph
 
 
@@ -86,21 +88,25 @@ def _place_of(error: Exception) -> str:
     return f"{Path(frames[-1].filename).name} line {frames[-1].lineno}"
 
 
-def _tensors_by_name(network: nn.Module, graph: fx.Graph) -> tuple[dict[str, Tensor], frozenset[str]]:
-    """Parameters and buffers that a graph reads by itself, and which of them are constants.
+def _read_tensors(
+    network: nn.Module, graph: fx.Graph
+) -> tuple[dict[str, Tensor], dict[str, Tensor], frozenset[str]]:
+    """Tensors that a graph reads by itself, the constants among them, and the names of plain attributes.
 
     fx leaves constants that a forward pass makes in the network, from where they are taken away.
     """
-    found, constants = {}, set()
+    found, constants, attributes = {}, {}, set()
     for node in graph.find_nodes(op="get_attr"):
         parent, _, last = node.target.rpartition(".")
         holder = network.get_submodule(parent)
-        found[node.target] = getattr(holder, last)
+        found[node.target] = tensor = getattr(holder, last)
         if last in holder._non_persistent_buffers_set or last.startswith("_tensor_constant"):
-            constants.add(node.target)
+            constants[node.target] = tensor
+        elif last in vars(holder):
+            attributes.add(node.target)
     for name in [name for name in found if name.startswith("_tensor_constant")]:
         delattr(network, name)
-    return found, frozenset(constants)
+    return found, constants, frozenset(attributes)
 
 
 def _dropouts_as_layers(graph: fx.Graph, training: bool) -> dict[str, nn.Module]:
@@ -162,11 +168,11 @@ def needed_later(graph: Graph) -> dict[fx.Node, tuple[str, ...]]:
     depending = [node for node in depths(graph) if node.op != "output"]
     ends = {node.name: max(place[user] for user in node.users) for node in depending if node.users}
     starting = {node: [node.name] for node in depending}
-    for uses in _uses_of_weights(graph):
+    for layer, uses in _uses_of_weights(graph):
         if len(uses) > 1:
-            name = f"the weights of {uses[0].target}"
-            ends[name] = place[uses[-1]]
-            starting.setdefault(uses[0], []).append(name)
+            name = f"the weights of {layer}"
+            ends[name] = max(ends.get(name, 0), place[uses[-1]])
+            starting[uses[0]].append(name)
     alive: dict[str, None] = {}
     found = {}
     for node in nodes:
@@ -177,13 +183,28 @@ def needed_later(graph: Graph) -> dict[fx.Node, tuple[str, ...]]:
     return {node: found[node] for node in depending}
 
 
-def _uses_of_weights(graph: Graph) -> Iterable[list[fx.Node]]:
-    """For every parameter and buffer, the nodes that use it."""
-    uses: dict[int, list[fx.Node]] = {}
+def _uses_of_weights(graph: Graph) -> Iterable[tuple[str, list[fx.Node]]]:
+    """The name of every parameter and buffer, and the nodes with images that use it or what is made of it."""
+    with_images = depths(graph).keys()
+    behind: dict[fx.Node, dict[int, str]] = {}  # of nodes without images: the weights that they are made of
+    uses: dict[int, tuple[str, list[fx.Node]]] = {}
     for node in graph.nodes.nodes:
-        if node.op in ("call_module", "get_attr"):
-            layer = graph.layers[str(node.target)]
-            tensors = [layer] if isinstance(layer, Tensor) else [*layer.parameters(), *layer.buffers()]
-            for tensor in tensors:
-                uses.setdefault(id(tensor), []).append(node)
+        weights = _weights_of(node, graph)
+        for source in node.all_input_nodes:
+            weights |= behind.get(source, {})
+        if node not in with_images:
+            behind[node] = weights
+            continue
+        for key, name in weights.items():
+            uses.setdefault(key, (name, []))[1].append(node)
     return uses.values()
+
+
+def _weights_of(node: fx.Node, graph: Graph) -> dict[int, str]:
+    """The parameters and buffers that a node reads by itself, all under its name."""
+    name = str(node.target)
+    if node.op not in ("call_module", "get_attr") or name in graph.constants:
+        return {}
+    layer = graph.layers[name]
+    tensors = [layer] if isinstance(layer, Tensor) else [*layer.parameters(), *layer.buffers()]
+    return {id(tensor): name for tensor in tensors}

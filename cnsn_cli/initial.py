@@ -54,10 +54,18 @@ class Start:
         self.drawn = tuple(drawn)
 
     def _wanted(self, backbone: Backbone) -> dict[str, Tensor]:
-        own = nn.ModuleDict({"units": backbone.units, "head": backbone.head}).state_dict()
-        if isinstance(backbone.head, Segment) and not own.keys() & self.weights.keys():
-            return {PART.sub("", name): tensor for name, tensor in own.items()}
-        return own
+        whole = nn.ModuleDict({"units": backbone.units, "head": backbone.head})
+        own = whole.state_dict()
+        if not isinstance(backbone.head, Segment):
+            return own
+        attributes = {
+            f"{name}.{attribute}"
+            for name, part in whole.named_modules()
+            if isinstance(part, Segment)
+            for attribute in part.attributes__
+        }
+        original = {PART.sub("", name): tensor for name, tensor in own.items() if name not in attributes}
+        return max(own, original, key=lambda names: len(names.keys() & self.weights.keys()))
 
 
 def _of_other_classes(found: Tensor, wanted: Tensor, classes: int) -> bool:

@@ -28,6 +28,11 @@ def use_plugin(plugin: str | Path) -> None:
     if path.suffix == ".py":
         _named.update(f"{path.stem}:{name}" for name in _functions(_run(path)))
     elif is_function(str(plugin)):
+        module = str(plugin).partition(":")[0]
+        if not exists(module):
+            raise ArchitectureError(
+                f"no module {module!r}: install it, or give --plugin with the file that it lies in"
+            )
         _named.add(str(plugin))
     else:
         raise ArchitectureError(
@@ -47,6 +52,8 @@ def exists(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
         return False
+    except Exception:  # whatever a package above raises, which will be told when it is imported
+        return True
 
 
 def named(name: str) -> EntryPoint | None:

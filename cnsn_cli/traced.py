@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from cnsn_cli.backbone import Backbone, Obstacle, UnitNote, on_meta
 from cnsn_cli.errors import ArchitectureError, one_line
 from cnsn_cli.graph import Graph, depths, graph_of, is_conv, needed_later
+from cnsn_cli.ordinary import check_ordinary
 from cnsn_cli.plugin import GUIDE
 from cnsn_cli.task import Task
 
@@ -21,19 +22,22 @@ SIZES = (224, 299)  # pixels a side that networks are made for, where the given 
 
 
 class Segment(nn.Module):
-    """A stretch of a network: features (N, ...) -> features or logits (N, ...)."""
+    """A stretch of a network: features (N, ...) -> features or logits (N, ...).
+
+    `attributes__` are names of buffers that were plain attributes: files of the network do not hold them.
+    """  # names that end in __ do not meet those of a network's own layers
 
     def __init__(self, nodes: fx.Graph, graph: Graph) -> None:
         super().__init__()
-        for node in nodes.nodes:
-            if node.op in ("call_module", "get_attr"):
-                name = str(node.target)
-                _place(self, name, graph.layers[name], name not in graph.constants)
+        used = [str(node.target) for node in nodes.nodes if node.op in ("call_module", "get_attr")]
+        for name in used:
+            _place(self, name, graph.layers[name], name not in graph.constants)
+        self.attributes__ = graph.attributes.intersection(used)
         # The code that fx writes for a graph, without its module, which cannot be copied cheaply.
-        self._run: Callable[..., Tensor] = type(fx.GraphModule(self, nodes)).forward
+        self.run__: Callable[..., Tensor] = type(fx.GraphModule(self, nodes)).forward
 
     def forward(self, features: Tensor) -> Tensor:
-        return self._run(self, features)
+        return self.run__(self, features)
 
 
 def _place(root: nn.Module, name: str, layer: nn.Module | Tensor, persistent: bool) -> None:
@@ -65,17 +69,27 @@ def traced(network: nn.Module, task: Task) -> Backbone:
     it, where there is no such place, where it does something else in training than in evaluation, dropout
     apart, and where its logits are not those of `task`.
     """
+    check_ordinary(network)
     in_evaluation = graph_of(network, training=False)
     needed = needed_later(in_evaluation)
     borders = _borders(in_evaluation, needed, task)
     _check_cuts(network, in_evaluation, borders)
     graph = graph_of(network, training=True)
-    if str(graph.nodes) != str(in_evaluation.nodes):
+    if not _same(graph, in_evaluation):
         raise ArchitectureError(
             f"{type(network).__name__} computes something else in training than in evaluation: write a "
             f"plug-in for it ({GUIDE})"
         )
     return _backbone(in_evaluation, needed, borders)
+
+
+def _same(graph: Graph, other: Graph) -> bool:
+    """Whether two graphs of one network compute the same."""
+    return str(graph.nodes) == str(other.nodes) and all(
+        torch.equal(constant, other.constants[name])
+        for name, constant in graph.constants.items()
+        if not constant.is_meta
+    )
 
 
 def _borders(graph: Graph, needed: Mapping[fx.Node, tuple[str, ...]], task: Task) -> list[Border]:
@@ -109,7 +123,7 @@ def _check_cuts(network: nn.Module, graph: Graph, borders: list[Border]) -> None
 
 
 def _backbone(graph: Graph, needed: Mapping[fx.Node, tuple[str, ...]], borders: list[Border]) -> Backbone:
-    nodes = list(graph.nodes.nodes)
+    nodes = list(depths(graph))  # what depends on weights alone is computed where it is needed
     values = [nodes[0], *(border.value for border in borders)]
     places = [nodes.index(value) for value in values]
     stretches = [nodes[start + 1 : end + 1] for start, end in pairwise([*places, len(nodes) - 2])]
@@ -124,18 +138,17 @@ def _backbone(graph: Graph, needed: Mapping[fx.Node, tuple[str, ...]], borders: 
 
 
 def _subgraph(stretch: list[fx.Node], value: fx.Node, output: Any) -> fx.Graph:
-    """The nodes of `stretch` as a graph of their own, from `value` to `output`, with constants they use."""
+    """The nodes of `stretch` as a graph of their own, from `value` to `output`, with the weights they use."""
     graph = fx.Graph()
     copies = {value: graph.placeholder("features")}
 
     def copied(node: fx.Node) -> fx.Node:
-        if node not in copies:  # a constant from further up
+        if node not in copies:  # a weight, or what is made of it
             copies[node] = graph.node_copy(node, copied)
         return copies[node]
 
     for node in stretch:
-        if node.op != "get_attr":
-            copied(node)
+        copied(node)
     graph.output(copied(output))
     return graph
 

@@ -50,6 +50,15 @@ def test_a_feature_map_larger_than_the_image_is_no_detach_point():
     assert [p.drops for p in detach_points(Backbone(units, head, (1, 1, 1)), (3, 8, 8))] == [2]
 
 
+def test_two_layers_cannot_have_one_tensor():
+    units = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+    units[1].bias = units[0].bias
+    with pytest.raises(
+        ValueError, match=r"units\.1\.bias and units\.0\.bias are one tensor: give each layer"
+    ):
+        Backbone(units, nn.Flatten(), (1, 1))
+
+
 @pytest.mark.parametrize(
     ("exits", "message"),
     [

@@ -141,6 +141,7 @@ ARCHITECTURES = {
     "a folder": ("timm:local-dir/x", "timm has no 'local-dir/x'"),
     "a private function": ("torchvision:_resnet", "torchvision has no '_resnet'"),
     "a giant": ("torchvision:resnet18:width_per_group=1000000000", "a number in an option is at most 10,000"),
+    "a large one": ("timm:maxvit_tiny_tf_224:img_size=4096", "img_size = 4096: a size is at most 1,024"),
     "a deep one": ("timm:convnext_tiny:depths=(3,3,1000000000,3)", "a number in an option is at most 10,000"),
     "many layers": ("timm:convnext_tiny:depths=(3,3,9999,3)", "more than 10,000 parameter tensors"),
     "another network": ("torchvision:resnet18", "4 is no detach point"),

@@ -6,6 +6,7 @@ import urllib.error
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torchvision import models
 
 from cnsn_cli import registry
@@ -14,6 +15,7 @@ from cnsn_cli.errors import ArchitectureError, CheckpointError
 from cnsn_cli.initial import Start, from_file, from_publisher
 from cnsn_cli.run import resume, train
 from cnsn_cli.task import Task
+from cnsn_cli.traced import traced
 from tests.conftest import TINY
 from tests.test_cli import one_line
 
@@ -87,6 +89,33 @@ def test_weights_of_another_network(change, message):
     change(state)
     with pytest.raises(CheckpointError, match=message):
         Start(state, "x").fill(registry.build(ARCH, TASK), 2)
+
+
+class Meaning(nn.Module):
+    """A layer `fc` and a layer `head.fc`; a mean that no file of this network holds."""
+
+    def __init__(self, mean: float) -> None:
+        super().__init__()
+        self.mean = torch.full((3, 1, 1), mean)
+        self.convs = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+        self.fc, self.head = nn.Linear(4, 4), nn.ModuleDict({"fc": nn.Linear(4, 2)})
+
+    def forward(self, images):
+        return self.head["fc"](self.fc(self.convs(images - self.mean).mean((2, 3))))
+
+
+def test_names_of_the_original_may_look_like_ours_and_its_plain_tensors_stay(tmp_path):
+    network, other = Meaning(0.25), Meaning(0.5)
+    backbone = traced(other, TASK)
+    assert backbone.head.state_dict().keys() >= {"fc.weight", "head.fc.weight"}
+    Start(network.state_dict(), "the original").fill(backbone, 2)
+    whole = torch.nn.ModuleDict({"units": backbone.units, "head": backbone.head})
+    images = torch.randn(2, *TASK.image_shape)
+    network.mean = torch.full((3, 1, 1), 0.5)
+    assert torch.equal(nn.Sequential(*backbone.units, backbone.head)(images), network(images))
+    own = {name: tensor + 1 for name, tensor in whole.state_dict().items()}
+    Start(own, "a file of ours").fill(backbone, 2)  # which holds the mean
+    assert all(torch.equal(tensor, own[name]) for name, tensor in whole.state_dict().items())
 
 
 def words(image_folder, out):

@@ -141,6 +141,7 @@ def test_bad_input_ends_in_one_line(cnsn, nets, arch, message):
     [
         ("nothing.py", "cannot run plug-in nothing.py: [Errno 2] No such file"),
         ("nothing", "no plug-in 'nothing': give a file that ends in .py, or package.module:function"),
+        ("nowhere:plain", "no module 'nowhere': install it, or give --plugin with the file that it lies in"),
         ("broken.py", "cannot run plug-in broken.py: name 'oops' is not defined"),
         ("json.py", "a module 'json' is at work already: give json.py another name"),
     ],
@@ -169,6 +170,14 @@ def test_a_function_of_a_module(cnsn, distribution, monkeypatch, tmp_path):
     assert cnsn("mac", path, "--plugin", "my_module:plain").code == 0
     rewrite(path, lambda content, metadata: metadata.update(arch="my_module:number"))
     assert "no function my_module:number" in one_line(cnsn("mac", path, "--plugin", "my_module:plain"))
+
+
+def test_a_module_in_a_package_that_raises(cnsn, nets, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "sick").mkdir()
+    (tmp_path / "sick" / "__init__.py").write_text("raise RuntimeError('no good')")
+    message = one_line(cnsn("mac", "--arch", "sick.inside:net"))
+    assert message == "cannot import plug-in 'sick.inside:net' of module sick.inside: no good"
 
 
 def test_a_file_cannot_call_what_was_not_meant_to_build(nets, checkpoint, tmp_path):

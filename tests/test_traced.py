@@ -109,6 +109,34 @@ def test_weights_that_are_used_twice_stay_in_one_unit():
     assert "the weights of twice.0" in reason
 
 
+class Scaled(nn.Module):
+    """A scale and a gate: weights that no layer holds. Each is used on both sides of a conv."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.gate = nn.Parameter(torch.ones(8, 1, 1)), nn.Parameter(torch.zeros(8, 1, 1))
+        self.first, self._run = conv(3, 8), conv(8, 8)  # the name of a method of ours, once
+        self.third, self.fourth, self.linear = conv(8, 8), conv(8, 8), nn.Linear(8, 3)
+
+    def forward(self, images):
+        gate = torch.sigmoid(self.gate)
+        features = self._run(self.first(images) * self.scale) * self.scale
+        features = self.fourth(self.third(features) * gate) * gate
+        return self.linear(features.mean((2, 3)))
+
+
+def test_weights_without_a_layer_stay_in_one_unit(tmp_path):
+    """Read once, used twice: also where something is made of them far from there."""
+    network = Scaled()
+    backbone = traced(network, TASK)
+    check_same(network, backbone, TASK)
+    assert backbone.conv_counts == (1, 1, 1, 1)
+    kept = [[name for name, _ in unit.named_parameters(recurse=False)] for unit in backbone.units]
+    assert kept == [[], ["scale"], [], ["gate"]]
+    names = [*backbone.units.state_dict(), *backbone.head.state_dict()]
+    assert len(names) == len(network.state_dict())
+
+
 class Branching(Net):
     def forward(self, images):
         return super().forward(images if images.sum() > 0 else -images)
@@ -125,6 +153,13 @@ class Moody(Net):
     def forward(self, images):
         logits = super().forward(images)
         return logits * 2 if self.training else logits
+
+
+class Quieter(Net):
+    """A constant that differs, while the graph does not."""
+
+    def forward(self, images):
+        return super().forward(images) * torch.tensor(0.5 if self.training else 1.0)
 
 
 class Pair(Net):
@@ -145,6 +180,7 @@ REFUSED = [
     (Branching, "torch.fx cannot trace Branching, at test_traced.py line"),
     (Skipping, "nowhere between its convs one feature map is all that is known"),
     (Moody, "Moody computes something else in training than in evaluation: write a plug-in for it"),
+    (Quieter, "Quieter computes something else in training than in evaluation: write a plug-in for it"),
     (Pair, "Pair returns a tuple, not one tensor of logits"),
     (OneConv, "a cut goes between two conv layers, and its longest path has 1"),
     (

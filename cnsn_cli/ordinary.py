@@ -1,0 +1,51 @@
+"""What an ordinary network must be, so that torch.fx can follow images through it."""
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from cnsn_cli.errors import ArchitectureError
+
+IMAGES_ONLY = "it must take images alone: give everything else a default, or wrap the network"
+
+
+def check_ordinary(network: nn.Module) -> None:
+    """Raises ArchitectureError unless a network takes images alone, and its layers are plain and float32."""
+    _check_inputs(network)
+    for name, module in network.named_modules():
+        _check_layer(f"layer {name}" if name else "the network", module)
+    for name, parameter in network.named_parameters():
+        if is_lazy(parameter):
+            raise ArchitectureError(f"{name} has no shape yet: let the factory run the network once")
+        if parameter.dtype != torch.float32:
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise ArchitectureError(f"{name} is {kind}, not float32: let the factory call .float()")
+
+
+def _check_layer(name: str, module: nn.Module) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ArchitectureError(f"{name} is compiled by torch.jit: let the factory leave that out")
+    if parametrize.is_parametrized(module):
+        raise ArchitectureError(
+            f"{name} is parametrized: let the factory call torch.nn.utils.parametrize.remove_parametrizations"
+        )
+    for key, value in vars(module).items():
+        if isinstance(value, Tensor) and not value.is_leaf:  # no copy can be made of it
+            raise ArchitectureError(
+                f"{name} computes {key!r} from weights before it is called: let the factory undo that, as "
+                "torch.nn.utils.remove_weight_norm does"
+            )
+
+
+def _check_inputs(network: nn.Module) -> None:
+    parameters = list(inspect.signature(network.forward).parameters.values())
+    name = type(network).__name__
+    if not parameters:
+        raise ArchitectureError(f"forward of {name} takes nothing: {IMAGES_ONLY}")
+    needed = [p for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    more = [str(p) for p in needed[1:]] or [str(p) for p in needed if p.kind is p.VAR_POSITIONAL]
+    if more:
+        raise ArchitectureError(f"forward of {name} takes {', '.join(more)}: {IMAGES_ONLY}")
