@@ -12,12 +12,13 @@ import os
 import statistics
 import subprocess
 import sys
+import tomllib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
-HERE = Path(__file__).parent
+RECIPE = Path(__file__).with_suffix(".toml")
 ARCH = "vgg16:width=0.25"
 TRAIN, HELD_OUT = 2000, 500  # images of a class
 SUBMODELS = ("--exits", "2,7")
@@ -73,13 +74,13 @@ def subset(data: Path, folder: Path) -> Path:
 
 
 def command(row: str, seed: int, data: Path, out: Path) -> list[str]:
-    recipe = ("--recipe", str(HERE / "ablation.toml"), "--seed", str(seed))
+    recipe = ("--recipe", str(RECIPE), "--seed", str(seed))
     where = ("--data", str(data), "--out", str(out), "--device", "cpu")
     return [sys.executable, "-m", "cnsn_cli", "train", "--arch", ARCH, *ROWS[row], *recipe, *where]
 
 
 def run(row: str, seed: int, data: Path, out: Path) -> None:
-    epochs = 10
+    epochs = tomllib.loads(RECIPE.read_text())["epochs"]
     metrics = out / "metrics.jsonl"
     if metrics.exists() and len(metrics.read_text().splitlines()) == epochs:
         return

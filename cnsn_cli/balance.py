@@ -17,8 +17,8 @@ from cnsn_cli.network import Cnsn, Model
 class Pull:
     """The gradients of a sub-model and of the base-model in the parameters that both use.
 
-    `scale` is the weight of the sub-model's; `norm` and `base_norm` are Euclidean, without it; `cosine` lies
-    between -1 and 1.
+    `scale` is the weight that the recipe gives the sub-model's; `norm` and `base_norm` are Euclidean, without
+    it; `cosine` lies between -1 and 1.
     """
 
     name: str

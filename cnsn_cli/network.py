@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from cnsn_cli.backbone import Backbone, DetachPoint, choose_exits, detach_points, on_meta
 from cnsn_cli.images import preprocess
@@ -215,6 +216,8 @@ class Cnsn(nn.Module):
             for module in self.modules():
                 if isinstance(module, SharedBatchNorm):
                     module.norms[0].eval()
+                elif isinstance(module, _InstanceNorm):  # its statistics are those of all models
+                    module.eval()
         return self
 
     def preprocess(self, image: "Image") -> Tensor:

@@ -5,10 +5,14 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from cnsn_cli.checkpoint import load
 from cnsn_cli.errors import CheckpointError, DataError, RecipeError
+from cnsn_cli.network import Cnsn
 from cnsn_cli.run import resume, train
+from cnsn_cli.task import Task
+from cnsn_cli.traced import traced
 from tests.conftest import TINY
 from tests.test_resume import Stop, assert_same_run, stop_after
 
@@ -33,6 +37,19 @@ def test_a_frozen_base_stays_bit_identical_and_its_submodels_learn(
     assert lines[0]["results"][0] == lines[2]["results"][0]  # the base-model does as well as before
     for first, last in list(zip(lines[0]["train"], lines[2]["train"], strict=True))[1:]:
         assert last["loss"] < first["loss"]
+
+
+def test_running_statistics_of_instances_are_frozen_too():
+    """Base and sub-models share them."""
+    norm = nn.InstanceNorm2d(4, track_running_stats=True)
+    layers = (nn.Conv2d(3, 4, 3), norm, nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    task = Task.plain(classes=4, image_size=16)
+    network = Cnsn(traced(nn.Sequential(*layers), task), (1,), task)
+    for frozen in (False, True):
+        before = norm.running_mean.clone()
+        network.train()(torch.randn(2, 3, 16, 16))
+        assert torch.equal(norm.running_mean, before) == frozen
+        network.freeze_base()
 
 
 def test_a_base_can_be_a_detached_file_and_names_its_architecture(cnsn, image_folder, checkpoint, tmp_path):

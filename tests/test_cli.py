@@ -314,9 +314,10 @@ def test_every_option_reaches_the_run(cnsn, called, tmp_path):
 
 
 def test_without_exits_the_weight_decay_of_the_baseline(cnsn, called):
-    cnsn("train", "--arch", TINY, "--exits", "")
-    cnsn("train", "--arch", TINY, "--exits", "1")
-    assert [arguments[3].weight_decay for arguments, _ in called] == [6e-3, 6e-4]
+    """A sub-model alone is no baseline: it is compared with the same one inside a network."""
+    for models in (("--exits", ""), ("--exits", "1"), ("--drop", "1")):
+        cnsn("train", "--arch", TINY, *models)
+    assert [arguments[3].weight_decay for arguments, _ in called] == [6e-3, 6e-4, 6e-4]
     assert re.fullmatch(r"runs/vgg11-width=0.0625-cifar10-\d{8}-\d{6}", str(called[0][0][4]))
 
 

@@ -133,6 +133,15 @@ def test_what_differs_is_listed_and_refused_or_accepted(cnsn, checkpoint, tmp_pa
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+def test_the_same_recipe_again_is_no_change(cnsn, image_folder, tmp_path):
+    """That of a baseline has a weight decay of its own."""
+    same = ("--recipe", "paper", "--epochs", 1, "--batch-size", 8)
+    words = ("--arch", TINY, "--exits", "", "--data", image_folder, *same)
+    assert cnsn("train", *words, "--out", tmp_path / "run").code == 0
+    result = cnsn("train", "--resume", tmp_path / "run", *same)
+    assert result.code == 0, result.err
+
+
 def stop_at_step(step: int):
     seen = []
 

@@ -124,7 +124,8 @@ def train(
             )
         own = {"arch": arch, "exits": cuts, "data": data, **options}
         changes = {name: value for name, value in own.items() if name in given}
-        report(_resume(resume, {**changes, **_recipe_changes(recipe, overrides, given)}, override), json)
+        another = recipe if "recipe" in given else None
+        report(_resume(resume, {**changes, **_recipe_changes(resume, another, overrides)}, override), json)
         return
     if arch is None and freeze_base is not None:
         arch = _arch_of(freeze_base)
@@ -135,7 +136,7 @@ def train(
     from cnsn_cli.recipe import load_recipe
     from cnsn_cli.run import train as run
 
-    chosen = load_recipe(recipe, overrides, baseline=not cuts)
+    chosen = load_recipe(recipe, overrides, baseline=not cuts and drop is None)
     folder = out or default_folder(arch, data)
     with _watched(folder, chosen) as watch:
         finished = run(arch, cuts, data, chosen, folder, classes=classes, force=force, watch=watch, **options)
@@ -148,12 +149,14 @@ def _given(context: typer.Context) -> set[str]:
     return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
-def _recipe_changes(recipe: str, overrides: dict[str, Any], given: set[str]) -> dict[str, Any]:
-    if "recipe" not in given:
+def _recipe_changes(folder: Path, recipe: str | None, overrides: dict[str, Any]) -> dict[str, Any]:
+    if recipe is None:
         return overrides
     from cnsn_cli.recipe import load_recipe
+    from cnsn_cli.state import STATE, read_state
 
-    return load_recipe(recipe, overrides).model_dump()
+    old = read_state(folder / STATE).request
+    return load_recipe(recipe, overrides, baseline=not old.exits and old.drop is None).model_dump()
 
 
 def _arch_of(checkpoint: Path) -> str:
