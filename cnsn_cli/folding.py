@@ -39,7 +39,7 @@ def conv_norm_pairs(model: Model) -> list[tuple[str, str]]:
     for module in names:
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(remember)
-        elif type(module) is nn.BatchNorm2d:  # others may do more than normalise
+        elif type(module) is nn.BatchNorm2d and module.track_running_stats:  # others may do more, or less
             module.register_forward_pre_hook(look_up)
     blank(torch.empty(1, *model.task.image_shape, device="meta"))
     return pairs

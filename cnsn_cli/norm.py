@@ -14,8 +14,8 @@ from torch import Tensor, nn
 def fresh_statistics(norm: nn.Module) -> nn.Module:
     """A module that holds nothing but a copy of the running statistics of `norm`."""
     statistics = nn.Module()
-    for name, buffer in norm.named_buffers():
-        statistics.register_buffer(name, buffer.clone())
+    for name, buffer in norm._buffers.items():
+        statistics.register_buffer(name, None if buffer is None else buffer.clone())
     return statistics
 
 

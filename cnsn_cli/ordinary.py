@@ -14,9 +14,9 @@ IMAGES_ONLY = "it must take images alone: give everything else a default, or wra
 
 def check_ordinary(network: nn.Module) -> None:
     """Raises ArchitectureError unless a network takes images alone, and its layers are plain and float32."""
-    _check_inputs(network)
     for name, module in network.named_modules():
         _check_layer(f"layer {name}" if name else "the network", module)
+    _check_inputs(network)
     for name, parameter in network.named_parameters():
         if is_lazy(parameter):
             raise ArchitectureError(f"{name} has no shape yet: let the factory run the network once")

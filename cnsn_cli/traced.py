@@ -188,24 +188,38 @@ def _title(node: fx.Node) -> str:
 
 
 def check_same(network: nn.Module, backbone: Backbone, task: Task) -> None:
-    """Raises ArchitectureError unless a network and its Backbone return the same logits, bit for bit."""
-    images = torch.randn(2, *task.image_shape, generator=torch.Generator().manual_seed(0))
-    whole = nn.Sequential(*backbone.units, backbone.head).eval()
-    with torch.inference_mode():
-        try:
-            same = torch.equal(network.eval()(images.clone()), whole(images))
-        except RuntimeError:  # images are too small: the shapes of the features will tell
-            return
-        except Exception as error:  # whatever the network's code raises, which torch.fx may have left out
-            reason = one_line(error)
-            raise ArchitectureError(
-                f"{type(network).__name__} takes no images of shape {task.image_shape}: {reason}"
-            ) from error
-        finally:
-            network.train()
-            whole.train()
-    if not same:
+    """Raises ArchitectureError unless a network and its Backbone return the same logits, bit for bit.
+
+    Those of an image must not change with the other images of a batch, which models share.
+    """
+    name = type(network).__name__
+    try:
+        expected, found, among_others = _logits(network, backbone, task)
+    except RuntimeError:  # images are too small: the shapes of the features will tell
+        return
+    except Exception as error:  # whatever the network's code raises, which torch.fx may have left out
+        reason = one_line(error)
+        raise ArchitectureError(f"{name} takes no images of shape {task.image_shape}: {reason}") from error
+    if not torch.equal(found, expected):
         raise ArchitectureError(
-            f"{type(network).__name__} changes tensors in a way that torch.fx does not see: write a plug-in "
-            f"for it ({GUIDE})"
+            f"{name} changes tensors in a way that torch.fx does not see: write a plug-in for it ({GUIDE})"
         )
+    if not torch.allclose(among_others[0], found[0], rtol=1e-3, atol=1e-5):
+        raise ArchitectureError(
+            f"{name} lets the images of a batch change each other's logits: no layer but BatchNorm may, "
+            "because base and sub-models share a batch"
+        )
+
+
+@torch.inference_mode()
+def _logits(network: nn.Module, backbone: Backbone, task: Task) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of two images by a network and by its pieces, and by these where the second is another."""
+    images = torch.randn(2, *task.image_shape, generator=torch.Generator().manual_seed(0))
+    others = torch.stack([images[0], -3 * images[1]])
+    whole = nn.Sequential(*backbone.units, backbone.head)
+    modes = nn.ModuleList([network, whole])
+    modes.eval()
+    try:
+        return network(images.clone()), whole(images.clone()), whole(others)
+    finally:
+        modes.train()

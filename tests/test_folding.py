@@ -41,12 +41,13 @@ def test_a_folded_file(checkpoint, tmp_path):
     assert metadata == read_metadata(folded, read_header(folded))
 
 
-def test_a_norm_that_follows_no_conv_stays():
+def test_a_norm_stays_that_follows_no_conv_or_knows_no_statistics():
     units = {"0": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)), "1": nn.BatchNorm2d(4)}
+    units["2"] = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7))
     model = Model("base", 0, None, units, head, TASK).eval()
     assert conv_norm_pairs(model) == []
-    assert len([m for m in fold(model).modules() if isinstance(m, nn.BatchNorm2d)]) == 2
+    assert len([m for m in fold(model).modules() if isinstance(m, nn.BatchNorm2d)]) == 3
 
 
 def test_a_fold_that_differs_is_refused():

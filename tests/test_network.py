@@ -225,6 +225,17 @@ def test_a_norm_in_the_head_is_shared_too():
     assert not torch.equal(network.submodels[1].head.get_submodule("0").running_mean, norm.running_mean)
 
 
+def test_a_norm_without_running_statistics():
+    """It normalises each model's slice by itself, in evaluation too."""
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    units = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Sequential(nn.Conv2d(4, 4, 3), norm))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7))
+    network = Cnsn(Backbone(units, head, (1, 1)), (1,), TASK).eval()
+    images = torch.randn(4, 3, 32, 32)
+    for model, logits in zip(network.models(), network(images), strict=True):
+        assert torch.allclose(model(images), logits, atol=1e-6)
+
+
 def repeating_backbone() -> Backbone:
     """One ReLU and one pool, used again and again; names are letters and not numbers."""
     torch.manual_seed(0)

@@ -234,6 +234,20 @@ def test_dropout_without_a_mode_is_refused_and_not_changed(on):
         traced(Switched(on), TASK)
 
 
+class Sociable(Net):
+    """Subtracts the mean over a batch, in evaluation too."""
+
+    def forward(self, images):
+        return super().forward(images - images.mean(0))
+
+
+def test_images_that_change_each_others_logits_are_noticed():
+    network = Sociable()
+    backbone = traced(network, TASK)
+    with pytest.raises(ArchitectureError, match="Sociable lets the images of a batch change each other's"):
+        check_same(network, backbone, TASK)
+
+
 class Asserting(Net):
     def forward(self, images):
         torch._assert(images.shape[2] == 20, "it wants 20 pixels")
