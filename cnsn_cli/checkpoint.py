@@ -16,6 +16,7 @@ from cnsn_cli import __version__, registry
 from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError, one_line
 from cnsn_cli.files import replacing
 from cnsn_cli.folding import fold
+from cnsn_cli.layout import fastest_format
 from cnsn_cli.metadata import KEY, Metadata, read_metadata
 from cnsn_cli.network import Cnsn, Model
 from cnsn_cli.precision import HALVES, cast_weights
@@ -58,7 +59,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], key: str, text: str) -
 def load(path: str | Path) -> Cnsn | Model:
     """Read a whole network or a detached model, in eval mode on the CPU.
 
-    Weights lie channels last, which is fastest for a few images, and are float32 whatever the file has. Every
+    Weights lie as is fastest for a few images, and are float32 whatever the file has. Every
     tensor is checked against the architecture before it is read, and against its digest after. Raises
     CheckpointError, also where a weight is not finite, and ArchitectureError where the architecture is not
     installed.
@@ -76,7 +77,7 @@ def load(path: str | Path) -> Cnsn | Model:
         )
     if metadata.dtype in HALVES:
         network = cast_weights(network, torch.float32)
-    return network.to(memory_format=torch.channels_last).eval()
+    return network.to(memory_format=fastest_format(network)).eval()
 
 
 def load_blank(path: Path) -> tuple[Cnsn | Model, Metadata]:

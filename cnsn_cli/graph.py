@@ -1,10 +1,11 @@
 """The graph of an ordinary network: what torch.fx sees when images go through it."""
 
 import inspect
+import operator
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cnsn_cli.errors import ArchitectureError, one_line
+from cnsn_cli.flow import Graph, Layers, depths, images_of
 from cnsn_cli.plugin import GUIDE
 
 DROPOUTS: dict[object, Callable[..., nn.Module]] = {
@@ -21,25 +23,21 @@ DROPOUTS: dict[object, Callable[..., nn.Module]] = {
     F.alpha_dropout: nn.AlphaDropout,
     F.feature_alpha_dropout: nn.FeatureAlphaDropout,
 }
-CONVS = (F.conv2d, torch.conv2d)
-Layers = Mapping[str, nn.Module | Tensor]
-
-
-class Graph(NamedTuple):
-    """`nodes`, a graph without dead nodes, and what it calls or reads, by name.
-
-    `constants` are tensors that no file holds. `attributes` are names of plain ones: files of the network do
-    not hold them, ours do.
-    """
-
-    nodes: fx.Graph
-    layers: Layers
-    constants: Mapping[str, Tensor]
-    attributes: frozenset[str]
+AUGMENTED = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 
 
 class _Tracer(fx.Tracer):
     """Looks into modules that have children. What a module without any does is its own business."""
+
+    def getattr(self, attr: str, value: Any, cache: dict[str, Any]) -> Any:
+        """Buffers as the graph reads them; else they are constants wherever something is made of them."""
+        buffers = self.root.named_buffers() if isinstance(value, Tensor) else ()
+        name = next((name for name, buffer in buffers if buffer is value), None)
+        if name is None:
+            return super().getattr(attr, value, cache)
+        if name not in cache:
+            cache[name] = self.create_proxy("get_attr", name, (), {})
+        return cache[name]
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         childless = next(module.children(), None) is None
@@ -53,11 +51,14 @@ def graph_of(network: nn.Module, training: bool) -> Graph:
     """
     network.train(training)
     nodes = _symbolic(network)
-    tensors, constants, attributes = _read_tensors(network, nodes)
+    _count_images_once(nodes)
+    weights, constants = _read_tensors(network, nodes)
     modules = dict(network.named_modules(remove_duplicate=False))
-    layers = {**modules, **tensors, **_dropouts_as_layers(nodes, training)}
-    _erase_dead(nodes)
-    return Graph(nodes, layers, constants, attributes)
+    layers = {**modules, **weights, **constants, **_dropouts_as_layers(nodes, training)}
+    graph = Graph(nodes, layers, constants)
+    _check_changes(graph, network)
+    _erase_dead(graph)
+    return graph
 
 
 def _symbolic(network: nn.Module) -> fx.Graph:
@@ -88,25 +89,36 @@ def _place_of(error: Exception) -> str:
     return f"{Path(frames[-1].filename).name} line {frames[-1].lineno}"
 
 
-def _read_tensors(
-    network: nn.Module, graph: fx.Graph
-) -> tuple[dict[str, Tensor], dict[str, Tensor], frozenset[str]]:
-    """Tensors that a graph reads by itself, the constants among them, and the names of plain attributes.
+def _read_tensors(network: nn.Module, graph: fx.Graph) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors that a graph reads by itself: weights and buffers, and constants.
 
     fx leaves constants that a forward pass makes in the network, from where they are taken away.
     """
-    found, constants, attributes = {}, {}, set()
+    weights: dict[str, Tensor] = {}
+    constants: dict[str, Tensor] = {}
     for node in graph.find_nodes(op="get_attr"):
         parent, _, last = node.target.rpartition(".")
         holder = network.get_submodule(parent)
-        found[node.target] = tensor = getattr(holder, last)
-        if last in holder._non_persistent_buffers_set or last.startswith("_tensor_constant"):
-            constants[node.target] = tensor
-        elif last in vars(holder):
-            attributes.add(node.target)
-    for name in [name for name in found if name.startswith("_tensor_constant")]:
+        if isinstance(getattr(holder, last), fx.Proxy):
+            raise _changing(network, node)
+        plain = last in vars(holder) or last in holder._non_persistent_buffers_set
+        (constants if plain else weights)[node.target] = getattr(holder, last)
+    for name in [name for name in constants if name.startswith("_tensor_constant")]:
         delattr(network, name)
-    return found, constants, frozenset(attributes)
+    return weights, constants
+
+
+def _count_images_once(graph: fx.Graph) -> None:
+    """Let `images.size(0)` and `images.shape[0]` be one node, right behind the images."""
+    images = images_of(graph)
+    counts = [user for user in images.users if user.target == "size" and user.args[1:] == (0,)]
+    for whole in images.users:
+        if (whole.target == "size" and not whole.args[1:]) or whole.args[1:] == ("shape",):
+            counts += [u for u in whole.users if u.target is operator.getitem and u.args[1] == 0]
+    with graph.inserting_after(images):
+        count = graph.call_method("size", (images, 0))
+    for node in counts:
+        node.replace_all_uses_with(count)
 
 
 def _dropouts_as_layers(graph: fx.Graph, training: bool) -> dict[str, nn.Module]:
@@ -132,79 +144,38 @@ def _dropouts_as_layers(graph: fx.Graph, training: bool) -> dict[str, nn.Module]
     return made
 
 
-def _erase_dead(graph: fx.Graph) -> None:
+def _changing(network: nn.Module, node: fx.Node) -> ArchitectureError:
+    return ArchitectureError(
+        f"{type(network).__name__} changes its weights or buffers when images go through it, by {node.name}: "
+        f"write a plug-in for it ({GUIDE})"
+    )
+
+
+def _check_changes(graph: Graph, network: nn.Module) -> None:
+    """Raises ArchitectureError where weights are changed by something that does not depend on the images."""
+    with_images = depths(graph)
+    for node in graph.nodes.nodes:
+        if node not in with_images and _changes_tensors(node, graph.layers):
+            raise _changing(network, node)
+
+
+def _erase_dead(graph: Graph) -> None:
     """Take out what leads nowhere: assertions, and inputs beside the images."""
-    for node in reversed(list(graph.nodes)):
-        if not node.users and node.op not in ("output", "placeholder"):
-            graph.erase_node(node)
-    _images, *others = graph.find_nodes(op="placeholder")
+    for node in reversed(list(graph.nodes.nodes)):
+        leads = node.users or node.op in ("output", "placeholder") or _changes_tensors(node, graph.layers)
+        if not leads:
+            graph.nodes.erase_node(node)
+    _images, *others = graph.nodes.find_nodes(op="placeholder")
     for node in others:
-        graph.erase_node(node)
+        graph.nodes.erase_node(node)
 
 
-def depths(graph: Graph) -> dict[fx.Node, int]:
-    """For every node that depends on the images, the convs on the longest path from them."""
-    found: dict[fx.Node, int] = {}
-    for node in graph.nodes.nodes:
-        before = [found[source] for source in node.all_input_nodes if source in found]
-        if node.op == "placeholder" or before:
-            found[node] = max(before, default=0) + is_conv(node, graph.layers)
-    return found
-
-
-def is_conv(node: fx.Node, layers: Layers) -> bool:
+def _changes_tensors(node: fx.Node, layers: Layers) -> bool:
+    """Whether a node changes what it is given, and so counts although nobody uses what it returns."""
     if node.op == "call_module":
-        return isinstance(layers[str(node.target)], nn.Conv2d)
-    return node.op == "call_function" and node.target in CONVS
-
-
-def needed_later(graph: Graph) -> dict[fx.Node, tuple[str, ...]]:
-    """After each node that depends on the images: what is known there and needed later.
-
-    These are such nodes, by name, and weights that are used both before and later.
-    """
-    nodes = list(graph.nodes.nodes)
-    place = {node: index for index, node in enumerate(nodes)}
-    depending = [node for node in depths(graph) if node.op != "output"]
-    ends = {node.name: max(place[user] for user in node.users) for node in depending if node.users}
-    starting = {node: [node.name] for node in depending}
-    for layer, uses in _uses_of_weights(graph):
-        if len(uses) > 1:
-            name = f"the weights of {layer}"
-            ends[name] = max(ends.get(name, 0), place[uses[-1]])
-            starting[uses[0]].append(name)
-    alive: dict[str, None] = {}
-    found = {}
-    for node in nodes:
-        alive |= dict.fromkeys(starting.get(node, ()))
-        alive = {name: None for name in alive if ends.get(name, -1) > place[node]}
-        if node in starting and node.op != "output":
-            found[node] = tuple(alive)
-    return {node: found[node] for node in depending}
-
-
-def _uses_of_weights(graph: Graph) -> Iterable[tuple[str, list[fx.Node]]]:
-    """The name of every parameter and buffer, and the nodes with images that use it or what is made of it."""
-    with_images = depths(graph).keys()
-    behind: dict[fx.Node, dict[int, str]] = {}  # of nodes without images: the weights that they are made of
-    uses: dict[int, tuple[str, list[fx.Node]]] = {}
-    for node in graph.nodes.nodes:
-        weights = _weights_of(node, graph)
-        for source in node.all_input_nodes:
-            weights |= behind.get(source, {})
-        if node not in with_images:
-            behind[node] = weights
-            continue
-        for key, name in weights.items():
-            uses.setdefault(key, (name, []))[1].append(node)
-    return uses.values()
-
-
-def _weights_of(node: fx.Node, graph: Graph) -> dict[int, str]:
-    """The parameters and buffers that a node reads by itself, all under its name."""
-    name = str(node.target)
-    if node.op not in ("call_module", "get_attr") or name in graph.constants:
-        return {}
-    layer = graph.layers[name]
-    tensors = [layer] if isinstance(layer, Tensor) else [*layer.parameters(), *layer.buffers()]
-    return {id(tensor): name for tensor in tensors}
+        return bool(getattr(layers[str(node.target)], "inplace", False))
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = node.target if isinstance(node.target, str) else node.target.__name__
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or node.target in AUGMENTED or bool(node.kwargs.get("inplace")) or "out" in node.kwargs

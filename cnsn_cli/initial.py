@@ -58,13 +58,13 @@ class Start:
         own = whole.state_dict()
         if not isinstance(backbone.head, Segment):
             return own
-        attributes = {
-            f"{name}.{attribute}"
+        constants = {
+            f"{name}.{constant}"
             for name, part in whole.named_modules()
             if isinstance(part, Segment)
-            for attribute in part.attributes__
+            for constant in part.constants__
         }
-        original = {PART.sub("", name): tensor for name, tensor in own.items() if name not in attributes}
+        original = {PART.sub("", name): tensor for name, tensor in own.items() if name not in constants}
         return max(own, original, key=lambda names: len(names.keys() & self.weights.keys()))
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, fx, nn
 
 from cnsn_cli.backbone import Backbone, Obstacle, UnitNote, on_meta
 from cnsn_cli.errors import ArchitectureError, one_line
-from cnsn_cli.graph import Graph, depths, graph_of, is_conv, needed_later
+from cnsn_cli.flow import Graph, depths, is_batch_size, is_conv, needed_later
+from cnsn_cli.graph import graph_of
 from cnsn_cli.ordinary import check_ordinary
 from cnsn_cli.plugin import GUIDE
 from cnsn_cli.task import Task
@@ -24,15 +25,15 @@ SIZES = (224, 299)  # pixels a side that networks are made for, where the given 
 class Segment(nn.Module):
     """A stretch of a network: features (N, ...) -> features or logits (N, ...).
 
-    `attributes__` are names of buffers that were plain attributes: files of the network do not hold them.
+    `constants__` are names of buffers that files of the network do not hold, and ours do.
     """  # names that end in __ do not meet those of a network's own layers
 
     def __init__(self, nodes: fx.Graph, graph: Graph) -> None:
         super().__init__()
         used = [str(node.target) for node in nodes.nodes if node.op in ("call_module", "get_attr")]
         for name in used:
-            _place(self, name, graph.layers[name], name not in graph.constants)
-        self.attributes__ = graph.attributes.intersection(used)
+            _place(self, name, graph.layers[name])
+        self.constants__ = graph.constants.keys() & used
         # The code that fx writes for a graph, without its module, which cannot be copied cheaply.
         self.run__: Callable[..., Tensor] = type(fx.GraphModule(self, nodes)).forward
 
@@ -40,7 +41,7 @@ class Segment(nn.Module):
         return self.run__(self, features)
 
 
-def _place(root: nn.Module, name: str, layer: nn.Module | Tensor, persistent: bool) -> None:
+def _place(root: nn.Module, name: str, layer: nn.Module | Tensor) -> None:
     *containers, last = name.split(".")
     for container in containers:
         if container not in root._modules:
@@ -51,7 +52,7 @@ def _place(root: nn.Module, name: str, layer: nn.Module | Tensor, persistent: bo
     elif isinstance(layer, nn.Parameter):
         root.register_parameter(last, layer)
     else:
-        root.register_buffer(last, layer, persistent)
+        root.register_buffer(last, layer.clone())  # a constant may be used in several units
 
 
 class Border(NamedTuple):
@@ -140,11 +141,13 @@ def _backbone(graph: Graph, needed: Mapping[fx.Node, tuple[str, ...]], borders: 
 def _subgraph(stretch: list[fx.Node], value: fx.Node, output: Any) -> fx.Graph:
     """The nodes of `stretch` as a graph of their own, from `value` to `output`, with the weights they use."""
     graph = fx.Graph()
-    copies = {value: graph.placeholder("features")}
+    features = graph.placeholder("features")
+    copies = {value: features}
 
     def copied(node: fx.Node) -> fx.Node:
-        if node not in copies:  # a weight, or what is made of it
-            copies[node] = graph.node_copy(node, copied)
+        if node not in copies:  # what is needed here and does not depend on images
+            size = is_batch_size(node)
+            copies[node] = graph.call_method("size", (features, 0)) if size else graph.node_copy(node, copied)
         return copies[node]
 
     for node in stretch:

@@ -92,16 +92,19 @@ def test_weights_of_another_network(change, message):
 
 
 class Meaning(nn.Module):
-    """A layer `fc` and a layer `head.fc`; a mean that no file of this network holds."""
+    """Layers `fc` and `head.fc`; a mean that no file of this network holds, and a scale that one does."""
 
-    def __init__(self, mean: float) -> None:
+    def __init__(self, number: float) -> None:
         super().__init__()
-        self.mean = torch.full((3, 1, 1), mean)
+        self.mean = torch.full((3, 1, 1), number)
+        self.register_buffer("scale", torch.full((3,), number))
         self.convs = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
         self.fc, self.head = nn.Linear(4, 4), nn.ModuleDict({"fc": nn.Linear(4, 2)})
 
     def forward(self, images):
-        return self.head["fc"](self.fc(self.convs(images - self.mean).mean((2, 3))))
+        return self.head["fc"](
+            self.fc(self.convs((images - self.mean) * self.scale[:, None, None]).mean((2, 3)))
+        )
 
 
 def test_names_of_the_original_may_look_like_ours_and_its_plain_tensors_stay(tmp_path):

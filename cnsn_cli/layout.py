@@ -1,0 +1,28 @@
+"""How features lie in memory."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from cnsn_cli.backbone import on_meta
+from cnsn_cli.network import Cnsn, Model
+
+
+def fastest_format(network: Cnsn | Model) -> torch.memory_format:
+    """Channels last, where convs are fastest; contiguous where a layer cannot read that, such as `view`."""
+    images = torch.empty(1, *network.task.image_shape, device="meta")
+    with register_module_forward_hook(_channels_last):
+        try:
+            on_meta(network.models()[0], images)
+        except Exception:  # whatever the network raises
+            return torch.contiguous_format
+    return torch.channels_last
+
+
+def _channels_last(module: nn.Module, inputs: Any, output: Any) -> Any:
+    """On the meta device convs return contiguous features whatever they get."""
+    if isinstance(output, Tensor) and output.dim() == 4:
+        return output.contiguous(memory_format=torch.channels_last)
+    return output
