@@ -39,6 +39,11 @@ class _Tracer(fx.Tracer):
             cache[name] = self.create_proxy("get_attr", name, (), {})
         return cache[name]
 
+    def to_bool(self, proxy: fx.Proxy) -> bool:
+        """What a network asserts holds: it is run once before its pieces are used."""
+        place = _last_outside_torch(traceback.extract_stack()[:-1])
+        return (place.line or "").startswith("assert ") or super().to_bool(proxy)
+
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         childless = next(module.children(), None) is None
         return childless or isinstance(module, _BatchNorm) or super().is_leaf_module(module, name)
@@ -84,9 +89,13 @@ def _symbolic(network: nn.Module) -> fx.Graph:
 
 def _place_of(error: Exception) -> str:
     """The last line outside of torch that led to an error: `resnet.py line 99`."""
+    place = _last_outside_torch(traceback.extract_tb(error.__traceback__))
+    return f"{Path(place.filename).name} line {place.lineno}"
+
+
+def _last_outside_torch(frames: list[traceback.FrameSummary]) -> traceback.FrameSummary:
     torch_folder = str(Path(torch.__file__).parent)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(torch_folder)]
-    return f"{Path(frames[-1].filename).name} line {frames[-1].lineno}"
+    return [f for f in frames if not f.filename.startswith((torch_folder, __file__))][-1]
 
 
 def _read_tensors(network: nn.Module, graph: fx.Graph) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -253,7 +253,7 @@ def test_dropout_without_a_mode_is_refused_and_not_changed(on):
 
 
 class Restless(nn.Module):
-    """Changes features in place, and uses none of what that returns; counts its images at the start."""
+    """Changes features in place, and uses none of what that returns; counts its images; asserts something."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -263,6 +263,7 @@ class Restless(nn.Module):
 
     def forward(self, images):
         count = images.shape[0]
+        assert images.shape[1] == 3, f"{images.shape[1]} channels"
         features = self.second(self.first(images))
         features.mul_(self.gain)
         self.relu(features)
@@ -270,7 +271,7 @@ class Restless(nn.Module):
         return self.linear(self.third(features).reshape(count, -1))
 
 
-def test_changes_in_place_and_the_number_of_images_are_no_obstacle():
+def test_changes_in_place_and_the_number_of_images_and_assertions_are_no_obstacle():
     network = Restless()
     backbone = traced(network, TASK)
     check_same(network, backbone, TASK)
