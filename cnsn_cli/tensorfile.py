@@ -79,7 +79,12 @@ def read_header(path: Path) -> Header:
 def _raw_header(file: BinaryIO, size: int) -> bytes:
     if size < 8:
         raise ValueError(f"it has {size} bytes")
-    (length,) = struct.unpack("<Q", file.read(8))
+    start = file.read(8)
+    if start.startswith(b"PK"):
+        raise ValueError(
+            "it is a zip, as torch.save writes; safetensors.torch.save_file saves a state_dict()"
+        )
+    (length,) = struct.unpack("<Q", start)
     if not 2 <= length <= min(LARGEST_HEADER, size - 8):
         raise ValueError(
             f"it starts with a header length of {length} in {size} bytes; at most {LARGEST_HEADER} are read"
