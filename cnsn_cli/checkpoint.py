@@ -16,7 +16,7 @@ from cnsn_cli import __version__, registry
 from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError, one_line
 from cnsn_cli.files import replacing
 from cnsn_cli.folding import fold
-from cnsn_cli.layout import fastest_format
+from cnsn_cli.layout import fastest
 from cnsn_cli.metadata import KEY, Metadata, read_metadata
 from cnsn_cli.network import Cnsn, Model
 from cnsn_cli.precision import HALVES, cast_weights
@@ -77,7 +77,7 @@ def load(path: str | Path) -> Cnsn | Model:
         )
     if metadata.dtype in HALVES:
         network = cast_weights(network, torch.float32)
-    return network.to(memory_format=fastest_format(network)).eval()
+    return fastest(network).eval()
 
 
 def load_blank(path: Path) -> tuple[Cnsn | Model, Metadata]:

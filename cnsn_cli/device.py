@@ -41,13 +41,13 @@ def place(network: Network, device: "torch.device") -> Network:
     """
     import torch
 
-    from cnsn_cli.layout import fastest_format
+    from cnsn_cli.layout import fastest
 
     network.to(device)
     if device.type == "mps":
         return network
-    network.to(memory_format=(fastest := fastest_format(network)))
-    if device.type == "cpu" and fastest is torch.channels_last:
+    fastest(network)
+    if device.type == "cpu":
         model = network.models()[0]
         for unit, (channels, *size) in zip(model.units, model.unit_shapes(), strict=True):
             if channels >= MANY_CHANNELS and math.prod(size) <= FEW_PIXELS:

@@ -161,11 +161,16 @@ def _changing(network: nn.Module, node: fx.Node) -> ArchitectureError:
 
 
 def _check_changes(graph: Graph, network: nn.Module) -> None:
-    """Raises ArchitectureError where weights are changed by something that does not depend on the images."""
+    """Raises ArchitectureError where weights are changed by something that does not depend on the images.
+
+    What is made of weights, and used, may be changed in place.
+    """
     with_images = depths(graph)
     for node in graph.nodes.nodes:
         if node not in with_images and _changes_tensors(node, graph.layers):
-            raise _changing(network, node)
+            (changed, *_) = node.all_input_nodes
+            if changed.op == "get_attr" or not node.users:
+                raise _changing(network, node)
 
 
 def _erase_dead(graph: Graph) -> None:

@@ -1,6 +1,6 @@
 """How features lie in memory."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,16 +9,22 @@ from torch.nn.modules.module import register_module_forward_hook
 from cnsn_cli.backbone import on_meta
 from cnsn_cli.network import Cnsn, Model
 
+Network = TypeVar("Network", bound=Cnsn | Model)
 
-def fastest_format(network: Cnsn | Model) -> torch.memory_format:
-    """Channels last, where convs are fastest; contiguous where a layer cannot read that, such as `view`."""
+
+def fastest(network: Network) -> Network:
+    """`network` with weights channels last, where convs are fastest, and with them the features.
+
+    Where a layer cannot read such features, as `view`, they are contiguous.
+    """
+    network.to(memory_format=torch.channels_last)
     images = torch.empty(1, *network.task.image_shape, device="meta")
     with register_module_forward_hook(_channels_last):
         try:
             on_meta(network.models()[0], images)
         except Exception:  # whatever the network raises
-            return torch.contiguous_format
-    return torch.channels_last
+            network.to(memory_format=torch.contiguous_format)
+    return network
 
 
 def _channels_last(module: nn.Module, inputs: Any, output: Any) -> Any:

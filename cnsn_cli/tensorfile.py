@@ -80,9 +80,9 @@ def _raw_header(file: BinaryIO, size: int) -> bytes:
     if size < 8:
         raise ValueError(f"it has {size} bytes")
     start = file.read(8)
-    if start.startswith(b"PK"):
+    if start.startswith(b"PK\x03\x04"):
         raise ValueError(
-            "it is a zip, as torch.save writes; safetensors.torch.save_file saves a state_dict()"
+            "it is a zip, such as torch writes (.pth, .pt2); safetensors.torch.save_file saves a state_dict()"
         )
     (length,) = struct.unpack("<Q", start)
     if not 2 <= length <= min(LARGEST_HEADER, size - 8):

@@ -243,7 +243,7 @@ def test_an_architecture_that_is_not_installed(checkpoint, tmp_path):
         (b"", "is no safetensors file: it has 0 bytes"),
         (
             b"PK\x03\x04" + bytes(100),
-            "is no safetensors file: it is a zip, as torch.save writes; safetensors.",
+            "is no safetensors file: it is a zip, such as torch writes",
         ),
         (struct.pack("<Q", 2) + b"[]", "is broken or truncated"),
         (struct.pack("<Q", 8) + b"not json", "is broken or truncated"),

@@ -117,7 +117,7 @@ class Scaled(nn.Module):
         self.third, self.fourth, self.linear = conv(8, 8), conv(8, 8), nn.Linear(8, 3)
 
     def forward(self, images):
-        gate = torch.sigmoid(self.gate)
+        gate = F.relu(torch.sigmoid(self.gate), inplace=True)
         features = self._run(self.first(images) * self.scale) * self.scale
         features = self.fourth(self.third(features) * gate) * gate
         return self.linear(features.mean((2, 3)))
