@@ -55,9 +55,12 @@ def graph_of(network: nn.Module, training: bool) -> Graph:
     Raises ArchitectureError where torch.fx cannot trace it.
     """
     network.train(training)
+    own = set(vars(network))
     nodes = _symbolic(network)
     _count_images_once(nodes)
     weights, constants = _read_tensors(network, nodes)
+    for name in set(vars(network)) - own:  # where fx leaves constants that a forward pass makes
+        delattr(network, name)
     modules = dict(network.named_modules(remove_duplicate=False))
     layers = {**modules, **weights, **constants, **_dropouts_as_layers(nodes, training)}
     graph = Graph(nodes, layers, constants)
@@ -99,10 +102,7 @@ def _last_outside_torch(frames: list[traceback.FrameSummary]) -> traceback.Frame
 
 
 def _read_tensors(network: nn.Module, graph: fx.Graph) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Tensors that a graph reads by itself: weights and buffers, and constants.
-
-    fx leaves constants that a forward pass makes in the network, from where they are taken away.
-    """
+    """Tensors that a graph reads by itself: weights and buffers, and constants."""
     weights: dict[str, Tensor] = {}
     constants: dict[str, Tensor] = {}
     for node in graph.find_nodes(op="get_attr"):
@@ -112,8 +112,6 @@ def _read_tensors(network: nn.Module, graph: fx.Graph) -> tuple[dict[str, Tensor
             raise _changing(network, node)
         plain = last in vars(holder) or last in holder._non_persistent_buffers_set
         (constants if plain else weights)[node.target] = getattr(holder, last)
-    for name in [name for name in constants if name.startswith("_tensor_constant")]:
-        delattr(network, name)
     return weights, constants
 
 
@@ -163,13 +161,13 @@ def _changing(network: nn.Module, node: fx.Node) -> ArchitectureError:
 def _check_changes(graph: Graph, network: nn.Module) -> None:
     """Raises ArchitectureError where weights are changed by something that does not depend on the images.
 
-    What is made of weights, and used, may be changed in place.
+    What is made of weights may be changed in place, if it is used only so.
     """
     with_images = depths(graph)
     for node in graph.nodes.nodes:
         if node not in with_images and _changes_tensors(node, graph.layers):
             (changed, *_) = node.all_input_nodes
-            if changed.op == "get_attr" or not node.users:
+            if changed.op == "get_attr" or len(changed.users) > 1 or not node.users:
                 raise _changing(network, node)
 
 

@@ -65,7 +65,7 @@ class Start:
             for constant in part.constants__
         }
         original = {PART.sub("", name): tensor for name, tensor in own.items() if name not in constants}
-        return max(own, original, key=lambda names: len(names.keys() & self.weights.keys()))
+        return max(original, own, key=lambda names: len(names.keys() & self.weights.keys()))
 
 
 def _of_other_classes(found: Tensor, wanted: Tensor, classes: int) -> bool:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from cnsn_cli.backbone import Backbone, DetachPoint, choose_exits, detach_points, on_meta
 from cnsn_cli.images import preprocess
@@ -213,11 +212,11 @@ class Cnsn(nn.Module):
             joined = min((submodel.first_unit for submodel in self._submodels()), default=len(self.units))
             for unit in self.units[:joined]:
                 unit.eval()
-            for module in self.modules():
+            for module in (*self.units.modules(), *self.head.modules()):
                 if isinstance(module, SharedBatchNorm):
                     module.norms[0].eval()
-                elif isinstance(module, _InstanceNorm):  # its statistics are those of all models
-                    module.eval()
+                elif module._buffers:  # they are those of all models
+                    module.training = False
         return self
 
     def preprocess(self, image: "Image") -> Tensor:

@@ -15,7 +15,8 @@ def fresh_statistics(norm: nn.Module) -> nn.Module:
     """A module that holds nothing but a copy of the running statistics of `norm`."""
     statistics = nn.Module()
     for name, buffer in norm._buffers.items():
-        statistics.register_buffer(name, None if buffer is None else buffer.clone())
+        persistent = name not in norm._non_persistent_buffers_set
+        statistics.register_buffer(name, None if buffer is None else buffer.clone(), persistent)
     return statistics
 
 

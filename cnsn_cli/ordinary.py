@@ -4,6 +4,7 @@ import inspect
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
@@ -32,6 +33,10 @@ def _check_layer(name: str, module: nn.Module) -> None:
         raise ArchitectureError(
             f"{name} is parametrized: let the factory call torch.nn.utils.parametrize.remove_parametrizations"
         )
+    if "forward" in vars(module):
+        raise ArchitectureError(f"{name} has a forward of its own, which copies would share: make it a class")
+    if isinstance(module, _BatchNorm) and any(child.state_dict() for child in module.children()):
+        raise ArchitectureError(f"{name} is a BatchNorm that holds layers with weights: put them beside it")
     for key, value in vars(module).items():
         if isinstance(value, Tensor) and not value.is_leaf:  # no copy can be made of it
             raise ArchitectureError(

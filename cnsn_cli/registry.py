@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from io import StringIO
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakSet
 
 from cnsn_cli import plugin
 from cnsn_cli.errors import ArchitectureError, one_line
@@ -17,7 +18,7 @@ from cnsn_cli.plugin import GROUP
 from cnsn_cli.task import Task
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from cnsn_cli.backbone import Backbone
 
@@ -27,6 +28,9 @@ RESERVED = (
     "variant",
     "pretrained",
 )  # no options: an architecture string cannot set them
+
+
+_made: "WeakSet[nn.Module]" = WeakSet()  # networks that were taken to pieces
 
 
 class Spec(NamedTuple):
@@ -75,8 +79,10 @@ def use_plugin_of(arch: str) -> None:
         return
     if not plugin.exists(module):
         near = _near(module, architectures())
-        hint = near or "install it, or give --plugin with the file that it lies in"
-        raise ArchitectureError(f"no architecture or module {module!r}: {hint}")
+        hint = f"{near} Else install it" if near else "install it"
+        raise ArchitectureError(
+            f"no architecture or module {module!r}: {hint}, or give --plugin with the file that it lies in"
+        )
     plugin.use_plugin(name)
 
 
@@ -89,13 +95,15 @@ def find(arch: str) -> EntryPoint:
         return entry
     if others := plugin.named_in(spec.name):
         raise ArchitectureError(f"no function {name} that takes num_classes: choose from {', '.join(others)}")
-    if plugin.is_function(name) and not _near(spec.name, known):
+    near = _near(spec.name, known)
+    if plugin.is_function(name):
+        hint = f" ({near})" if near else ""
         raise ArchitectureError(
-            f"{name} is no installed plug-in, and code runs only where you name it: give --plugin {name}, or "
-            "--plugin with its file"
+            f"{name} is no installed plug-in{hint}, and code runs only where you name it: "
+            f"give --plugin {name}, or --plugin with its file"
         )
-    hint = _near(spec.name, known) or f"choose from {', '.join(known)}"
-    raise ArchitectureError(f"unknown architecture {spec.name!r}: {hint}")
+    choices = f"choose from {', '.join(known)}"
+    raise ArchitectureError(f"unknown architecture {spec.name!r}: {near or choices}")
 
 
 def _name(spec: Spec) -> str:
@@ -173,7 +181,7 @@ def build(arch: str, task: Task) -> "Backbone":
     """
     from torch import nn
 
-    from cnsn_cli.traced import check_same
+    from cnsn_cli.equivalence import check_same
 
     backbone, made = _build(arch, task)
     if isinstance(made, nn.Module):
@@ -224,6 +232,8 @@ def _build(arch: str, task: Task) -> "tuple[Backbone, object]":
     arguments = _arguments(arch, entry, task)
     try:
         made = _factory(entry)(**arguments)
+        if isinstance(made, nn.Module):
+            _check_new(made)
         backbone = traced(made, task) if isinstance(made, nn.Module) else made
     except Exception as error:
         raise ArchitectureError(f"cannot build {arch!r} of {provider(entry)}: {one_line(error)}") from error
@@ -233,6 +243,13 @@ def _build(arch: str, task: Task) -> "tuple[Backbone, object]":
             f"plug-in {entry.name!r} of {provider(entry)} returned {kind}, not a Backbone or a torch module"
         )
     return backbone, made
+
+
+def _check_new(made: "nn.Module") -> None:
+    """Raises ValueError for a network that is at work already: its layers are those of another model."""
+    if made in _made:
+        raise ValueError("it returned the same network again: let it build a new one each time")
+    _made.add(made)
 
 
 def _arguments(arch: str, entry: EntryPoint, task: Task) -> dict[str, Any]:

@@ -39,9 +39,22 @@ def test_a_frozen_base_stays_bit_identical_and_its_submodels_learn(
         assert last["loss"] < first["loss"]
 
 
-def test_running_statistics_of_instances_are_frozen_too():
+class Counting(nn.Module):
+    """Another layer with a buffer that training changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(()))
+
+    def forward(self, features):
+        if self.training:
+            self.running_mean += 1
+        return features
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(4, track_running_stats=True), Counting()])
+def test_buffers_of_other_layers_are_frozen_too(norm):
     """Base and sub-models share them."""
-    norm = nn.InstanceNorm2d(4, track_running_stats=True)
     layers = (nn.Conv2d(3, 4, 3), norm, nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     task = Task.plain(classes=4, image_size=16)
     network = Cnsn(traced(nn.Sequential(*layers), task), (1,), task)

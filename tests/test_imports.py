@@ -50,12 +50,13 @@ ONLY_IN = {
 
 ORDER = [
     "errors", "processes", "task", "files", "budget", "runfolder", "recipe", "tensorfile", "metadata",
-    "picture", "card", "plugin", "backbone", "blank", "ordinary", "flow", "graph", "traced", "borders",
-    "registry", "images", "norm", "precision", "loss", "step_down", "network", "layout", "averaging",
-    "balance", "device", "folding", "complexity", "checkpoint", "initial", "building", "onnxfile", "opening",
-    "latency", "bench", "split", "imagefolder", "recalibration", "data", "detaching", "augmentation",
-    "evaluation", "comparison", "halving", "prediction", "exporting", "quantization", "events", "training",
-    "request", "state", "recorder", "interruption", "run", "commands", "main",
+    "picture", "card", "plugin", "backbone", "blank", "ordinary", "flow", "graph", "traced",
+    "equivalence", "borders", "registry", "images", "norm", "precision", "loss", "step_down", "network",
+    "layout", "averaging", "balance", "device", "folding", "complexity", "checkpoint", "initial",
+    "building", "onnxfile", "opening", "latency", "bench", "split", "imagefolder", "recalibration",
+    "data", "detaching", "augmentation", "evaluation", "comparison", "halving", "prediction",
+    "exporting", "quantization", "events", "training", "request", "state", "recorder", "interruption",
+    "run", "commands", "main",
 ]  # fmt: skip
 
 

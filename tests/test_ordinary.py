@@ -46,6 +46,20 @@ def changed(name: str, change) -> nn.Module:
     return network
 
 
+class Nested(nn.BatchNorm2d):
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.inner = nn.BatchNorm2d(channels)
+
+    def forward(self, features):
+        return self.inner(super().forward(features))
+
+
+def with_own_forward(network: Net) -> Net:
+    network.fc.forward = lambda features: 2 * features
+    return network
+
+
 def old_weight_norm(layer: nn.Module) -> nn.Module:
     with warnings.catch_warnings(action="ignore"):
         return nn.utils.weight_norm(layer)
@@ -66,6 +80,14 @@ REFUSED = [
         "layer b is compiled by torch.jit: let the factory leave that out",
     ),
     (lambda: changed("fc", lambda _: nn.LazyLinear(3)), "fc.weight has no shape yet: let the factory run"),
+    (
+        lambda: changed("b", lambda layers: nn.Sequential(layers[0], Nested(4))),
+        "layer b.1 is a BatchNorm that holds layers with weights: put them beside it",
+    ),
+    (
+        lambda: with_own_forward(Net()),
+        "layer fc has a forward of its own, which copies would share: make",
+    ),
     (lambda: Net().double(), "a.0.weight is float64, not float32: let the factory call .float()"),
     (lambda: changed("fc", lambda layer: layer.half()), "fc.weight is float16, not float32"),
 ]

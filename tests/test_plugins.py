@@ -212,6 +212,21 @@ def test_a_function_of_a_module(cnsn, distribution, monkeypatch, tmp_path):
     assert "no function my_module:number" in one_line(cnsn("mac", path, "--plugin", "my_module:plain"))
 
 
+def test_a_name_that_looks_like_another_and_a_network_that_is_not_new(cnsn, monkeypatch, tmp_path):
+    monkeypatch.setattr(plugin, "_named", set())
+    monkeypatch.delitem(sys.modules, "resnets", raising=False)
+    path = tmp_path / "resnets.py"
+    path.write_text(f"{NETS}\nfrom functools import cache\n\nkept = cache(plain)\n")
+    assert cnsn("mac", "--plugin", path, "--arch", "resnets:kept").code == 0
+    again = one_line(cnsn("mac", "--plugin", path, "--arch", "resnets:kept"))
+    assert again.endswith("it returned the same network again: let it build a new one each time")
+    file = saved(tmp_path / "x.safetensors", lively("resnets:plain", (1,)), "resnets:plain")
+    monkeypatch.setattr(plugin, "_named", set())
+    message = one_line(cnsn("eval", file))
+    assert "resnets:plain is no installed plug-in (did you mean resnet" in message
+    assert message.endswith("give --plugin resnets:plain, or --plugin with its file")
+
+
 def test_a_module_in_a_package_that_raises(cnsn, nets, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "sick").mkdir()

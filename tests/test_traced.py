@@ -12,10 +12,11 @@ from cnsn_cli import registry
 from cnsn_cli.backbone import detach_points
 from cnsn_cli.blank import blank, emptied
 from cnsn_cli.borders import borders
+from cnsn_cli.equivalence import check_same
 from cnsn_cli.errors import ArchitectureError
 from cnsn_cli.network import Cnsn
 from cnsn_cli.task import Task
-from cnsn_cli.traced import check_same, traced
+from cnsn_cli.traced import traced
 
 TASK = Task.plain(classes=3, image_size=16)
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -117,7 +118,7 @@ class Scaled(nn.Module):
         self.third, self.fourth, self.linear = conv(8, 8), conv(8, 8), nn.Linear(8, 3)
 
     def forward(self, images):
-        gate = F.relu(torch.sigmoid(self.gate), inplace=True)
+        gate = F.relu(self.gate + 1, inplace=True)
         features = self._run(self.first(images) * self.scale) * self.scale
         features = self.fourth(self.third(features) * gate) * gate
         return self.linear(features.mean((2, 3)))
@@ -178,6 +179,15 @@ class Clipping(Net):
         return super().forward(images)
 
 
+class Twice(Net):
+    """What is made of weights is used before and after it changes."""
+
+    def forward(self, images):
+        scale = self.scale.clone()
+        before = self.first(images) * scale
+        return self.linear(self.last(self.second(before) * scale.mul_(2)).mean((2, 3)))
+
+
 class Pair(Net):
     def forward(self, images):
         return super().forward(images), images
@@ -198,6 +208,7 @@ REFUSED = [
     (Moody, "Moody computes something else in training than in evaluation: write a plug-in for it"),
     (Adding, "Adding changes its weights or buffers when images go through it, by uses: write a plug-in"),
     (Clipping, "Clipping changes its weights or buffers when images go through it, by clamp_: write a plug"),
+    (Twice, "Twice changes its weights or buffers when images go through it, by mul_: write a plug-in"),
     (Quieter, "Quieter computes something else in training than in evaluation: write a plug-in for it"),
     (Pair, "Pair returns a tuple, not one tensor of logits"),
     (OneConv, "a cut goes between two conv layers, and its longest path has 1"),
@@ -258,7 +269,7 @@ class Restless(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second, self.third = conv(3, 4, 2), nn.Conv2d(4, 4, 3, 1, 1), conv(4, 4, 2)
-        self.relu, self.gain = nn.ReLU(inplace=True), nn.Parameter(torch.tensor(0.5))
+        self.relu, self.gain = nn.ReLU(inplace=True), nn.Parameter(torch.tensor(1.0))  # neutral at first
         self.linear = nn.Linear(64, 3)
 
     def forward(self, images):
@@ -266,8 +277,8 @@ class Restless(nn.Module):
         assert images.shape[1] == 3, f"{images.shape[1]} channels"
         features = self.second(self.first(images))
         features.mul_(self.gain)
-        self.relu(features)
         features += 1
+        self.relu(features)
         return self.linear(self.third(features).reshape(count, -1))
 
 
@@ -276,6 +287,7 @@ def test_changes_in_place_and_the_number_of_images_and_assertions_are_no_obstacl
     backbone = traced(network, TASK)
     check_same(network, backbone, TASK)
     assert backbone.conv_counts == (1, 1, 1)
+    assert len([name for name, _ in backbone.units.named_parameters() if name.endswith("gain")]) == 1
 
 
 class Sociable(Net):

@@ -1,0 +1,89 @@
+"""Do the pieces of a network do what it does, in evaluation and in training?"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cnsn_cli.backbone import Backbone
+from cnsn_cli.errors import ArchitectureError, one_line
+from cnsn_cli.plugin import GUIDE
+from cnsn_cli.task import Task
+
+
+def check_same(network: nn.Module, backbone: Backbone, task: Task) -> None:
+    """Raises ArchitectureError unless a network and its Backbone return the same logits and learn the same.
+
+    Logits are compared bit for bit, those of training and gradients up to rounding. The logits of an image
+    must not change with the other images of a batch, which models share.
+    """
+    name = type(network).__name__
+    if any(parameter.is_meta for parameter in network.parameters()):
+        raise ArchitectureError(f"{name} has weights on the meta device: make them on the CPU")
+    whole = nn.Sequential(*backbone.units, backbone.head)
+    images = torch.randn(2, *task.image_shape, generator=torch.Generator().manual_seed(0))
+    try:
+        expected, found, among_others = _logits(network, whole, images)
+    except RuntimeError:  # images are too small: the shapes of the features will tell
+        return
+    except Exception as error:  # whatever the network's code raises, which torch.fx may have left out
+        reason = one_line(error)
+        raise ArchitectureError(f"{name} takes no images of shape {task.image_shape}: {reason}") from error
+    if expected.isnan().any():
+        raise ArchitectureError(f"{name} returns NaN for images of random numbers")
+    if not torch.equal(found, expected):
+        raise ArchitectureError(
+            f"{name} changes tensors in a way that torch.fx does not see: write a plug-in for it ({GUIDE})"
+        )
+    if not torch.allclose(among_others[0], found[0], rtol=1e-3, atol=1e-5):
+        raise ArchitectureError(
+            f"{name} lets the images of a batch change each other's logits: no layer but BatchNorm may, "
+            "because base and sub-models share a batch"
+        )
+    _check_training(network, whole, images)
+
+
+@torch.inference_mode()
+def _logits(network: nn.Module, whole: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of two images by a network and by its pieces, and by these where the second is another."""
+    others = torch.stack([images[0], -3 * images[1]])
+    modes = nn.ModuleList([network, whole])
+    modes.eval()
+    try:
+        return network(images.clone()), whole(images.clone()), whole(others)
+    finally:
+        modes.train()
+
+
+def _check_training(network: nn.Module, whole: nn.Module, images: Tensor) -> None:
+    name, weights = type(network).__name__, [p for p in network.parameters() if p.requires_grad]
+    try:
+        expected, found = (_lesson(part, images, weights) for part in (network, whole))
+    except Exception as error:  # whatever the network's code raises
+        raise ArchitectureError(f"{name} cannot be trained: {one_line(error)}") from error
+    if not all(map(_close, found, expected)):
+        raise ArchitectureError(
+            f"{name} does something else in training than its pieces, which torch.fx does not see: write a "
+            f"plug-in for it ({GUIDE})"
+        )
+
+
+def _lesson(part: nn.Module, images: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """Logits in training, and gradients; what the forward pass does to buffers is undone."""
+    before = [(buffer, buffer.clone()) for buffer in part.buffers()]
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        logits: Tensor = part.train()(images.clone())
+    gradients: Sequence[Tensor] = ()
+    if weights:
+        score = logits.square().mean()
+        gradients = torch.autograd.grad(score, weights, allow_unused=True, materialize_grads=True)
+    with torch.no_grad():
+        for buffer, values in before:
+            buffer.copy_(values)
+    return [logits.detach(), *gradients]
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    largest = expected.nan_to_num().abs().max().item() if expected.numel() else 0.0
+    return torch.allclose(found, expected, rtol=0, atol=1e-3 * largest, equal_nan=True)

@@ -1,0 +1,112 @@
+"""Networks whose pieces would do something else than the whole, if that were not noticed before training."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cnsn_cli.equivalence import check_same
+from cnsn_cli.errors import ArchitectureError
+from cnsn_cli.traced import traced
+from tests.test_ordinary import Net
+from tests.test_traced import TASK
+
+
+class Sign(torch.autograd.Function):
+    """A straight-through estimator: torch.fx sees what it computes, and not its gradient."""
+
+    @staticmethod
+    def forward(context, features):
+        return features.sign()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient
+
+
+class Straight(Net):
+    def forward(self, images):
+        return self.fc(self.b(Sign.apply(self.a(images))).mean((2, 3)))
+
+
+class HalfFrozen(Net):
+    def forward(self, images):
+        with torch.no_grad():
+            features = self.a(images)
+        return self.fc(self.b(features).mean((2, 3)))
+
+
+class Doubtful(Net):
+    """Dropout whose strength, not only its presence, follows the mode."""
+
+    def forward(self, images):
+        features = F.dropout(self.a(images), 0.9 if self.training else 0.0, self.training)
+        return self.fc(self.b(features).mean((2, 3)))
+
+
+class Stubborn(Net):
+    """BatchNorm that stays in evaluation."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.a[1].eval()
+        return self
+
+
+class Failing(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = Nervous()
+
+    def forward(self, images):
+        return self.c(super().forward(images))
+
+
+class Nervous(nn.Module):
+    def forward(self, logits):
+        return logits if not self.training else logits / torch.zeros(2)
+
+
+class Divided(Net):
+    def forward(self, images):
+        return super().forward(images) * float("nan")
+
+
+def on_meta() -> nn.Module:
+    return Net().to("meta")
+
+
+OTHERWISE = "does something else in training than its pieces, which torch.fx does not see: write a plug-in"
+REFUSED = [
+    (Straight, f"Straight {OTHERWISE}"),
+    (HalfFrozen, f"HalfFrozen {OTHERWISE}"),
+    (Doubtful, f"Doubtful {OTHERWISE}"),
+    (Stubborn, f"Stubborn {OTHERWISE}"),
+    (Failing, "Failing cannot be trained: The size of tensor a (3) must match"),
+    (Divided, "Divided returns NaN for images of random numbers"),
+    (on_meta, "Net has weights on the meta device: make them on the CPU"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_what_the_pieces_would_do_otherwise(make, message):
+    network = make()
+    backbone = traced(network, TASK)
+    with pytest.raises(ArchitectureError) as caught:
+        check_same(network, backbone, TASK)
+    assert str(caught.value).startswith(message)
+
+
+def test_looking_leaves_no_trace():
+    network = Net()
+    backbone = traced(network, TASK)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    torch.manual_seed(7)
+    check_same(network, backbone, TASK)
+    drawn = torch.rand(1)
+    torch.manual_seed(7)
+    assert torch.equal(torch.rand(1), drawn)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert network.training
+    assert backbone.units.training
