@@ -85,9 +85,8 @@ def _check(options: dict[str, Any]) -> None:
     for key, value in options.items():
         if any(word in key for word in FETCHING):
             raise ValueError(f"{key!r} is no option here: weights come with --pretrained or --init")
-        what, limit = ("a number in an option", LARGEST_NUMBER)
-        if key.endswith("size"):
-            what, limit = ("a size", LARGEST_SIZE)
+        is_size = key.endswith("size")
+        what, limit = ("a size", LARGEST_SIZE) if is_size else ("a number in an option", LARGEST_NUMBER)
         if _largest(value) > limit:
             raise ValueError(f"{key} = {value!r}: {what} is at most {limit:,}")
 

@@ -59,10 +59,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], key: str, text: str) -
 def load(path: str | Path) -> Cnsn | Model:
     """Read a whole network or a detached model, in eval mode on the CPU.
 
-    Weights lie as is fastest for a few images, and are float32 whatever the file has. Every
-    tensor is checked against the architecture before it is read, and against its digest after. Raises
-    CheckpointError, also where a weight is not finite, and ArchitectureError where the architecture is not
-    installed.
+    Weights lie as is fastest for a few images, and are float32 whatever the file has. Every tensor is checked
+    against the architecture before it is read, and against its digest after. Raises CheckpointError, also
+    where a weight is not finite, and ArchitectureError where the architecture is not installed.
     """
     path = Path(path)
     network, metadata = load_blank(path)

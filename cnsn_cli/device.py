@@ -36,8 +36,9 @@ def default_precision(device: "torch.device") -> Precision:
 def place(network: Network, device: "torch.device") -> Network:
     """Move a network, with its weights in the memory format whose convs measured fastest.
 
-    That is channels last, but on the CPU for units that take few pixels of many channels, in batches as for
-    training and evaluation. The forward pass brings features into the format of the weights.
+    That is channels last where all layers can read it, but on the CPU for units that take few pixels of many
+    channels, in batches as for training and evaluation. The forward pass brings features into the format of
+    the weights.
     """
     import torch
 

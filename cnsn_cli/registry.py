@@ -231,10 +231,10 @@ def _build(arch: str, task: Task) -> "tuple[Backbone, object]":
     entry = find(arch)
     arguments = _arguments(arch, entry, task)
     try:
-        made = _factory(entry)(**arguments)
+        backbone = made = _factory(entry)(**arguments)
         if isinstance(made, nn.Module):
             _check_new(made)
-        backbone = traced(made, task) if isinstance(made, nn.Module) else made
+            backbone = traced(made, task)
     except Exception as error:
         raise ArchitectureError(f"cannot build {arch!r} of {provider(entry)}: {one_line(error)}") from error
     if not isinstance(backbone, Backbone):

@@ -107,7 +107,7 @@ class Meaning(nn.Module):
         )
 
 
-def test_names_of_the_original_may_look_like_ours_and_its_plain_tensors_stay(tmp_path):
+def test_names_of_the_original_may_look_like_ours_and_its_plain_tensors_stay():
     network, other = Meaning(0.25), Meaning(0.5)
     backbone = traced(other, TASK)
     assert backbone.head.state_dict().keys() >= {"fc.weight", "head.fc.weight"}

@@ -124,7 +124,7 @@ class Scaled(nn.Module):
         return self.linear(features.mean((2, 3)))
 
 
-def test_weights_without_a_layer_stay_in_one_unit(tmp_path):
+def test_weights_without_a_layer_stay_in_one_unit():
     """Read once, used twice: also where something is made of them far from there."""
     network = Scaled()
     backbone = traced(network, TASK)

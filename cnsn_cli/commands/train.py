@@ -125,7 +125,7 @@ def train(
         own = {"arch": arch, "exits": cuts, "data": data, **options}
         changes = {name: value for name, value in own.items() if name in given}
         another = recipe if "recipe" in given else None
-        report(_resume(resume, {**changes, **_recipe_changes(resume, another, overrides)}, override), json)
+        report(_resume(resume, changes, another, overrides, override), json)
         return
     if arch is None and freeze_base is not None:
         arch = _arch_of(freeze_base)
@@ -149,16 +149,6 @@ def _given(context: typer.Context) -> set[str]:
     return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
 
 
-def _recipe_changes(folder: Path, recipe: str | None, overrides: dict[str, Any]) -> dict[str, Any]:
-    if recipe is None:
-        return overrides
-    from cnsn_cli.recipe import load_recipe
-    from cnsn_cli.state import STATE, read_state
-
-    old = read_state(folder / STATE).request
-    return load_recipe(recipe, overrides, baseline=not old.exits and old.drop is None).model_dump()
-
-
 def _arch_of(checkpoint: Path) -> str:
     from cnsn_cli.metadata import read_metadata
     from cnsn_cli.tensorfile import read_header
@@ -166,15 +156,24 @@ def _arch_of(checkpoint: Path) -> str:
     return read_metadata(checkpoint, read_header(checkpoint)).arch
 
 
-def _resume(folder: Path, changes: dict[str, Any], override: bool) -> "Run":
+def _resume(
+    folder: Path, changes: dict[str, Any], recipe: str | None, overrides: dict[str, Any], override: bool
+) -> "Run":
+    """Go on with a run; a `recipe` by name changes all its settings, `overrides` only some."""
+    from cnsn_cli.recipe import load_recipe
     from cnsn_cli.run import resume
     from cnsn_cli.state import STATE, read_state
 
     state = read_state(folder / STATE)
-    recipe = state.request.with_changes(changes).recipe
-    if state.epoch >= recipe.epochs:
+    old = state.request
+    if recipe is not None:
+        baseline = not old.exits and old.drop is None
+        overrides = load_recipe(recipe, overrides, baseline=baseline).model_dump()
+    changes = {**changes, **overrides}
+    chosen = old.with_changes(changes).recipe
+    if state.epoch >= chosen.epochs:
         print(f"{printable(str(folder))} is finished: nothing is left to train", file=sys.stderr)
-    with _watched(folder, recipe) as watch:
+    with _watched(folder, chosen) as watch:
         return resume(folder, changes, override, watch)
 
 
