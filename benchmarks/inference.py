@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from cnsn_cli import registry
 from cnsn_cli.complexity import model_costs
-from cnsn_cli.device import choose_device, place
+from cnsn_cli.device import choose_device
 from cnsn_cli.folding import fold
+from cnsn_cli.layout import place
 from cnsn_cli.network import Cnsn, Model
 from cnsn_cli.task import Task
 

@@ -19,7 +19,8 @@ from timing import interleave, markdown, ratio, report
 from torch import Tensor, nn
 
 from cnsn_cli import registry
-from cnsn_cli.device import default_precision, place
+from cnsn_cli.device import default_precision
+from cnsn_cli.layout import place
 from cnsn_cli.network import Cnsn
 from cnsn_cli.recipe import load_recipe
 from cnsn_cli.task import Task

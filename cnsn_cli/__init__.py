@@ -13,7 +13,7 @@ Names are resolved when they are first used, because importing torch takes secon
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from cnsn_cli.version import __version__
 
 if TYPE_CHECKING:
     from cnsn_cli.backbone import Backbone, DetachPoint, detach_points

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from cnsn_cli.device import place
 from cnsn_cli.latency import interleave
+from cnsn_cli.layout import place
 from cnsn_cli.metadata import ModelRecord
 from cnsn_cli.network import Cnsn, Model
 from cnsn_cli.onnxfile import OnnxModel

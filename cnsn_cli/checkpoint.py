@@ -12,7 +12,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from cnsn_cli import __version__, registry
+from cnsn_cli import registry
 from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError, one_line
 from cnsn_cli.files import replacing
 from cnsn_cli.folding import fold
@@ -21,6 +21,7 @@ from cnsn_cli.metadata import KEY, Metadata, read_metadata
 from cnsn_cli.network import Cnsn, Model
 from cnsn_cli.precision import HALVES, cast_weights
 from cnsn_cli.tensorfile import Header, read_header
+from cnsn_cli.version import __version__
 
 DTYPES = {
     torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",

@@ -15,7 +15,6 @@ from torch import Tensor
 from cnsn_cli.errors import DataError
 from cnsn_cli.imagefolder import find_images, quiet, read_image
 from cnsn_cli.images import to_pixels
-from cnsn_cli.metadata import Metadata
 from cnsn_cli.split import Split, decoders, from_files, in_memory
 from cnsn_cli.task import Task
 
@@ -101,22 +100,23 @@ def _read_split(
 
 def load_recorded(
     split: SplitName,
-    metadata: Metadata,
+    task: Task,
+    recorded: str | None,
     data: str | None = None,
     data_dir: str | Path = "data",
     skip_bad: bool = False,
 ) -> tuple[Split, tuple[str, ...]]:
-    """Images for the models of a file: of `data`, or of what they were trained on. Raises DataError.
+    """Images for the models of a file: of `data`, or of the `recorded` name of what they were trained on.
 
-    The second value says what is wrong with those that `skip_bad` left out.
+    The second value says what is wrong with those that `skip_bad` left out. Raises DataError.
     """
-    name = data or metadata.data
+    name = data or recorded
     if name is None:
         raise DataError("the file does not say what it was trained on: give --data")
     try:
-        return _read_split(name, split, metadata.task, data_dir, skip_bad)
+        return _read_split(name, split, task, data_dir, skip_bad)
     except DataError as error:
-        if name != metadata.data or name in NAMED:
+        if name != recorded or name in NAMED:
             raise
         raise DataError(f"{error} (the file was trained on {name}; --data names another place)") from error
 

@@ -79,7 +79,7 @@ def _recalibrated(
     from cnsn_cli.data import load_recorded
     from cnsn_cli.recalibration import recalibrated
 
-    train, _ = load_recorded("train", metadata, data, data_dir)
+    train, _ = load_recorded("train", metadata.task, metadata.data, data, data_dir)
     (model,) = recalibrated([model], train, batches)
     # Figures of quality were measured with other statistics.
     record = metadata.models[0].model_copy(update={"accuracy": None, "loss": None})

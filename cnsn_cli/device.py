@@ -1,18 +1,13 @@
 """Where the computing happens."""
 
-import math
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 from cnsn_cli.errors import DeviceError
 
 if TYPE_CHECKING:
     import torch
 
-    from cnsn_cli.network import Cnsn, Model
-
-Network = TypeVar("Network", bound="Cnsn | Model")
 Precision = Literal["fp32", "bf16"]
-FEW_PIXELS, MANY_CHANNELS = 16, 256
 
 
 def choose_device(name: str = "auto") -> "torch.device":
@@ -31,26 +26,3 @@ def choose_device(name: str = "auto") -> "torch.device":
 def default_precision(device: "torch.device") -> Precision:
     """bf16 on CUDA, which has units for it; fp32 elsewhere."""
     return "bf16" if device.type == "cuda" else "fp32"
-
-
-def place(network: Network, device: "torch.device") -> Network:
-    """Move a network, with its weights in the memory format whose convs measured fastest.
-
-    That is channels last where all layers can read it, but on the CPU for units that take few pixels of many
-    channels, in batches as for training and evaluation. The forward pass brings features into the format of
-    the weights.
-    """
-    import torch
-
-    from cnsn_cli.layout import fastest
-
-    network.to(device)
-    if device.type == "mps":
-        return network
-    fastest(network)
-    if device.type == "cpu":
-        model = network.models()[0]
-        for unit, (channels, *size) in zip(model.units, model.unit_shapes(), strict=True):
-            if channels >= MANY_CHANNELS and math.prod(size) <= FEW_PIXELS:
-                unit.to(memory_format=torch.contiguous_format)
-    return network

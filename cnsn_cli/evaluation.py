@@ -12,9 +12,10 @@ from cnsn_cli import processes
 from cnsn_cli.checkpoint import load_blank
 from cnsn_cli.complexity import ModelCost, model_costs
 from cnsn_cli.data import load_recorded
-from cnsn_cli.device import choose_device, place
+from cnsn_cli.device import choose_device
 from cnsn_cli.errors import CheckpointError
 from cnsn_cli.images import batch_size, normalise
+from cnsn_cli.layout import place
 from cnsn_cli.metadata import Metadata
 from cnsn_cli.network import Cnsn, Model
 from cnsn_cli.onnxfile import SUFFIX, OnnxModel
@@ -75,14 +76,14 @@ def evaluate_file(
     """
     chosen = choose_device(device)
     network, metadata = open_file(path)
-    split, skipped = load_recorded("test", metadata, data, data_dir, skip_bad)
+    split, skipped = load_recorded("test", metadata.task, metadata.data, data, data_dir, skip_bad)
     models: Sequence[Classifier] = network.models()
     if not isinstance(network, OnnxModel):
         models = place(network, chosen).models()
     if recalibrate:
         if isinstance(network, OnnxModel):
             raise CheckpointError(f"{path} is exported: give --recalibrate to cnsn detach, before the export")
-        train, bad = load_recorded("train", metadata, data, data_dir, skip_bad)
+        train, bad = load_recorded("train", metadata.task, metadata.data, data, data_dir, skip_bad)
         models, skipped = recalibrated(network.models(), train, recalibrate), bad + skipped
     classes = {model.name: evaluate_classes(model, split) for model in models} if per_class else {}
     costs, results = file_costs(path, metadata), evaluate_models(models, split)

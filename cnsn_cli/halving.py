@@ -9,9 +9,9 @@ from cnsn_cli.checkpoint import load, save
 from cnsn_cli.comparison import Comparison, compare, remeasured
 from cnsn_cli.data import load_recorded
 from cnsn_cli.detaching import check_target, detach
-from cnsn_cli.device import place
 from cnsn_cli.errors import DataError
 from cnsn_cli.evaluation import ModelResult, evaluate
+from cnsn_cli.layout import place
 from cnsn_cli.metadata import Metadata
 from cnsn_cli.network import Model
 from cnsn_cli.precision import HALVES, Half, cast_weights
@@ -58,7 +58,7 @@ def _model(path: Path) -> Model:
 
 def _images(metadata: Metadata, data: str | None, data_dir: str | Path) -> Split | None:
     try:
-        return load_recorded("test", metadata, data, data_dir)[0]
+        return load_recorded("test", metadata.task, metadata.data, data, data_dir)[0]
     except DataError:
         if data is not None:
             raise

@@ -1,15 +1,38 @@
 """How features lie in memory."""
 
-from typing import Any, TypeVar
+import math
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from cnsn_cli.backbone import on_meta
-from cnsn_cli.network import Cnsn, Model
 
-Network = TypeVar("Network", bound=Cnsn | Model)
+if TYPE_CHECKING:
+    from cnsn_cli.network import Cnsn, Model
+
+Network = TypeVar("Network", bound="Cnsn | Model")
+FEW_PIXELS, MANY_CHANNELS = 16, 256
+
+
+def place(network: Network, device: torch.device) -> Network:
+    """Move a network, with its weights in the memory format whose convs measured fastest.
+
+    That is channels last where all layers can read it, but on the CPU for units that take few pixels of many
+    channels, in batches as for training and evaluation. The forward pass brings features into the format of
+    the weights.
+    """
+    network.to(device)
+    if device.type == "mps":
+        return network
+    fastest(network)
+    if device.type == "cpu":
+        model = network.models()[0]
+        for unit, (channels, *size) in zip(model.units, model.unit_shapes(), strict=True):
+            if channels >= MANY_CHANNELS and math.prod(size) <= FEW_PIXELS:
+                unit.to(memory_format=torch.contiguous_format)
+    return network
 
 
 def fastest(network: Network) -> Network:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cnsn_cli import __version__, processes
+from cnsn_cli import processes
 from cnsn_cli.commands.archs import archs
 from cnsn_cli.commands.bench import bench
 from cnsn_cli.commands.card import card
@@ -20,6 +20,7 @@ from cnsn_cli.commands.plot import plot
 from cnsn_cli.commands.predict import predict
 from cnsn_cli.commands.train import train
 from cnsn_cli.errors import CnsnError
+from cnsn_cli.version import __version__
 
 app = typer.Typer(name="cnsn", no_args_is_help=True, pretty_exceptions_enable=False)
 app.command("train")(train)

@@ -39,7 +39,7 @@ def export_int8(
     file, output = Path(file), Path(output)
     check_target(output, "onnx", force)
     _, metadata = open_trainable(file, submodel)
-    split, _ = load_recorded("test", metadata, data, data_dir)
+    split, _ = load_recorded("test", metadata.task, metadata.data, data, data_dir)
     sample = sample_train(data or str(metadata.data), metadata.task, images, data_dir)
     with TemporaryDirectory() as folder:
         whole, small = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cnsn_cli import processes, registry
 from cnsn_cli.building import build_around, build_network, load_base
 from cnsn_cli.data import Dataset, load_dataset
-from cnsn_cli.device import place
 from cnsn_cli.errors import DataError, RecipeError
 from cnsn_cli.initial import Start, from_file, from_publisher
+from cnsn_cli.layout import place
 from cnsn_cli.metadata import Count, first_problem
 from cnsn_cli.network import Model
 from cnsn_cli.recipe import Recipe

@@ -10,11 +10,12 @@ import torch
 from cnsn_cli import processes
 from cnsn_cli.checkpoint import load
 from cnsn_cli.data import Dataset
-from cnsn_cli.device import Precision, choose_device, default_precision, place
+from cnsn_cli.device import Precision, choose_device, default_precision
 from cnsn_cli.errors import DataError, TrainingError
 from cnsn_cli.evaluation import evaluate
 from cnsn_cli.events import Epoch, Step
 from cnsn_cli.interruption import Stopped, listening
+from cnsn_cli.layout import place
 from cnsn_cli.metadata import ModelRecord
 from cnsn_cli.picture import draw
 from cnsn_cli.recipe import Recipe

@@ -49,7 +49,8 @@ ONLY_IN = {
 }
 
 ORDER = [
-    "errors", "processes", "task", "files", "budget", "runfolder", "recipe", "tensorfile", "metadata",
+    "errors", "version", "processes", "task", "files", "budget", "runfolder", "recipe", "tensorfile",
+    "metadata",
     "picture", "card", "plugin", "backbone", "blank", "ordinary", "flow", "graph", "traced",
     "equivalence", "borders", "registry", "images", "norm", "precision", "loss", "step_down", "network",
     "layout", "averaging", "balance", "device", "folding", "complexity", "checkpoint", "initial",
