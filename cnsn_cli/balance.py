@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cnsn_cli import processes
+from cnsn_cli import distributed
 from cnsn_cli.network import Cnsn, Model
 
 
@@ -58,4 +58,4 @@ def _gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     gradients = torch.autograd.grad(
         loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
     )
-    return processes.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+    return distributed.mean(torch.cat([gradient.flatten() for gradient in gradients]))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnsn_cli import processes
+from cnsn_cli import distributed
 from cnsn_cli.checkpoint import load_blank
 from cnsn_cli.complexity import ModelCost, model_costs
 from cnsn_cli.data import load_recorded
@@ -106,13 +106,13 @@ def evaluate(network: Cnsn | Model | OnnxModel, split: Split) -> list[ModelResul
 def evaluate_models(models: Sequence[Classifier], split: Split) -> list[ModelResult]:
     """The same for models of one task, from wherever they come. Several processes share the images."""
     mine = split
-    if processes.size() > 1:
-        mine = split.take(torch.arange(processes.rank(), len(split), processes.size()))
+    if distributed.size() > 1:
+        mine = split.take(torch.arange(distributed.rank(), len(split), distributed.size()))
     labels, results = mine.labels.cpu(), []
     for model, logits in zip(models, predict(models, mine), strict=True):
         correct = (logits.argmax(1) == labels).sum()
         loss = F.cross_entropy(logits.double(), labels, reduction="sum")
-        sums = processes.total(torch.stack([correct.double(), loss])) / len(split)
+        sums = distributed.total(torch.stack([correct.double(), loss])) / len(split)
         results.append(ModelResult(model.name, *sums.tolist()))
     return results
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cnsn_cli import processes
+from cnsn_cli import distributed
 from cnsn_cli.balance import Pull
 from cnsn_cli.errors import TrainingError
 from cnsn_cli.evaluation import ModelResult
@@ -37,10 +37,10 @@ class Meter:
 
     def combine(self) -> None:
         """Take in what the other processes have seen."""
-        self.losses, self.correct = processes.mean(self.losses), processes.mean(self.correct)
+        self.losses, self.correct = distributed.mean(self.losses), distributed.mean(self.correct)
 
     def results(self) -> list[ModelResult]:
-        images = self.batches * self.batch_size / processes.size()
+        images = self.batches * self.batch_size / distributed.size()
         losses = (self.losses / self.batches).tolist()
         accuracies = (self.correct / images).tolist()
         return [ModelResult(*row) for row in zip(self.names, accuracies, losses, strict=True)]

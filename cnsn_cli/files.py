@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from cnsn_cli import processes
+from cnsn_cli import distributed
 from cnsn_cli.errors import OutputError
 
 
@@ -30,10 +30,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     either what stood there before or all of the new content. Of several processes only the first one writes,
     and the others wait for it.
     """
-    if not processes.is_first():
+    if not distributed.is_first():
         with open(os.devnull, "wb") as nowhere:
             yield nowhere
-        processes.wait_for_all()
+        distributed.wait_for_all()
         return
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
@@ -48,7 +48,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             os.unlink(temporary)
-    processes.wait_for_all()
+    distributed.wait_for_all()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cnsn_cli import processes
+from cnsn_cli import distributed
 from cnsn_cli.commands.archs import archs
 from cnsn_cli.commands.bench import bench
 from cnsn_cli.commands.card import card
@@ -57,15 +57,15 @@ def main() -> None:
     try:
         _run()
     except SystemExit as end:
-        if processes.launched():
-            processes.end(end.code)
+        if distributed.launched():
+            distributed.end(end.code)
         raise
 
 
 def _run() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that temporary files go
     try:
-        with processes.quiet():
+        with distributed.quiet():
             app(prog_name="cnsn")
     except (CnsnError, OSError) as error:
         if "--traceback" in sys.argv:
@@ -73,6 +73,6 @@ def _run() -> None:
         text = str(error)
         if isinstance(error, OSError) and error.filename:
             text = f"{error.filename}: {error.strerror}"
-        if processes.speaks():
+        if distributed.speaks():
             print(f"cnsn: {printable(shortened(text))}", file=sys.stderr)
         sys.exit(1)

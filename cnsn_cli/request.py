@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cnsn_cli import processes, registry
+from cnsn_cli import distributed, registry
 from cnsn_cli.building import build_around, build_network, load_base
 from cnsn_cli.data import Dataset, load_dataset
 from cnsn_cli.errors import DataError, RecipeError
@@ -113,7 +113,7 @@ def prepare(request: Request, resumed: bool = False) -> Prepared:
         torch.use_deterministic_algorithms(True)
     arch, exits, recipe = request.arch, request.exits, request.recipe
     base = load_base(Path(request.freeze_base), arch) if request.freeze_base else None
-    with processes.first_ahead():  # it may have to download
+    with distributed.first_ahead():  # it may have to download
         dataset = load_dataset(
             request.data, request.data_dir, request.image_size, request.in_channels, request.skip_bad
         )
@@ -128,8 +128,8 @@ def prepare(request: Request, resumed: bool = False) -> Prepared:
     )
     network = place(network, torch.device(request.device))
     trainer = Trainer(network, fitted, held_out, recipe, request.precision, request.compiled)
-    if not processes.is_first():
-        torch.manual_seed(recipe.seed + 2**32 * processes.rank())  # dropout of its own
+    if not distributed.is_first():
+        torch.manual_seed(recipe.seed + 2**32 * distributed.rank())  # dropout of its own
     return Prepared(trainer, dataset, start.drawn if start else ())
 
 
@@ -142,7 +142,7 @@ def _check_start(request: Request) -> None:
 
 def _start(request: Request, dataset: Dataset) -> Start | None:
     if request.pretrained:
-        with processes.first_ahead():  # it may have to download
+        with distributed.first_ahead():  # it may have to download
             return from_publisher(request.arch, dataset.task)
     return from_file(Path(request.init)) if request.init else None
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from cnsn_cli import processes
+from cnsn_cli import distributed
 from cnsn_cli.checkpoint import load
 from cnsn_cli.data import Dataset
 from cnsn_cli.device import Precision, choose_device, default_precision
@@ -116,7 +116,7 @@ def train(
         save_every=save_every,
         recipe=recipe,
     )
-    with processes.joined():
+    with distributed.joined():
         return _start(request, Path(out), force, classes, watch)
 
 
@@ -148,7 +148,7 @@ def resume(
     """
     folder = Path(folder)
     read_state(folder / STATE)  # there must be a run, before its folder is locked
-    with processes.joined(), locked(folder):
+    with distributed.joined(), locked(folder):
         state = read_state(folder / STATE)
         request = state.request.with_changes(changes or {})
         device = choose_device(request.device)
@@ -179,7 +179,7 @@ def _run(recorder: Recorder, prepared: Prepared, watch: Watch) -> Run:
     watch(Started(*images, trainer.steps_per_epoch, done, selection, trainer.device, dataset.skipped, drawn))
     if trainer.epoch < trainer.recipe.epochs:
         _train(recorder, watch)
-    processes.leave()
+    distributed.leave()
     return _finish(recorder, dataset)
 
 
@@ -188,7 +188,7 @@ def _train(recorder: Recorder, watch: Watch) -> None:
         recorder.start()
         for event in recorder.trainer.run():
             recorder.take(event)
-            number, due = processes.largest(signalled() or 0, recorder.is_due())
+            number, due = distributed.largest(signalled() or 0, recorder.is_due())
             if number or due:
                 recorder.save_state()
             watch(event)
@@ -201,10 +201,10 @@ def _finish(recorder: Recorder, dataset: Dataset) -> Run:
     best, trainer = recorder.best, recorder.trainer
     assert best is not None  # a recipe has at least one epoch
     results = best.results
-    if trainer.recipe.selection == "validation" and processes.is_first():
+    if trainer.recipe.selection == "validation" and distributed.is_first():
         network = load(recorder.folder / "best.safetensors")
         results = evaluate(place(network, trainer.device), dataset.test)
-    if processes.is_first():
+    if distributed.is_first():
         draw([recorder.folder], recorder.folder / PLOT)
     models = with_results(recorder.metadata.models, results)
     return Run(recorder.folder, best.epoch, trainer.recipe.selection, models)

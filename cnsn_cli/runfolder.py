@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from cnsn_cli import processes
+from cnsn_cli import distributed
 from cnsn_cli.errors import OutputError
 from cnsn_cli.files import remove_leftovers
 
@@ -24,7 +24,7 @@ def refuse_existing(folder: Path, force: bool) -> None:
 
     Here and below, folders are the business of the first process, the one that writes.
     """
-    if not processes.is_first():
+    if not distributed.is_first():
         return
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file: give --out another name")
@@ -41,7 +41,7 @@ def locked(folder: Path) -> Iterator[None]:
     What killed writes left in it is removed. The system lets go of the lock when the process ends, however
     it ends; the empty file `.lock` stays. Raises OutputError where another run holds it.
     """
-    if not processes.is_first():
+    if not distributed.is_first():
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 def check_space(folder: Path, sizes: Mapping[str, int]) -> None:
     """Raises OutputError unless files of `sizes` bytes by name fit, each replaced by way of a second copy."""
-    if not processes.is_first():
+    if not distributed.is_first():
         return
     there = sum((folder / name).stat().st_size for name in sizes if (folder / name).exists())
     needed = sum(sizes.values()) + max(sizes.values()) + SMALL_FILES - there

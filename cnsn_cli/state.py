@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from torch import Tensor
 
-from cnsn_cli import processes
+from cnsn_cli import distributed
 from cnsn_cli.balance import Pull
 from cnsn_cli.checkpoint import check_tensors, digest, on_cpu, read_tensors, write_tensors
 from cnsn_cli.errors import CheckpointError, one_line
@@ -78,7 +78,7 @@ def environment(device: torch.device) -> dict[str, str]:
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": str(torch.get_num_threads()),
-        "processes": str(processes.size()),
+        "processes": str(distributed.size()),
     }
 
 
@@ -99,7 +99,7 @@ def _without_momentum(trainer: Trainer) -> dict[str, Tensor]:
     own = {LOSSES: trainer.meter.losses, CORRECT: trainer.meter.correct, RANDOM: torch.get_rng_state()}
     if trainer.device.type == "cuda":
         own[RANDOM_CUDA] = torch.cuda.get_rng_state(trainer.device)
-    return tensors | {name: processes.gather(tensor) for name, tensor in own.items()}
+    return tensors | {name: distributed.gather(tensor) for name, tensor in own.items()}
 
 
 def write_state(path: Path, tensors: dict[str, Tensor], state: State) -> None:
@@ -149,7 +149,7 @@ def restore(path: Path, trainer: Trainer, state: State) -> None:
                 buffer = torch.empty_like(parameter, requires_grad=False).copy_(tensors[MOMENTUM + name])
                 trainer.optimizer.state[parameter]["momentum_buffer"] = buffer
         _restore_progress(trainer, tensors, state)
-        own = processes.rank()
+        own = distributed.rank()
         torch.set_rng_state(tensors[RANDOM][own].clone())  # of a view, torch would read the wrong bytes
         if RANDOM_CUDA in tensors:
             torch.cuda.set_rng_state(tensors[RANDOM_CUDA][own].clone(), trainer.device)
@@ -164,7 +164,7 @@ def _restore_progress(trainer: Trainer, tensors: dict[str, Tensor], state: State
     trainer.epoch, trainer.step, trainer.pulls = state.epoch, state.step, state.pulls
     meter = trainer.meter
     meter.batches, meter.start = state.step, meter.start - state.seconds
-    own = (tensors[name][processes.rank()] for name in (LOSSES, CORRECT))
+    own = (tensors[name][distributed.rank()] for name in (LOSSES, CORRECT))
     meter.losses, meter.correct = (tensor.to(trainer.device) for tensor in own)
 
 

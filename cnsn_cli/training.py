@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnsn_cli import processes
+from cnsn_cli import distributed
 from cnsn_cli.augmentation import EpochPlan, plan_epoch
 from cnsn_cli.averaging import Average
 from cnsn_cli.balance import Pull, measure, undo_in_step_downs
@@ -54,7 +54,7 @@ class Trainer:
         check_shares(recipe.batch_size, len(held_out))
         self.device = next(network.parameters()).device
         self.network = network
-        together = processes.distributed(network)
+        together = distributed.distributed(network)
         self.eager = _eager(together)
         self.forward = _compiled(together) if compiled else self.eager
         self.precision: Precision = precision
@@ -91,7 +91,7 @@ class Trainer:
             self.meter = Meter(self.network, recipe.batch_size)
         self.network.train()
         whole = torch.split(plan.order[: steps * recipe.batch_size], recipe.batch_size)[self.step :]
-        batches = [processes.share(batch) for batch in whole]
+        batches = [distributed.share(batch) for batch in whole]
         checked = time.perf_counter()
         for indices, pixels in zip(batches, self.train.batches(batches), strict=True):
             self.meter.add(*self._step(pixels, indices, plan))
@@ -106,7 +106,7 @@ class Trainer:
         lr, speed = self._learning_rate(), self.meter.images_per_second()
         self.meter.combine()
         train = finite(self.meter.results(), epoch, lr)
-        processes.copy_buffers(self.network)
+        distributed.copy_buffers(self.network)
         if self.average:
             learning = self.trained.models()[self.frozen :]  # all, or all but a frozen base-model
             recalibrate(learning, self.train, RECALIBRATION_BATCHES)
@@ -160,7 +160,7 @@ class Trainer:
 
 def check_shares(batch_size: int, held_out: int) -> None:
     """Raises TrainingError where several processes cannot share batches or images."""
-    count = processes.size()
+    count = distributed.size()
     if batch_size % count:
         raise TrainingError(
             f"a batch of {batch_size} cannot be shared by {count} processes: give --batch-size a multiple "

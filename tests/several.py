@@ -1,4 +1,4 @@
-"""What tests/test_processes.py runs in several processes: -m tests.several STORIES FOLDER DATA"""
+"""What tests/test_distributed.py runs in several processes: -m tests.several STORIES FOLDER DATA"""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import typer
 
-from cnsn_cli import data, main, processes, registry, split
+from cnsn_cli import data, distributed, main, registry, split
 from cnsn_cli.data import load_dataset
 from cnsn_cli.evaluation import evaluate
 from cnsn_cli.events import Step
@@ -49,13 +49,13 @@ def steps(folder: Path, images: str) -> None:
     torch.manual_seed(0)
     network = Cnsn(registry.build(TINY, dataset.task), (1, 4), dataset.task).eval()
     network.train = lambda mode=True: network
-    with processes.joined():
+    with distributed.joined():
         chosen = recipe(epochs=1, ema=0, gradient_scale=(0.5, 0.25), label_smoothing=0.1)
         train_images, seven = dataset.train.take(torch.arange(24)), dataset.test.take(torch.arange(7))
         trainer = Trainer(network, train_images, seven, chosen)
         *_, epoch = trainer.run()
         results = evaluate(network, seven)
-    if processes.is_first():
+    if distributed.is_first():
         gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
         facts = {"epoch": numbers(epoch.train), "pulls": numbers(epoch.pulls), "results": numbers(results)}
         tensors = {"gradients": gradients, "weights": network.state_dict()}
@@ -72,7 +72,7 @@ def die(folder: Path, images: str) -> None:
     numbers = count(1)
 
     def watch(event: object) -> None:
-        if isinstance(event, Step) and next(numbers) == 5 and processes.rank() == 1:
+        if isinstance(event, Step) and next(numbers) == 5 and distributed.rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
     train(TINY, (1,), images, recipe(), folder / "cut", save_every="3", watch=watch)
@@ -83,7 +83,7 @@ def hang(folder: Path, images: str) -> None:
     numbers = count(1)
 
     def watch(event: object) -> None:
-        if isinstance(event, Step) and next(numbers) == 5 and processes.rank() == 1:
+        if isinstance(event, Step) and next(numbers) == 5 and distributed.rank() == 1:
             (folder / "stopped").touch()
             os.kill(os.getpid(), signal.SIGSTOP)
 

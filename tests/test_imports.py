@@ -16,7 +16,7 @@ LIGHT = (
     "__main__",
     "main",
     "errors",
-    "processes",
+    "distributed",
     "plugin",
     "registry",
     "task",
@@ -49,7 +49,7 @@ ONLY_IN = {
 }
 
 ORDER = [
-    "errors", "version", "processes", "task", "files", "budget", "runfolder", "recipe", "tensorfile",
+    "errors", "version", "distributed", "task", "files", "budget", "runfolder", "recipe", "tensorfile",
     "metadata",
     "picture", "card", "plugin", "backbone", "blank", "ordinary", "flow", "graph", "traced",
     "equivalence", "borders", "registry", "images", "norm", "precision", "loss", "step_down", "network",

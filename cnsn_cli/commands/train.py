@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cnsn_cli import processes
+from cnsn_cli import distributed
 from cnsn_cli.commands.hyperparameters import with_hyperparameters
 from cnsn_cli.commands.options import (
     DataDir,
@@ -190,7 +190,7 @@ def _watched(folder: Path, recipe: "Recipe") -> "Iterator[Watch]":
     except (KeyboardInterrupt, SystemExit) as stop:
         if (folder / STATE).exists():
             name = shlex.quote(printable(str(folder)))
-            program = "torchrun, as before, with -m cnsn_cli" if processes.launched() else "cnsn"
+            program = "torchrun, as before, with -m cnsn_cli" if distributed.launched() else "cnsn"
             print(f"stopped; to go on: {program} train --resume {name}", file=sys.stderr)
         if isinstance(stop, Stopped):
             raise typer.Exit(128 + stop.number) from stop
