@@ -15,8 +15,8 @@ import timm
 import torch
 from torchvision import models
 
-from cnsn_cli import registry
-from cnsn_cli.backbone import detach_points
+from cnsn_cli.backbones import registry
+from cnsn_cli.backbones.backbone import detach_points
 from cnsn_cli.complexity import model_costs
 from cnsn_cli.errors import CnsnError
 from cnsn_cli.network import Cnsn

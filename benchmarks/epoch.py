@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import CIFAR10
 
-from cnsn_cli import load_dataset, load_recipe, registry
+from cnsn_cli import load_dataset, load_recipe
+from cnsn_cli.backbones import registry
 from cnsn_cli.data import Dataset
 from cnsn_cli.device import choose_device, default_precision
 from cnsn_cli.layout import place

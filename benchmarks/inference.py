@@ -13,7 +13,7 @@ import torch
 from timing import interleave, markdown, report
 from torch import Tensor, nn
 
-from cnsn_cli import registry
+from cnsn_cli.backbones import registry
 from cnsn_cli.complexity import model_costs
 from cnsn_cli.device import choose_device
 from cnsn_cli.folding import fold

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from timing import interleave, markdown, ratio, report
 from torch import Tensor, nn
 
-from cnsn_cli import registry
+from cnsn_cli.backbones import registry
 from cnsn_cli.device import default_precision
 from cnsn_cli.layout import place
 from cnsn_cli.network import Cnsn

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from cnsn_cli.version import __version__
 
 if TYPE_CHECKING:
-    from cnsn_cli.backbone import Backbone, DetachPoint, detach_points
+    from cnsn_cli.backbones.backbone import Backbone, DetachPoint, detach_points
+    from cnsn_cli.backbones.plugins import use_plugin
     from cnsn_cli.checkpoint import load
     from cnsn_cli.complexity import count_macs
     from cnsn_cli.data import load_dataset, load_test
@@ -26,22 +27,21 @@ if TYPE_CHECKING:
     from cnsn_cli.exporting import export
     from cnsn_cli.loss import multi_model_loss
     from cnsn_cli.network import Cnsn, Model
-    from cnsn_cli.plugin import use_plugin
     from cnsn_cli.recipe import Recipe, load_recipe
     from cnsn_cli.run import resume, train
     from cnsn_cli.task import Task
 
 _HOMES = {
-    "Backbone": "backbone",
+    "Backbone": "backbones.backbone",
     "Cnsn": "network",
     "CnsnError": "errors",
-    "DetachPoint": "backbone",
+    "DetachPoint": "backbones.backbone",
     "Model": "network",
     "Recipe": "recipe",
     "Task": "task",
     "count_macs": "complexity",
     "detach": "detaching",
-    "detach_points": "backbone",
+    "detach_points": "backbones.backbone",
     "evaluate": "evaluation",
     "export": "exporting",
     "load": "checkpoint",
@@ -51,7 +51,7 @@ _HOMES = {
     "multi_model_loss": "loss",
     "resume": "run",
     "train": "run",
-    "use_plugin": "plugin",
+    "use_plugin": "backbones.plugins",
 }
 
 __all__ = [

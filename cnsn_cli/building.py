@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from cnsn_cli import registry
+from cnsn_cli.backbones import registry
 from cnsn_cli.checkpoint import load, versions
 from cnsn_cli.complexity import model_costs
 from cnsn_cli.device import Precision

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from cnsn_cli import registry
-from cnsn_cli.backbone import detach_points, on_meta
+from cnsn_cli.backbones import registry
+from cnsn_cli.backbones.backbone import detach_points, on_meta
 from cnsn_cli.network import Cnsn, Model, StepDown
 from cnsn_cli.task import Task
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from cnsn_cli import registry
-from cnsn_cli.backbone import Backbone
+from cnsn_cli.backbones import registry
+from cnsn_cli.backbones.backbone import Backbone
+from cnsn_cli.backbones.tracing.units import Segment
 from cnsn_cli.checkpoint import read_plain
 from cnsn_cli.errors import CheckpointError
 from cnsn_cli.task import Task
 from cnsn_cli.tensorfile import read_header
-from cnsn_cli.traced import Segment
 
 PART = re.compile(r"^(units\.\d+|head)\.")
 

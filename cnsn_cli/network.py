@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cnsn_cli.backbone import Backbone, DetachPoint, choose_exits, detach_points, on_meta
+from cnsn_cli.backbones.backbone import Backbone, DetachPoint, choose_exits, detach_points, on_meta
 from cnsn_cli.images import preprocess
 from cnsn_cli.norm import SharedBatchNorm, fresh_statistics
 from cnsn_cli.step_down import STEP_DOWNS

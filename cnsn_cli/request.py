@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cnsn_cli import distributed, registry
+from cnsn_cli import distributed
+from cnsn_cli.backbones import registry
 from cnsn_cli.building import build_around, build_network, load_base
 from cnsn_cli.data import Dataset, load_dataset
 from cnsn_cli.errors import DataError, RecipeError

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from cnsn_cli import registry
+from cnsn_cli.backbones import registry
 from cnsn_cli.building import describe
 from cnsn_cli.checkpoint import save
 from cnsn_cli.main import main

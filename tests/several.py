@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import typer
 
-from cnsn_cli import data, distributed, main, registry, split
+from cnsn_cli import data, distributed, main, split
+from cnsn_cli.backbones import registry
 from cnsn_cli.data import load_dataset
 from cnsn_cli.evaluation import evaluate
 from cnsn_cli.events import Step

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cnsn_cli import registry
+from cnsn_cli.backbones import registry
 from cnsn_cli.data import load_dataset
 from cnsn_cli.errors import RecipeError
 from cnsn_cli.events import Epoch

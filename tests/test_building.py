@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from cnsn_cli.backbones.tracing.units import traced
 from cnsn_cli.checkpoint import load
 from cnsn_cli.errors import CheckpointError, DataError, RecipeError
 from cnsn_cli.network import Cnsn
 from cnsn_cli.run import resume, train
 from cnsn_cli.task import Task
-from cnsn_cli.traced import traced
 from tests.conftest import TINY
 from tests.test_resume import Stop, assert_same_run, stop_after
 

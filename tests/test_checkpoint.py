@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from cnsn_cli import registry
-from cnsn_cli.backbone import detach_points
+from cnsn_cli.backbones import registry
+from cnsn_cli.backbones.backbone import detach_points
 from cnsn_cli.building import describe
 from cnsn_cli.checkpoint import load, save
 from cnsn_cli.detaching import choose_model, detach, detach_all

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cnsn_cli import registry
+from cnsn_cli.backbones import registry
 from cnsn_cli.building import describe
 from cnsn_cli.checkpoint import load, save
 from cnsn_cli.data import load_dataset

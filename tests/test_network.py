@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cnsn_cli import registry
-from cnsn_cli.backbone import Backbone, detach_points
+from cnsn_cli.backbones import registry
+from cnsn_cli.backbones.backbone import Backbone, detach_points
 from cnsn_cli.errors import DetachPointError
 from cnsn_cli.loss import multi_model_loss
 from cnsn_cli.network import Cnsn

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cnsn_cli import registry
+from cnsn_cli.backbones import registry
 from cnsn_cli.checkpoint import load
 from cnsn_cli.exporting import export
 from cnsn_cli.network import Cnsn

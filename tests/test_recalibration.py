@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from cnsn_cli import recalibration, registry
+from cnsn_cli import recalibration
+from cnsn_cli.backbones import registry
 from cnsn_cli.checkpoint import load
 from cnsn_cli.data import load_dataset
 from cnsn_cli.errors import CheckpointError

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnsn_cli import registry
 from cnsn_cli.augmentation import plan_epoch
+from cnsn_cli.backbones import registry
 from cnsn_cli.images import normalise
 from cnsn_cli.network import Cnsn
 from cnsn_cli.recipe import load_recipe

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cnsn_cli import registry, training
+from cnsn_cli import training
 from cnsn_cli.augmentation import plan_epoch
+from cnsn_cli.backbones import registry
 from cnsn_cli.building import build_network
 from cnsn_cli.checkpoint import load
 from cnsn_cli.data import Dataset, load_dataset

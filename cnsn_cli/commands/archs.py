@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cnsn_cli.backbones.registry import use_plugin_of
 from cnsn_cli.commands.options import ImageSize, Json, Plugin
 from cnsn_cli.commands.output import print_json, print_table
-from cnsn_cli.registry import use_plugin_of
 
 if TYPE_CHECKING:
-    from cnsn_cli.borders import Border
+    from cnsn_cli.backbones.borders import Border
 
 
 def archs(
@@ -32,7 +32,7 @@ def archs(
 
 
 def _list_all(json: bool) -> None:
-    from cnsn_cli import registry
+    from cnsn_cli.backbones import registry
 
     known = registry.architectures()
     rows = [(name, registry.provider(entry)) for name, entry in known.items()]
@@ -43,9 +43,9 @@ def _list_all(json: bool) -> None:
 
 
 def _show(arch: str, image_size: int, why: bool, json: bool) -> None:
-    from cnsn_cli import registry
-    from cnsn_cli.backbone import detach_points
-    from cnsn_cli.borders import borders
+    from cnsn_cli.backbones import registry
+    from cnsn_cli.backbones.backbone import detach_points
+    from cnsn_cli.backbones.borders import borders
     from cnsn_cli.task import Task
 
     entry = registry.find(arch)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cnsn_cli import distributed
+from cnsn_cli.backbones.registry import use_plugin_of
 from cnsn_cli.commands.hyperparameters import with_hyperparameters
 from cnsn_cli.commands.options import (
     DataDir,
@@ -24,7 +25,6 @@ from cnsn_cli.commands.options import (
     parse_exits,
 )
 from cnsn_cli.commands.output import print_json, print_models, printable
-from cnsn_cli.registry import use_plugin_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

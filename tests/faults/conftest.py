@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cnsn_cli import registry
+from cnsn_cli.backbones import registry
 from cnsn_cli.detaching import detach
 from cnsn_cli.evaluation import evaluate_file
 from cnsn_cli.recipe import load_recipe

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cnsn_cli.backbone import Backbone
+from cnsn_cli.backbones.backbone import Backbone
+from cnsn_cli.backbones.plugins import GUIDE
 from cnsn_cli.errors import ArchitectureError, one_line
-from cnsn_cli.plugin import GUIDE
 from cnsn_cli.task import Task
 
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from cnsn_cli.backbones.plugins import GUIDE
+from cnsn_cli.backbones.tracing.dataflow import Graph, Layers, depths, images_of
 from cnsn_cli.errors import ArchitectureError, one_line
-from cnsn_cli.flow import Graph, Layers, depths, images_of
-from cnsn_cli.plugin import GUIDE
 
 DROPOUTS: dict[object, Callable[..., nn.Module]] = {
     F.dropout: nn.Dropout,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cnsn_cli import plugin, registry
+from cnsn_cli.backbones import plugins, registry
 from cnsn_cli.checkpoint import load
 from cnsn_cli.detaching import detach
 from cnsn_cli.run import train
@@ -19,7 +19,7 @@ from tests.conftest import lively, saved
 from tests.test_checkpoint import rewrite
 from tests.test_cli import one_line
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NETS = """
 import os
 from os import system
@@ -56,7 +56,7 @@ def remove(path):
 @pytest.fixture
 def nets(tmp_path, monkeypatch):
     """A file of networks that nobody has named yet."""
-    monkeypatch.setattr(plugin, "_named", set())
+    monkeypatch.setattr(plugins, "_named", set())
     monkeypatch.delitem(sys.modules, "my_file", raising=False)
     path = tmp_path / "my_file.py"
     path.write_text(NETS)
@@ -66,7 +66,7 @@ def nets(tmp_path, monkeypatch):
 
 def forget(monkeypatch):
     """As in the next process."""
-    monkeypatch.setattr(plugin, "_named", set())
+    monkeypatch.setattr(plugins, "_named", set())
     sys.modules.pop("my_file", None)
 
 
@@ -201,7 +201,7 @@ def test_a_network_that_views_its_features_and_draws_a_constant(distribution, im
 
 def test_a_function_of_a_module(cnsn, distribution, monkeypatch, tmp_path):
     """Its name on the command line is enough; a file that has the same name is not."""
-    monkeypatch.setattr(plugin, "_named", set())
+    monkeypatch.setattr(plugins, "_named", set())
     distribution("other", {"my_module": NETS}, {})
     assert cnsn("mac", "--arch", "my_module:plain").code == 0
     path = saved(tmp_path / "x.safetensors", lively("my_module:plain", (1,)), "my_module:plain")
@@ -213,7 +213,7 @@ def test_a_function_of_a_module(cnsn, distribution, monkeypatch, tmp_path):
 
 
 def test_a_name_that_looks_like_another_and_a_network_that_is_not_new(cnsn, monkeypatch, tmp_path):
-    monkeypatch.setattr(plugin, "_named", set())
+    monkeypatch.setattr(plugins, "_named", set())
     monkeypatch.delitem(sys.modules, "resnets", raising=False)
     path = tmp_path / "resnets.py"
     path.write_text(f"{NETS}\nfrom functools import cache\n\nkept = cache(plain)\n")
@@ -221,7 +221,7 @@ def test_a_name_that_looks_like_another_and_a_network_that_is_not_new(cnsn, monk
     again = one_line(cnsn("mac", "--plugin", path, "--arch", "resnets:kept"))
     assert again.endswith("it returned the same network again: let it build a new one each time")
     file = saved(tmp_path / "x.safetensors", lively("resnets:plain", (1,)), "resnets:plain")
-    monkeypatch.setattr(plugin, "_named", set())
+    monkeypatch.setattr(plugins, "_named", set())
     message = one_line(cnsn("eval", file))
     assert "resnets:plain is no installed plug-in (did you mean resnet" in message
     assert message.endswith("give --plugin resnets:plain, or --plugin with its file")
@@ -237,7 +237,7 @@ def test_a_module_in_a_package_that_raises(cnsn, nets, monkeypatch, tmp_path):
 
 def test_a_file_cannot_call_what_was_not_meant_to_build(nets, checkpoint, tmp_path):
     """Not what the plug-in imports, and not its other functions, with arguments from the file."""
-    registry.plugin.use_plugin(nets)
+    registry.plugins.use_plugin(nets)
     victim, path = tmp_path / "victim", tmp_path / "x.safetensors"
     victim.write_text("mine")
     for arch in (

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from cnsn_cli.backbone import Backbone, Obstacle, UnitNote, on_meta
+from cnsn_cli.backbones.backbone import Backbone, Obstacle, UnitNote, on_meta
+from cnsn_cli.backbones.plugins import GUIDE
+from cnsn_cli.backbones.tracing.dataflow import Graph, depths, is_batch_size, is_conv, needed_later
+from cnsn_cli.backbones.tracing.requirements import check_ordinary
+from cnsn_cli.backbones.tracing.trace import graph_of
 from cnsn_cli.errors import ArchitectureError, one_line
-from cnsn_cli.flow import Graph, depths, is_batch_size, is_conv, needed_later
-from cnsn_cli.graph import graph_of
-from cnsn_cli.ordinary import check_ordinary
-from cnsn_cli.plugin import GUIDE
 from cnsn_cli.task import Task
 
 SIZES = (224, 299)  # pixels a side that networks are made for, where the given size is too small to try

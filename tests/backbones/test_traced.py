@@ -8,15 +8,15 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import stochastic_depth
 
-from cnsn_cli import registry
-from cnsn_cli.backbone import detach_points
-from cnsn_cli.blank import blank, emptied
-from cnsn_cli.borders import borders
-from cnsn_cli.equivalence import check_same
+from cnsn_cli.backbones import registry
+from cnsn_cli.backbones.backbone import detach_points
+from cnsn_cli.backbones.borders import borders
+from cnsn_cli.backbones.meta import blank, emptied
+from cnsn_cli.backbones.tracing.equivalence import check_same
+from cnsn_cli.backbones.tracing.units import traced
 from cnsn_cli.errors import ArchitectureError
 from cnsn_cli.network import Cnsn
 from cnsn_cli.task import Task
-from cnsn_cli.traced import traced
 
 TASK = Task.plain(classes=3, image_size=16)
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from cnsn_cli.backbones.tracing.units import traced
 from cnsn_cli.errors import ArchitectureError
-from cnsn_cli.traced import traced
-from tests.test_traced import TASK, conv
+from tests.backbones.test_traced import TASK, conv
 
 
 class Net(nn.Module):

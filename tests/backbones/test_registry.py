@@ -1,7 +1,7 @@
 import pytest
 
-from cnsn_cli import registry
-from cnsn_cli.backbone import Backbone
+from cnsn_cli.backbones import registry
+from cnsn_cli.backbones.backbone import Backbone
 from cnsn_cli.errors import ArchitectureError
 from cnsn_cli.task import Task
 

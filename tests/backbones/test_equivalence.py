@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cnsn_cli.equivalence import check_same
+from cnsn_cli.backbones.tracing.equivalence import check_same
+from cnsn_cli.backbones.tracing.units import traced
 from cnsn_cli.errors import ArchitectureError
-from cnsn_cli.traced import traced
-from tests.test_ordinary import Net
-from tests.test_traced import TASK
+from tests.backbones.test_ordinary import Net
+from tests.backbones.test_traced import TASK
 
 
 class Sign(torch.autograd.Function):

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from cnsn_cli import registry
-from cnsn_cli.backbone import Backbone, choose_exits, detach_points
+from cnsn_cli.backbones import registry
+from cnsn_cli.backbones.backbone import Backbone, choose_exits, detach_points
 from cnsn_cli.errors import ArchitectureError, DetachPointError
 from cnsn_cli.task import Task
 

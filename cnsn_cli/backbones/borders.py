@@ -3,7 +3,7 @@
 from itertools import accumulate
 from typing import NamedTuple
 
-from cnsn_cli.backbone import Backbone, detach_points, feature_shapes
+from cnsn_cli.backbones.backbone import Backbone, detach_points, feature_shapes
 
 LISTED = 2  # names in a reason
 

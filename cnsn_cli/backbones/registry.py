@@ -12,15 +12,15 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
-from cnsn_cli import plugin
+from cnsn_cli.backbones import plugins
+from cnsn_cli.backbones.plugins import GROUP
 from cnsn_cli.errors import ArchitectureError, one_line
-from cnsn_cli.plugin import GROUP
 from cnsn_cli.task import Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from cnsn_cli.backbone import Backbone
+    from cnsn_cli.backbones.backbone import Backbone
 
 STANDARD_ARGUMENTS = ("num_classes", "in_channels", "image_size")
 RESERVED = (
@@ -75,28 +75,28 @@ def use_plugin_of(arch: str) -> None:
     """
     name = _name(parse(arch))
     module = name.partition(":")[0]
-    if module in architectures() or not plugin.is_function(name) or plugin.named_in(module):
+    if module in architectures() or not plugins.is_function(name) or plugins.named_in(module):
         return
-    if not plugin.exists(module):
+    if not plugins.exists(module):
         near = _near(module, architectures())
         hint = f"{near} Else install it" if near else "install it"
         raise ArchitectureError(
             f"no architecture or module {module!r}: {hint}, or give --plugin with the file that it lies in"
         )
-    plugin.use_plugin(name)
+    plugins.use_plugin(name)
 
 
 def find(arch: str) -> EntryPoint:
     """The entry point of an architecture string; raises ArchitectureError with the nearest names."""
     spec = parse(arch)
     known, name = architectures(), _name(spec)
-    entry = known.get(spec.name) or plugin.named(name)
+    entry = known.get(spec.name) or plugins.named(name)
     if entry:
         return entry
-    if others := plugin.named_in(spec.name):
+    if others := plugins.named_in(spec.name):
         raise ArchitectureError(f"no function {name} that takes num_classes: choose from {', '.join(others)}")
     near = _near(spec.name, known)
-    if plugin.is_function(name):
+    if plugins.is_function(name):
         hint = f" ({near})" if near else ""
         raise ArchitectureError(
             f"{name} is no installed plug-in{hint}, and code runs only where you name it: "
@@ -165,7 +165,7 @@ def takes_any(entry: EntryPoint) -> bool:
 
 def build_blank(arch: str, task: Task) -> "Backbone":
     """A backbone on the meta device: shapes without weights. Raises like `build`."""
-    from cnsn_cli.blank import blank, emptied
+    from cnsn_cli.backbones.meta import blank, emptied
 
     with blank():  # type: ignore[no-untyped-call]
         backbone, _ = _build(arch, task)
@@ -181,7 +181,7 @@ def build(arch: str, task: Task) -> "Backbone":
     """
     from torch import nn
 
-    from cnsn_cli.equivalence import check_same
+    from cnsn_cli.backbones.tracing.equivalence import check_same
 
     backbone, made = _build(arch, task)
     if isinstance(made, nn.Module):
@@ -225,8 +225,8 @@ def _build(arch: str, task: Task) -> "tuple[Backbone, object]":
     """The backbone, and what it was made of."""
     from torch import nn
 
-    from cnsn_cli.backbone import Backbone
-    from cnsn_cli.traced import traced
+    from cnsn_cli.backbones.backbone import Backbone
+    from cnsn_cli.backbones.tracing.units import traced
 
     entry = find(arch)
     arguments = _arguments(arch, entry, task)

@@ -7,8 +7,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
-from cnsn_cli import registry
-from cnsn_cli.backbone import detach_points
+from cnsn_cli.backbones import registry
+from cnsn_cli.backbones.backbone import detach_points
 from cnsn_cli.checkpoint import load
 from cnsn_cli.detaching import detach
 from cnsn_cli.errors import ArchitectureError

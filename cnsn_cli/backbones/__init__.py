@@ -1,0 +1,1 @@
+"""Architectures: what a backbone is, where it may be cut, and how names become backbones."""

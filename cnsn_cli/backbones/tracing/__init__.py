@@ -1,0 +1,1 @@
+"""Ordinary networks taken to pieces, so that they become backbones."""
