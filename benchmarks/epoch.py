@@ -21,11 +21,11 @@ from torchvision.datasets import CIFAR10
 
 from cnsn_cli import load_dataset, load_recipe
 from cnsn_cli.backbones import registry
-from cnsn_cli.data import Dataset
+from cnsn_cli.data.datasets import Dataset
+from cnsn_cli.data.split import MemorySplit
 from cnsn_cli.device import choose_device, default_precision
 from cnsn_cli.layout import place
 from cnsn_cli.network import Cnsn
-from cnsn_cli.split import MemorySplit
 from cnsn_cli.training import Epoch, Trainer
 
 

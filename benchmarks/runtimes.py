@@ -15,8 +15,8 @@ import torch
 from timing import interleave, markdown, report
 
 from cnsn_cli.checkpoint import load
+from cnsn_cli.data.pixels import normalise
 from cnsn_cli.exporting import export
-from cnsn_cli.images import normalise
 from cnsn_cli.metadata import ModelRecord, read_metadata
 from cnsn_cli.network import Model
 from cnsn_cli.onnxfile import OnnxModel

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cnsn_cli.backbones.plugins import use_plugin
     from cnsn_cli.checkpoint import load
     from cnsn_cli.complexity import count_macs
-    from cnsn_cli.data import load_dataset, load_test
+    from cnsn_cli.data.datasets import load_dataset, load_test
     from cnsn_cli.detaching import detach
     from cnsn_cli.errors import CnsnError
     from cnsn_cli.evaluation import evaluate
@@ -45,9 +45,9 @@ _HOMES = {
     "evaluate": "evaluation",
     "export": "exporting",
     "load": "checkpoint",
-    "load_dataset": "data",
+    "load_dataset": "data.datasets",
     "load_recipe": "recipe",
-    "load_test": "data",
+    "load_test": "data.datasets",
     "multi_model_loss": "loss",
     "resume": "run",
     "train": "run",

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnsn_cli.images import normalise
+from cnsn_cli.data.pixels import normalise
 from cnsn_cli.recipe import Recipe
 from cnsn_cli.task import Task
 

@@ -76,7 +76,7 @@ def check_target(checkpoint: Path, output: Path, force: bool) -> None:
 def _recalibrated(
     model: "Model", metadata: Metadata, batches: int, data: str | None, data_dir: str | Path
 ) -> "tuple[Model, Metadata]":
-    from cnsn_cli.data import load_recorded
+    from cnsn_cli.data.datasets import load_recorded
     from cnsn_cli.recalibration import recalibrated
 
     train, _ = load_recorded("train", metadata.task, metadata.data, data, data_dir)

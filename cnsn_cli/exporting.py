@@ -11,9 +11,9 @@ from typing import Any, BinaryIO, Literal
 import torch
 from torch import Tensor, nn
 
+from cnsn_cli.data.pixels import normalise
 from cnsn_cli.errors import CheckpointError, ExportError, OutputError, one_line
 from cnsn_cli.files import check_output, replacing
-from cnsn_cli.images import normalise
 from cnsn_cli.metadata import KEY, Metadata
 from cnsn_cli.network import Model
 from cnsn_cli.onnxfile import SUFFIX, OnnxModel, require_onnx

@@ -7,7 +7,8 @@ import torch
 
 from cnsn_cli.checkpoint import load, save
 from cnsn_cli.comparison import Comparison, compare, remeasured
-from cnsn_cli.data import load_recorded
+from cnsn_cli.data.datasets import load_recorded
+from cnsn_cli.data.split import Split
 from cnsn_cli.detaching import check_target, detach
 from cnsn_cli.errors import DataError
 from cnsn_cli.evaluation import ModelResult, evaluate
@@ -15,7 +16,6 @@ from cnsn_cli.layout import place
 from cnsn_cli.metadata import Metadata
 from cnsn_cli.network import Model
 from cnsn_cli.precision import HALVES, Half, cast_weights
-from cnsn_cli.split import Split
 
 
 def detach_half(

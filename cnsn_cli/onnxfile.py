@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cnsn_cli.data.pixels import normalise
 from cnsn_cli.errors import CheckpointError, ExtraError
-from cnsn_cli.images import normalise
 from cnsn_cli.metadata import KEY, Metadata, parse_metadata
 from cnsn_cli.task import Task
 

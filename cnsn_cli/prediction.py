@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnsn_cli.data import open_images
+from cnsn_cli.data.datasets import open_images
+from cnsn_cli.data.image_files import SUFFIXES, images_below
 from cnsn_cli.device import choose_device
 from cnsn_cli.errors import DataError
 from cnsn_cli.evaluation import predict
-from cnsn_cli.imagefolder import SUFFIXES, images_below
 from cnsn_cli.layout import place
 from cnsn_cli.network import Model
 from cnsn_cli.opening import open_model

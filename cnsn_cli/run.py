@@ -9,7 +9,7 @@ import torch
 
 from cnsn_cli import distributed
 from cnsn_cli.checkpoint import load
-from cnsn_cli.data import Dataset
+from cnsn_cli.data.datasets import Dataset
 from cnsn_cli.device import Precision, choose_device, default_precision
 from cnsn_cli.errors import DataError, TrainingError
 from cnsn_cli.evaluation import evaluate

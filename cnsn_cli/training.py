@@ -12,6 +12,7 @@ from cnsn_cli import distributed
 from cnsn_cli.augmentation import EpochPlan, plan_epoch
 from cnsn_cli.averaging import Average
 from cnsn_cli.balance import Pull, measure, undo_in_step_downs
+from cnsn_cli.data.split import Split
 from cnsn_cli.device import Precision
 from cnsn_cli.errors import TrainingError
 from cnsn_cli.evaluation import evaluate
@@ -20,7 +21,6 @@ from cnsn_cli.loss import Distillation, multi_model_loss
 from cnsn_cli.network import Cnsn, Model
 from cnsn_cli.recalibration import recalibrate
 from cnsn_cli.recipe import Recipe
-from cnsn_cli.split import Split
 
 CHECK_EVERY = 0.5  # seconds between two looks at the losses; each one waits for the device
 RECALIBRATION_BATCHES = 50  # for averaged weights, after every epoch

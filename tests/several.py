@@ -12,9 +12,10 @@ from typing import Any
 import torch
 import typer
 
-from cnsn_cli import data, distributed, main, split
+from cnsn_cli import distributed, main
 from cnsn_cli.backbones import registry
-from cnsn_cli.data import load_dataset
+from cnsn_cli.data import datasets, split
+from cnsn_cli.data.datasets import load_dataset
 from cnsn_cli.evaluation import evaluate
 from cnsn_cli.events import Step
 from cnsn_cli.network import Cnsn
@@ -110,7 +111,7 @@ def every_step(folder: Path, images: str) -> None:
 
 def tell(stories: str, folder: Path, images: str, workers: int | None = None) -> None:
     if workers is not None:
-        data.MEMORY_LIMIT = 0  # images are read by workers
+        datasets.MEMORY_LIMIT = 0  # images are read by workers
         split._cores = lambda: workers
     for story in stories.split(","):
         {"steps": steps, "die": die, "hang": hang, "every-step": every_step}[story](folder, images)

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.data import load_dataset
+from cnsn_cli.data.datasets import load_dataset
+from cnsn_cli.data.pixels import normalise
 from cnsn_cli.errors import RecipeError
 from cnsn_cli.events import Epoch
-from cnsn_cli.images import normalise
 from cnsn_cli.network import Cnsn
 from cnsn_cli.recipe import load_recipe
 from cnsn_cli.training import Trainer

@@ -7,14 +7,14 @@ from torch import nn
 from cnsn_cli.backbones import registry
 from cnsn_cli.building import describe
 from cnsn_cli.checkpoint import load, save
-from cnsn_cli.data import load_dataset
+from cnsn_cli.data.datasets import load_dataset
+from cnsn_cli.data.split import MemorySplit
 from cnsn_cli.detaching import detach
 from cnsn_cli.errors import DataError
 from cnsn_cli.evaluation import evaluate, evaluate_classes, evaluate_file
 from cnsn_cli.layout import place
 from cnsn_cli.network import Cnsn, Model
 from cnsn_cli.recipe import load_recipe
-from cnsn_cli.split import MemorySplit
 from cnsn_cli.task import Task
 
 

@@ -15,10 +15,10 @@ import torch
 
 from cnsn_cli import exporting
 from cnsn_cli.checkpoint import load
+from cnsn_cli.data.pixels import normalise
 from cnsn_cli.detaching import detach
 from cnsn_cli.evaluation import evaluate_file
 from cnsn_cli.exporting import WithPreprocessing, export
-from cnsn_cli.images import normalise
 from cnsn_cli.metadata import read_metadata
 from cnsn_cli.network import Model
 from cnsn_cli.onnxfile import OnnxModel

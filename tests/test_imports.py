@@ -51,10 +51,10 @@ ONLY_IN = {
 ORDER = [
     "errors", "version", "distributed", "task", "files", "budget", "runfolder", "recipe", "tensorfile",
     "metadata",
-    "picture", "card", "backbones", "images", "norm", "precision", "loss", "step_down", "network",
+    "picture", "card", "backbones", "data", "norm", "precision", "loss", "step_down", "network",
     "layout", "averaging", "balance", "device", "folding", "complexity", "checkpoint", "initial",
-    "building", "onnxfile", "opening", "latency", "bench", "split", "imagefolder", "recalibration",
-    "data", "detaching", "augmentation", "evaluation", "comparison", "halving", "prediction",
+    "building", "onnxfile", "opening", "latency", "bench", "recalibration",
+    "detaching", "augmentation", "evaluation", "comparison", "halving", "prediction",
     "exporting", "quantization", "events", "training", "request", "state", "recorder", "interruption",
     "run", "commands", "main",
 ]  # fmt: skip

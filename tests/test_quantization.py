@@ -6,7 +6,7 @@ import onnx
 import pytest
 import torch
 
-from cnsn_cli.data import load_dataset, sample_train
+from cnsn_cli.data.datasets import load_dataset, sample_train
 from cnsn_cli.evaluation import evaluate_file
 from cnsn_cli.onnxfile import OnnxModel
 from cnsn_cli.quantization import export_int8

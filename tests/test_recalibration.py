@@ -7,14 +7,14 @@ from torch import nn
 from cnsn_cli import recalibration
 from cnsn_cli.backbones import registry
 from cnsn_cli.checkpoint import load
-from cnsn_cli.data import load_dataset
+from cnsn_cli.data.datasets import load_dataset
+from cnsn_cli.data.pixels import normalise
+from cnsn_cli.data.split import MemorySplit
 from cnsn_cli.errors import CheckpointError
-from cnsn_cli.images import normalise
 from cnsn_cli.network import Cnsn
 from cnsn_cli.recalibration import recalibrated
 from cnsn_cli.recipe import load_recipe
 from cnsn_cli.run import train
-from cnsn_cli.split import MemorySplit
 from cnsn_cli.task import Task
 from tests.conftest import TINY
 

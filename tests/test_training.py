@@ -11,16 +11,16 @@ from cnsn_cli.augmentation import plan_epoch
 from cnsn_cli.backbones import registry
 from cnsn_cli.building import build_network
 from cnsn_cli.checkpoint import load
-from cnsn_cli.data import Dataset, load_dataset
+from cnsn_cli.data.datasets import Dataset, load_dataset
+from cnsn_cli.data.pixels import normalise
+from cnsn_cli.data.split import MemorySplit, Split
 from cnsn_cli.errors import DataError, OutputError, RecipeError, TrainingError
 from cnsn_cli.evaluation import ModelResult, evaluate_file
 from cnsn_cli.events import Epoch
-from cnsn_cli.images import normalise
 from cnsn_cli.network import Cnsn
 from cnsn_cli.recipe import Recipe, load_recipe
 from cnsn_cli.request import split_off
 from cnsn_cli.run import train
-from cnsn_cli.split import MemorySplit, Split
 from cnsn_cli.state import read_state
 from cnsn_cli.tensorfile import read_header
 from cnsn_cli.training import Trainer
@@ -265,7 +265,7 @@ def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32(dataset):
 
 def test_a_folder_that_does_not_fit_into_memory_is_trained_alike(image_folder, tmp_path, quick, monkeypatch):
     whole = train(TINY, (1,), str(image_folder), quick, tmp_path / "memory")
-    monkeypatch.setattr("cnsn_cli.data.MEMORY_LIMIT", 1)
+    monkeypatch.setattr("cnsn_cli.data.datasets.MEMORY_LIMIT", 1)
     streamed = train(TINY, (1,), str(image_folder), quick, tmp_path / "files")
     assert streamed.models == whole.models
     results = evaluate_file(tmp_path / "files" / "best.safetensors", device="cpu").results

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from cnsn_cli.data.pixels import eight_bits
 from cnsn_cli.errors import DataError
-from cnsn_cli.images import eight_bits
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of others Pillow has PostScript run by Ghostscript

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cnsn_cli.data.image_files import find_images, quiet, read_image
+from cnsn_cli.data.pixels import to_pixels
+from cnsn_cli.data.split import Split, decoders, from_files, in_memory
 from cnsn_cli.errors import DataError
-from cnsn_cli.imagefolder import find_images, quiet, read_image
-from cnsn_cli.images import to_pixels
-from cnsn_cli.split import Split, decoders, from_files, in_memory
 from cnsn_cli.task import Task
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from cnsn_cli import data
-from cnsn_cli.data import channel_statistics, load_dataset, load_test
+from cnsn_cli.data import datasets
+from cnsn_cli.data.datasets import channel_statistics, load_dataset, load_test
+from cnsn_cli.data.pixels import normalise, preprocess
+from cnsn_cli.data.split import FileSplit, MemorySplit
 from cnsn_cli.errors import DataError
-from cnsn_cli.images import normalise, preprocess
-from cnsn_cli.split import FileSplit, MemorySplit
 from cnsn_cli.task import Task
 
 
@@ -241,7 +241,7 @@ def test_a_folder_that_cannot_be():
 def test_images_that_do_not_fit_are_read_when_needed(tmp_path, monkeypatch):
     root = folder(tmp_path)
     whole = load_dataset(str(root))
-    monkeypatch.setattr(data, "MEMORY_LIMIT", 100)
+    monkeypatch.setattr(datasets, "MEMORY_LIMIT", 100)
     streamed = load_dataset(str(root))
     assert isinstance(streamed.train, FileSplit)
     assert streamed.task == whole.task

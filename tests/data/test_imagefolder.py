@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cnsn_cli.data import load_dataset
+from cnsn_cli.data.datasets import load_dataset
+from cnsn_cli.data.image_files import MOST_PIXELS, find_images, read_image
+from cnsn_cli.data.pixels import to_pixels
 from cnsn_cli.errors import DataError
-from cnsn_cli.imagefolder import MOST_PIXELS, find_images, read_image
-from cnsn_cli.images import to_pixels
 from tests.conftest import TINY
 
 
