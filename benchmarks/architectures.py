@@ -19,7 +19,7 @@ from cnsn_cli.backbones import registry
 from cnsn_cli.backbones.backbone import detach_points
 from cnsn_cli.complexity import model_costs
 from cnsn_cli.errors import CnsnError
-from cnsn_cli.network import Cnsn
+from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
 
 TABLE = Path(__file__).parents[1] / "docs" / "ARCHITECTURES.md"

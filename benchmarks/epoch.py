@@ -24,8 +24,8 @@ from cnsn_cli.backbones import registry
 from cnsn_cli.data.datasets import Dataset
 from cnsn_cli.data.split import MemorySplit
 from cnsn_cli.device import choose_device, default_precision
-from cnsn_cli.layout import place
-from cnsn_cli.network import Cnsn
+from cnsn_cli.network.memory_format import place
+from cnsn_cli.network.network import Cnsn
 from cnsn_cli.training import Epoch, Trainer
 
 

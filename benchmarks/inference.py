@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from cnsn_cli.backbones import registry
 from cnsn_cli.complexity import model_costs
 from cnsn_cli.device import choose_device
-from cnsn_cli.folding import fold
-from cnsn_cli.layout import place
-from cnsn_cli.network import Cnsn, Model
+from cnsn_cli.network.folding import fold
+from cnsn_cli.network.memory_format import place
+from cnsn_cli.network.network import Cnsn, Model
 from cnsn_cli.task import Task
 
 Forward = Callable[[Tensor], object]

@@ -18,7 +18,7 @@ from cnsn_cli.checkpoint import load
 from cnsn_cli.data.pixels import normalise
 from cnsn_cli.exporting import export
 from cnsn_cli.metadata import ModelRecord, read_metadata
-from cnsn_cli.network import Model
+from cnsn_cli.network.network import Model
 from cnsn_cli.onnxfile import OnnxModel
 from cnsn_cli.quantization import export_int8
 from cnsn_cli.tensorfile import read_header

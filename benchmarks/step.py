@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from cnsn_cli.backbones import registry
 from cnsn_cli.device import default_precision
-from cnsn_cli.layout import place
-from cnsn_cli.network import Cnsn
+from cnsn_cli.network.memory_format import place
+from cnsn_cli.network.network import Cnsn
 from cnsn_cli.recipe import load_recipe
 from cnsn_cli.task import Task
 from cnsn_cli.training import forward_pass, sgd

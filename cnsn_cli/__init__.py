@@ -25,18 +25,18 @@ if TYPE_CHECKING:
     from cnsn_cli.errors import CnsnError
     from cnsn_cli.evaluation import evaluate
     from cnsn_cli.exporting import export
-    from cnsn_cli.loss import multi_model_loss
-    from cnsn_cli.network import Cnsn, Model
+    from cnsn_cli.network.loss import multi_model_loss
+    from cnsn_cli.network.network import Cnsn, Model
     from cnsn_cli.recipe import Recipe, load_recipe
     from cnsn_cli.run import resume, train
     from cnsn_cli.task import Task
 
 _HOMES = {
     "Backbone": "backbones.backbone",
-    "Cnsn": "network",
+    "Cnsn": "network.network",
     "CnsnError": "errors",
     "DetachPoint": "backbones.backbone",
-    "Model": "network",
+    "Model": "network.network",
     "Recipe": "recipe",
     "Task": "task",
     "count_macs": "complexity",
@@ -48,7 +48,7 @@ _HOMES = {
     "load_dataset": "data.datasets",
     "load_recipe": "recipe",
     "load_test": "data.datasets",
-    "multi_model_loss": "loss",
+    "multi_model_loss": "network.loss",
     "resume": "run",
     "train": "run",
     "use_plugin": "backbones.plugins",

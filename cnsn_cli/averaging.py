@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from cnsn_cli.network import Cnsn, Model
+from cnsn_cli.network.network import Cnsn, Model
 
 
 class Average:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cnsn_cli import distributed
-from cnsn_cli.network import Cnsn, Model
+from cnsn_cli.network.network import Cnsn, Model
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from cnsn_cli.latency import interleave
-from cnsn_cli.layout import place
 from cnsn_cli.metadata import ModelRecord
-from cnsn_cli.network import Cnsn, Model
+from cnsn_cli.network.memory_format import place
+from cnsn_cli.network.network import Cnsn, Model
 from cnsn_cli.onnxfile import OnnxModel
 from cnsn_cli.opening import open_file
 

@@ -11,7 +11,7 @@ from cnsn_cli.device import Precision
 from cnsn_cli.errors import CheckpointError, RecipeError
 from cnsn_cli.initial import Start
 from cnsn_cli.metadata import FORMAT, Metadata, ModelRecord, read_metadata
-from cnsn_cli.network import Cnsn, Model
+from cnsn_cli.network.network import Cnsn, Model
 from cnsn_cli.recipe import Recipe
 from cnsn_cli.task import Task
 from cnsn_cli.tensorfile import read_header

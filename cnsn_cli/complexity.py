@@ -15,7 +15,7 @@ from torch import nn
 
 from cnsn_cli.backbones import registry
 from cnsn_cli.backbones.backbone import detach_points, on_meta
-from cnsn_cli.network import Cnsn, Model, StepDown
+from cnsn_cli.network.network import Cnsn, Model, StepDown
 from cnsn_cli.task import Task
 
 ACTIVATIONS = (

@@ -10,7 +10,7 @@ from cnsn_cli.metadata import Metadata, ModelRecord, read_metadata
 from cnsn_cli.tensorfile import Header, copy_tensors, read_header
 
 if TYPE_CHECKING:
-    from cnsn_cli.network import Model
+    from cnsn_cli.network.network import Model
 
 
 def detach(
@@ -77,7 +77,7 @@ def _recalibrated(
     model: "Model", metadata: Metadata, batches: int, data: str | None, data_dir: str | Path
 ) -> "tuple[Model, Metadata]":
     from cnsn_cli.data.datasets import load_recorded
-    from cnsn_cli.recalibration import recalibrated
+    from cnsn_cli.network.recalibration import recalibrated
 
     train, _ = load_recorded("train", metadata.task, metadata.data, data, data_dir)
     (model,) = recalibrated([model], train, batches)
@@ -88,7 +88,7 @@ def _recalibrated(
 
 def _folded(model: "Model", metadata: Metadata) -> "tuple[Model, Metadata]":
     from cnsn_cli.complexity import model_costs
-    from cnsn_cli.folding import check_equal, fold
+    from cnsn_cli.network.folding import check_equal, fold
 
     folded = fold(model)
     check_equal(model, folded)

@@ -16,12 +16,12 @@ from cnsn_cli.data.pixels import batch_size, normalise
 from cnsn_cli.data.split import Split
 from cnsn_cli.device import choose_device
 from cnsn_cli.errors import CheckpointError
-from cnsn_cli.layout import place
 from cnsn_cli.metadata import Metadata
-from cnsn_cli.network import Cnsn, Model
+from cnsn_cli.network.memory_format import place
+from cnsn_cli.network.network import Cnsn, Model
+from cnsn_cli.network.recalibration import recalibrated
 from cnsn_cli.onnxfile import SUFFIX, OnnxModel
 from cnsn_cli.opening import Classifier, open_file
-from cnsn_cli.recalibration import recalibrated
 
 
 @dataclass(frozen=True)

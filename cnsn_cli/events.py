@@ -11,7 +11,7 @@ from cnsn_cli import distributed
 from cnsn_cli.balance import Pull
 from cnsn_cli.errors import TrainingError
 from cnsn_cli.evaluation import ModelResult
-from cnsn_cli.network import Cnsn, Model
+from cnsn_cli.network.network import Cnsn, Model
 
 
 class Meter:

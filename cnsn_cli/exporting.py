@@ -15,7 +15,7 @@ from cnsn_cli.data.pixels import normalise
 from cnsn_cli.errors import CheckpointError, ExportError, OutputError, one_line
 from cnsn_cli.files import check_output, replacing
 from cnsn_cli.metadata import KEY, Metadata
-from cnsn_cli.network import Model
+from cnsn_cli.network.network import Model
 from cnsn_cli.onnxfile import SUFFIX, OnnxModel, require_onnx
 from cnsn_cli.opening import open_model
 from cnsn_cli.task import Task

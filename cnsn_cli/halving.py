@@ -12,10 +12,10 @@ from cnsn_cli.data.split import Split
 from cnsn_cli.detaching import check_target, detach
 from cnsn_cli.errors import DataError
 from cnsn_cli.evaluation import ModelResult, evaluate
-from cnsn_cli.layout import place
 from cnsn_cli.metadata import Metadata
-from cnsn_cli.network import Model
-from cnsn_cli.precision import HALVES, Half, cast_weights
+from cnsn_cli.network.dtypes import HALVES, Half, cast_weights
+from cnsn_cli.network.memory_format import place
+from cnsn_cli.network.network import Model
 
 
 def detach_half(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cnsn_cli.checkpoint import load
 from cnsn_cli.metadata import Metadata, read_metadata
-from cnsn_cli.network import Cnsn, Model
+from cnsn_cli.network.network import Cnsn, Model
 from cnsn_cli.onnxfile import SUFFIX, OnnxModel
 from cnsn_cli.tensorfile import read_header
 

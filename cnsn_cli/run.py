@@ -15,8 +15,8 @@ from cnsn_cli.errors import DataError, TrainingError
 from cnsn_cli.evaluation import evaluate
 from cnsn_cli.events import Epoch, Step
 from cnsn_cli.interruption import Stopped, listening
-from cnsn_cli.layout import place
 from cnsn_cli.metadata import ModelRecord
+from cnsn_cli.network.memory_format import place
 from cnsn_cli.picture import draw
 from cnsn_cli.recipe import Recipe
 from cnsn_cli.recorder import Recorder, with_results

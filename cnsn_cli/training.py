@@ -17,9 +17,9 @@ from cnsn_cli.device import Precision
 from cnsn_cli.errors import TrainingError
 from cnsn_cli.evaluation import evaluate
 from cnsn_cli.events import Epoch, Meter, Step, finite
-from cnsn_cli.loss import Distillation, multi_model_loss
-from cnsn_cli.network import Cnsn, Model
-from cnsn_cli.recalibration import recalibrate
+from cnsn_cli.network.loss import Distillation, multi_model_loss
+from cnsn_cli.network.network import Cnsn, Model
+from cnsn_cli.network.recalibration import recalibrate
 from cnsn_cli.recipe import Recipe
 
 CHECK_EVERY = 0.5  # seconds between two looks at the losses; each one waits for the device

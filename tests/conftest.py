@@ -15,7 +15,7 @@ from cnsn_cli.backbones import registry
 from cnsn_cli.building import describe
 from cnsn_cli.checkpoint import save
 from cnsn_cli.main import main
-from cnsn_cli.network import Cnsn
+from cnsn_cli.network.network import Cnsn
 from cnsn_cli.recipe import Recipe, load_recipe
 from cnsn_cli.run import train
 from cnsn_cli.task import Task

@@ -18,7 +18,7 @@ from cnsn_cli.data import datasets, split
 from cnsn_cli.data.datasets import load_dataset
 from cnsn_cli.evaluation import evaluate
 from cnsn_cli.events import Step
-from cnsn_cli.network import Cnsn
+from cnsn_cli.network.network import Cnsn
 from cnsn_cli.recipe import Recipe, load_recipe
 from cnsn_cli.run import resume, train
 from cnsn_cli.training import Trainer

@@ -11,7 +11,7 @@ from cnsn_cli.data.datasets import load_dataset
 from cnsn_cli.data.pixels import normalise
 from cnsn_cli.errors import RecipeError
 from cnsn_cli.events import Epoch
-from cnsn_cli.network import Cnsn
+from cnsn_cli.network.network import Cnsn
 from cnsn_cli.recipe import load_recipe
 from cnsn_cli.training import Trainer
 from tests.conftest import TINY

@@ -10,7 +10,7 @@ from torch import nn
 from cnsn_cli.backbones.tracing.units import traced
 from cnsn_cli.checkpoint import load
 from cnsn_cli.errors import CheckpointError, DataError, RecipeError
-from cnsn_cli.network import Cnsn
+from cnsn_cli.network.network import Cnsn
 from cnsn_cli.run import resume, train
 from cnsn_cli.task import Task
 from tests.conftest import TINY

@@ -20,7 +20,7 @@ from cnsn_cli.checkpoint import load, save
 from cnsn_cli.detaching import choose_model, detach, detach_all
 from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError, OutputError
 from cnsn_cli.metadata import read_metadata
-from cnsn_cli.network import Cnsn
+from cnsn_cli.network.network import Cnsn
 from cnsn_cli.recipe import load_recipe
 from cnsn_cli.task import Task
 from cnsn_cli.tensorfile import read_header

@@ -12,8 +12,8 @@ from cnsn_cli.data.split import MemorySplit
 from cnsn_cli.detaching import detach
 from cnsn_cli.errors import DataError
 from cnsn_cli.evaluation import evaluate, evaluate_classes, evaluate_file
-from cnsn_cli.layout import place
-from cnsn_cli.network import Cnsn, Model
+from cnsn_cli.network.memory_format import place
+from cnsn_cli.network.network import Cnsn, Model
 from cnsn_cli.recipe import load_recipe
 from cnsn_cli.task import Task
 

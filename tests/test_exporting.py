@@ -20,7 +20,7 @@ from cnsn_cli.detaching import detach
 from cnsn_cli.evaluation import evaluate_file
 from cnsn_cli.exporting import WithPreprocessing, export
 from cnsn_cli.metadata import read_metadata
-from cnsn_cli.network import Model
+from cnsn_cli.network.network import Model
 from cnsn_cli.onnxfile import OnnxModel
 from cnsn_cli.tensorfile import read_header
 from tests.conftest import lively, saved

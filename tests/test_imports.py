@@ -49,14 +49,12 @@ ONLY_IN = {
 }
 
 ORDER = [
-    "errors", "version", "distributed", "task", "files", "budget", "runfolder", "recipe", "tensorfile",
-    "metadata",
-    "picture", "card", "backbones", "data", "norm", "precision", "loss", "step_down", "network",
-    "layout", "averaging", "balance", "device", "folding", "complexity", "checkpoint", "initial",
-    "building", "onnxfile", "opening", "latency", "bench", "recalibration",
-    "detaching", "augmentation", "evaluation", "comparison", "halving", "prediction",
-    "exporting", "quantization", "events", "training", "request", "state", "recorder", "interruption",
-    "run", "commands", "main",
+    "errors", "version", "distributed", "task", "files", "budget", "runfolder", "recipe",
+    "tensorfile", "metadata", "picture", "card", "backbones", "data", "network", "averaging",
+    "balance", "device", "complexity", "checkpoint", "initial", "building", "onnxfile", "opening",
+    "latency", "bench", "detaching", "augmentation", "evaluation", "comparison", "halving",
+    "prediction", "exporting", "quantization", "events", "training", "request", "state", "recorder",
+    "interruption", "run", "commands", "main",
 ]  # fmt: skip
 
 

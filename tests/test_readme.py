@@ -11,7 +11,7 @@ from PIL import Image
 from cnsn_cli.backbones import registry
 from cnsn_cli.checkpoint import load
 from cnsn_cli.exporting import export
-from cnsn_cli.network import Cnsn
+from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
 
 ROOT = Path(__file__).parents[1]

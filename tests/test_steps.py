@@ -12,7 +12,7 @@ from cnsn_cli.augmentation import plan_epoch
 from cnsn_cli.backbones import registry
 from cnsn_cli.data.pixels import normalise
 from cnsn_cli.data.split import MemorySplit
-from cnsn_cli.network import Cnsn
+from cnsn_cli.network.network import Cnsn
 from cnsn_cli.recipe import load_recipe
 from cnsn_cli.task import Task
 from cnsn_cli.training import Trainer

@@ -17,7 +17,7 @@ from cnsn_cli.data.split import MemorySplit, Split
 from cnsn_cli.errors import DataError, OutputError, RecipeError, TrainingError
 from cnsn_cli.evaluation import ModelResult, evaluate_file
 from cnsn_cli.events import Epoch
-from cnsn_cli.network import Cnsn
+from cnsn_cli.network.network import Cnsn
 from cnsn_cli.recipe import Recipe, load_recipe
 from cnsn_cli.request import split_off
 from cnsn_cli.run import train

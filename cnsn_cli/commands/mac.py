@@ -13,7 +13,7 @@ from cnsn_cli.commands.output import print_json, print_models, print_table
 from cnsn_cli.task import LARGEST_IMAGE, Task
 
 if TYPE_CHECKING:
-    from cnsn_cli.network import Cnsn, Model
+    from cnsn_cli.network.network import Cnsn, Model
 
 
 def mac(

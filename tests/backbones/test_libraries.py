@@ -14,9 +14,9 @@ from cnsn_cli.detaching import detach
 from cnsn_cli.errors import ArchitectureError
 from cnsn_cli.exporting import export
 from cnsn_cli.initial import Start
-from cnsn_cli.loss import multi_model_loss
 from cnsn_cli.metadata import read_metadata
-from cnsn_cli.network import Cnsn
+from cnsn_cli.network.loss import multi_model_loss
+from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
 from cnsn_cli.tensorfile import read_header
 from tests.conftest import saved

@@ -15,7 +15,7 @@ from cnsn_cli.backbones.meta import blank, emptied
 from cnsn_cli.backbones.tracing.equivalence import check_same
 from cnsn_cli.backbones.tracing.units import traced
 from cnsn_cli.errors import ArchitectureError
-from cnsn_cli.network import Cnsn
+from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
 
 TASK = Task.plain(classes=3, image_size=16)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cnsn_cli.errors import CheckpointError
-from cnsn_cli.network import Model
+from cnsn_cli.network.network import Model
 
 TOLERANCE = 1e-5  # of the largest logit
 

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cnsn_cli.data.pixels import batch_size, normalise
 from cnsn_cli.data.split import Split
 from cnsn_cli.errors import CheckpointError
-from cnsn_cli.network import Model
+from cnsn_cli.network.network import Model
 
 
 def recalibrated(models: Iterable[Model], train: Split, batches: int) -> list[Model]:

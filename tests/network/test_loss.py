@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from cnsn_cli.loss import Distillation, multi_model_loss
+from cnsn_cli.network.loss import Distillation, multi_model_loss
 
 
 def cross_entropy(scores: list[float], label: int) -> float:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from cnsn_cli.complexity import count_macs
-from cnsn_cli.step_down import patch, stem
+from cnsn_cli.network.step_down import patch, stem
 
 
 def convs(module: nn.Module) -> list[nn.Conv2d]:

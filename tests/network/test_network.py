@@ -11,9 +11,9 @@ from torch import nn
 from cnsn_cli.backbones import registry
 from cnsn_cli.backbones.backbone import Backbone, detach_points
 from cnsn_cli.errors import DetachPointError
-from cnsn_cli.loss import multi_model_loss
-from cnsn_cli.network import Cnsn
-from cnsn_cli.step_down import patch
+from cnsn_cli.network.loss import multi_model_loss
+from cnsn_cli.network.network import Cnsn
+from cnsn_cli.network.step_down import patch
 from cnsn_cli.task import Task
 
 TASK = Task.plain(classes=7)

@@ -10,7 +10,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from cnsn_cli.backbones.backbone import on_meta
 
 if TYPE_CHECKING:
-    from cnsn_cli.network import Cnsn, Model
+    from cnsn_cli.network.network import Cnsn, Model
 
 Network = TypeVar("Network", bound="Cnsn | Model")
 FEW_PIXELS, MANY_CHANNELS = 16, 256

@@ -1,0 +1,1 @@
+"""The method of the paper: the network, its one forward pass and its loss."""
