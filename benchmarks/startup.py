@@ -63,7 +63,7 @@ def network_file(folder: Path) -> Path:
     import torch
 
     from cnsn_cli.building import build_network, describe
-    from cnsn_cli.checkpoint import save
+    from cnsn_cli.files.checkpoint import save
     from cnsn_cli.recipe import load_recipe
     from cnsn_cli.task import Task
 

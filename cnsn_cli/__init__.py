@@ -18,13 +18,13 @@ from cnsn_cli.version import __version__
 if TYPE_CHECKING:
     from cnsn_cli.backbones.backbone import Backbone, DetachPoint, detach_points
     from cnsn_cli.backbones.plugins import use_plugin
-    from cnsn_cli.checkpoint import load
     from cnsn_cli.complexity import count_macs
     from cnsn_cli.data.datasets import load_dataset, load_test
     from cnsn_cli.detaching import detach
     from cnsn_cli.errors import CnsnError
     from cnsn_cli.evaluation import evaluate
     from cnsn_cli.exporting import export
+    from cnsn_cli.files.checkpoint import load
     from cnsn_cli.network.loss import multi_model_loss
     from cnsn_cli.network.network import Cnsn, Model
     from cnsn_cli.recipe import Recipe, load_recipe
@@ -44,7 +44,7 @@ _HOMES = {
     "detach_points": "backbones.backbone",
     "evaluate": "evaluation",
     "export": "exporting",
-    "load": "checkpoint",
+    "load": "files.checkpoint",
     "load_dataset": "data.datasets",
     "load_recipe": "recipe",
     "load_test": "data.datasets",

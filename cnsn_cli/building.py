@@ -5,16 +5,16 @@ from pathlib import Path
 import torch
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.checkpoint import load, versions
 from cnsn_cli.complexity import model_costs
 from cnsn_cli.device import Precision
 from cnsn_cli.errors import CheckpointError, RecipeError
+from cnsn_cli.files.checkpoint import load, versions
+from cnsn_cli.files.metadata import FORMAT, Metadata, ModelRecord, read_metadata
+from cnsn_cli.files.tensor_file import read_header
 from cnsn_cli.initial import Start
-from cnsn_cli.metadata import FORMAT, Metadata, ModelRecord, read_metadata
 from cnsn_cli.network.network import Cnsn, Model
 from cnsn_cli.recipe import Recipe
 from cnsn_cli.task import Task
-from cnsn_cli.tensorfile import read_header
 
 
 def build_network(

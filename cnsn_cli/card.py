@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cnsn_cli.errors import OutputError
-from cnsn_cli.files import check_output, replacing, write_text
-from cnsn_cli.metadata import Metadata, ModelRecord, read_metadata
-from cnsn_cli.tensorfile import read_header
+from cnsn_cli.files.metadata import Metadata, ModelRecord, read_metadata
+from cnsn_cli.files.tensor_file import read_header
+from cnsn_cli.files.writer import check_output, replacing, write_text
 
 PAPER = "https://doi.org/10.2991/jrnal.k.210521.012"
 LISTED = 20  # class names

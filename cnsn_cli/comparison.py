@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cnsn_cli.bench import bench
 from cnsn_cli.evaluation import ModelResult
-from cnsn_cli.metadata import Metadata
+from cnsn_cli.files.metadata import Metadata
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from cnsn_cli.budget import Budget, Candidate, Choice, choose
 from cnsn_cli.errors import CheckpointError, OutputError
-from cnsn_cli.files import check_output, replacing
-from cnsn_cli.metadata import Metadata, ModelRecord, read_metadata
-from cnsn_cli.tensorfile import Header, copy_tensors, read_header
+from cnsn_cli.files.metadata import Metadata, ModelRecord, read_metadata
+from cnsn_cli.files.tensor_file import Header, copy_tensors, read_header
+from cnsn_cli.files.writer import check_output, replacing
 
 if TYPE_CHECKING:
     from cnsn_cli.network.network import Model
@@ -46,7 +46,7 @@ def detach(
         )
     metadata = detached_metadata(whole, header, record, names)
     if recalibrate or fold_bn:
-        from cnsn_cli.checkpoint import load, save
+        from cnsn_cli.files.checkpoint import load, save
 
         model = next(model for model in load(checkpoint).models() if model.name == record.name)
         if recalibrate:

@@ -9,19 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cnsn_cli import distributed
-from cnsn_cli.checkpoint import load_blank
 from cnsn_cli.complexity import ModelCost, model_costs
 from cnsn_cli.data.datasets import load_recorded
 from cnsn_cli.data.pixels import batch_size, normalise
 from cnsn_cli.data.split import Split
 from cnsn_cli.device import choose_device
 from cnsn_cli.errors import CheckpointError
-from cnsn_cli.metadata import Metadata
+from cnsn_cli.files.checkpoint import load_blank
+from cnsn_cli.files.metadata import Metadata
+from cnsn_cli.files.model_file import Classifier, open_file
+from cnsn_cli.files.onnx_model import SUFFIX, OnnxModel
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.network import Cnsn, Model
 from cnsn_cli.network.recalibration import recalibrated
-from cnsn_cli.onnxfile import SUFFIX, OnnxModel
-from cnsn_cli.opening import Classifier, open_file
 
 
 @dataclass(frozen=True)

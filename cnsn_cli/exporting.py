@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from cnsn_cli.data.pixels import normalise
 from cnsn_cli.errors import CheckpointError, ExportError, OutputError, one_line
-from cnsn_cli.files import check_output, replacing
-from cnsn_cli.metadata import KEY, Metadata
+from cnsn_cli.files.metadata import KEY, Metadata
+from cnsn_cli.files.model_file import open_model
+from cnsn_cli.files.onnx_model import SUFFIX, OnnxModel, require_onnx
+from cnsn_cli.files.tensor_file import read_header
+from cnsn_cli.files.writer import check_output, replacing
 from cnsn_cli.network.network import Model
-from cnsn_cli.onnxfile import SUFFIX, OnnxModel, require_onnx
-from cnsn_cli.opening import open_model
 from cnsn_cli.task import Task
-from cnsn_cli.tensorfile import read_header
 
 Format = Literal["onnx", "pt2"]
 TOLERANCE = 1e-4  # of the largest logit, or of 1 where all are smaller

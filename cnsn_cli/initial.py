@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from cnsn_cli.backbones import registry
 from cnsn_cli.backbones.backbone import Backbone
 from cnsn_cli.backbones.tracing.units import Segment
-from cnsn_cli.checkpoint import read_plain
 from cnsn_cli.errors import CheckpointError
+from cnsn_cli.files.checkpoint import read_plain
+from cnsn_cli.files.tensor_file import read_header
 from cnsn_cli.task import Task
-from cnsn_cli.tensorfile import read_header
 
 PART = re.compile(r"^(units\.\d+|head)\.")
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from cnsn_cli.errors import CheckpointError, OutputError
-from cnsn_cli.files import replacing
-from cnsn_cli.metadata import Metadata, ModelRecord, read_metadata
-from cnsn_cli.tensorfile import read_header
+from cnsn_cli.files.metadata import Metadata, ModelRecord, read_metadata
+from cnsn_cli.files.tensor_file import read_header
+from cnsn_cli.files.writer import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,11 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cnsn_cli.building import describe
-from cnsn_cli.checkpoint import save
 from cnsn_cli.evaluation import ModelResult
 from cnsn_cli.events import Epoch, Step
-from cnsn_cli.files import write_text
-from cnsn_cli.metadata import ModelRecord, Selection
+from cnsn_cli.files.checkpoint import save
+from cnsn_cli.files.metadata import ModelRecord, Selection
+from cnsn_cli.files.writer import write_text
 from cnsn_cli.request import Request
 from cnsn_cli.runfolder import check_space
 from cnsn_cli.state import STATE, State, environment, save_state

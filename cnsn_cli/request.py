@@ -16,8 +16,8 @@ from cnsn_cli.building import build_around, build_network, load_base
 from cnsn_cli.data.datasets import Dataset, load_dataset
 from cnsn_cli.data.split import Split
 from cnsn_cli.errors import DataError, RecipeError
+from cnsn_cli.files.metadata import Count, first_problem
 from cnsn_cli.initial import Start, from_file, from_publisher
-from cnsn_cli.metadata import Count, first_problem
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.network import Model
 from cnsn_cli.recipe import Recipe

@@ -8,14 +8,14 @@ from typing import Any, Literal
 import torch
 
 from cnsn_cli import distributed
-from cnsn_cli.checkpoint import load
 from cnsn_cli.data.datasets import Dataset
 from cnsn_cli.device import Precision, choose_device, default_precision
 from cnsn_cli.errors import DataError, TrainingError
 from cnsn_cli.evaluation import evaluate
 from cnsn_cli.events import Epoch, Step
+from cnsn_cli.files.checkpoint import load
+from cnsn_cli.files.metadata import ModelRecord
 from cnsn_cli.interruption import Stopped, listening
-from cnsn_cli.metadata import ModelRecord
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.picture import draw
 from cnsn_cli.recipe import Recipe

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cnsn_cli import distributed
 from cnsn_cli.errors import OutputError
-from cnsn_cli.files import remove_leftovers
+from cnsn_cli.files.writer import remove_leftovers
 
 PLOT = "plot.png"
 FILES = ("best.safetensors", "last.safetensors", "state.safetensors", "metrics.jsonl", "recipe.toml", PLOT)

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from cnsn_cli import distributed
 from cnsn_cli.balance import Pull
-from cnsn_cli.checkpoint import check_tensors, digest, on_cpu, read_tensors, write_tensors
 from cnsn_cli.errors import CheckpointError, one_line
 from cnsn_cli.events import Epoch
-from cnsn_cli.metadata import Count, first_problem
+from cnsn_cli.files.checkpoint import check_tensors, digest, on_cpu, read_tensors, write_tensors
+from cnsn_cli.files.metadata import Count, first_problem
+from cnsn_cli.files.tensor_file import check_json, read_header
 from cnsn_cli.request import Request
-from cnsn_cli.tensorfile import check_json, read_header
 from cnsn_cli.training import Trainer
 
 KEY = "cnsn-state"

@@ -13,7 +13,7 @@ from torch import nn
 
 from cnsn_cli.backbones import registry
 from cnsn_cli.building import describe
-from cnsn_cli.checkpoint import save
+from cnsn_cli.files.checkpoint import save
 from cnsn_cli.main import main
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.recipe import Recipe, load_recipe

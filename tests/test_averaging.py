@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from cnsn_cli.building import build_network
-from cnsn_cli.checkpoint import load
 from cnsn_cli.data.datasets import load_dataset
+from cnsn_cli.files.checkpoint import load
 from cnsn_cli.network.recalibration import recalibrated
 from cnsn_cli.run import train
 from cnsn_cli.training import Trainer

@@ -8,9 +8,9 @@ import torch
 
 from cnsn_cli.bench import bench
 from cnsn_cli.exporting import export
+from cnsn_cli.files.metadata import read_metadata
+from cnsn_cli.files.tensor_file import read_header
 from cnsn_cli.latency import interleave
-from cnsn_cli.metadata import read_metadata
-from cnsn_cli.tensorfile import read_header
 from tests.test_cli import one_line
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from cnsn_cli.budget import Candidate, choose
 from cnsn_cli.errors import BudgetError
-from cnsn_cli.metadata import read_metadata
-from cnsn_cli.tensorfile import read_header
+from cnsn_cli.files.metadata import read_metadata
+from cnsn_cli.files.tensor_file import read_header
 from tests.test_cli import one_line
 
 BASE = Candidate("base", 313_201_664, 58_950_000, 0.9267, 0.020)

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from cnsn_cli.backbones.tracing.units import traced
-from cnsn_cli.checkpoint import load
 from cnsn_cli.errors import CheckpointError, DataError, RecipeError
+from cnsn_cli.files.checkpoint import load
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.run import resume, train
 from cnsn_cli.task import Task

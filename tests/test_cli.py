@@ -339,7 +339,7 @@ def test_sigterm_ends_with_143_and_leaves_no_temporary_file(tmp_path):
     assert process.returncode == 143
     assert "Traceback" not in rest
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.endswith(".tmp")]
-    from cnsn_cli.checkpoint import load
+    from cnsn_cli.files.checkpoint import load
 
     assert load(tmp_path / "run" / "best.safetensors")
 

@@ -6,12 +6,12 @@ from torch import nn
 
 from cnsn_cli.backbones import registry
 from cnsn_cli.building import describe
-from cnsn_cli.checkpoint import load, save
 from cnsn_cli.data.datasets import load_dataset
 from cnsn_cli.data.split import MemorySplit
 from cnsn_cli.detaching import detach
 from cnsn_cli.errors import DataError
 from cnsn_cli.evaluation import evaluate, evaluate_classes, evaluate_file
+from cnsn_cli.files.checkpoint import load, save
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.network import Cnsn, Model
 from cnsn_cli.recipe import load_recipe
@@ -70,8 +70,8 @@ def test_a_detached_file_agrees_with_the_network_to_the_last_digit(checkpoint, t
 
 
 def test_figures_in_the_file_are_those_of_eval(checkpoint):
-    from cnsn_cli.metadata import read_metadata
-    from cnsn_cli.tensorfile import read_header
+    from cnsn_cli.files.metadata import read_metadata
+    from cnsn_cli.files.tensor_file import read_header
 
     recorded = read_metadata(checkpoint, read_header(checkpoint)).models
     results = evaluate_file(checkpoint, device="cpu").results

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from cnsn_cli.checkpoint import load, read_tensors
 from cnsn_cli.detaching import detach
 from cnsn_cli.errors import CheckpointError
 from cnsn_cli.evaluation import evaluate_file
 from cnsn_cli.exporting import export
+from cnsn_cli.files.checkpoint import load, read_tensors
+from cnsn_cli.files.metadata import read_metadata
+from cnsn_cli.files.tensor_file import read_header
 from cnsn_cli.halving import detach_half
-from cnsn_cli.metadata import read_metadata
-from cnsn_cli.tensorfile import read_header
 from tests.conftest import lively, saved
 from tests.test_cli import one_line
 

@@ -21,10 +21,10 @@ LIGHT = (
     "backbones/registry",
     "task",
     "recipe",
-    "files",
-    "tensorfile",
+    "files/tensor_file",
+    "files/writer",
 )
-LIGHT += ("metadata", "detaching", "device", "runfolder", "picture", "latency", "budget", "card")
+LIGHT += ("files/metadata", "detaching", "device", "runfolder", "picture", "latency", "budget", "card")
 HEAVY = {
     "torch",
     "torchvision",
@@ -41,20 +41,19 @@ ONLY_IN = {
     "typer": {"main", "commands"},
     "rich": {"main", "commands"},
     "fvcore": {"complexity"},
-    "safetensors": {"checkpoint"},
+    "safetensors": {"files"},
     "onnx": {"exporting", "quantization"},
-    "onnxruntime": {"onnxfile", "quantization"},
+    "onnxruntime": {"files", "quantization"},
     "matplotlib": {"picture"},
     "yaml": {"card"},
 }
 
 ORDER = [
-    "errors", "version", "distributed", "task", "files", "budget", "runfolder", "recipe",
-    "tensorfile", "metadata", "picture", "card", "backbones", "data", "network", "averaging",
-    "balance", "device", "complexity", "checkpoint", "initial", "building", "onnxfile", "opening",
-    "latency", "bench", "detaching", "augmentation", "evaluation", "comparison", "halving",
-    "prediction", "exporting", "quantization", "events", "training", "request", "state", "recorder",
-    "interruption", "run", "commands", "main",
+    "errors", "version", "distributed", "task", "device", "backbones", "data", "network",
+    "averaging", "balance", "complexity", "files", "initial", "budget", "runfolder", "recipe",
+    "picture", "card", "building", "latency", "bench", "detaching", "augmentation", "evaluation",
+    "comparison", "halving", "prediction", "exporting", "quantization", "events", "training",
+    "request", "state", "recorder", "interruption", "run", "commands", "main",
 ]  # fmt: skip
 
 

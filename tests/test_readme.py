@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.checkpoint import load
 from cnsn_cli.exporting import export
+from cnsn_cli.files.checkpoint import load
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from cnsn_cli import run as runs
-from cnsn_cli.checkpoint import load
 from cnsn_cli.errors import CheckpointError, RecipeError, TrainingError
+from cnsn_cli.files.checkpoint import load
 from cnsn_cli.recipe import Recipe
 from cnsn_cli.run import resume, train
 from cnsn_cli.state import read_state, write_state

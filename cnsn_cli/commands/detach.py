@@ -21,7 +21,7 @@ from cnsn_cli.commands.output import print_comparison, print_json, printable
 
 if TYPE_CHECKING:
     from cnsn_cli.comparison import Comparison
-    from cnsn_cli.metadata import Metadata
+    from cnsn_cli.files.metadata import Metadata
 
 
 def detach(

@@ -9,7 +9,7 @@ from cnsn_cli.commands.options import Json
 from cnsn_cli.commands.output import print_json, print_models, printable
 
 if TYPE_CHECKING:
-    from cnsn_cli.metadata import Metadata
+    from cnsn_cli.files.metadata import Metadata
 
 
 def info(
@@ -27,11 +27,11 @@ def info(
 
 
 def _metadata(file: Path) -> "Metadata":
-    from cnsn_cli.metadata import read_metadata
-    from cnsn_cli.tensorfile import read_header
+    from cnsn_cli.files.metadata import read_metadata
+    from cnsn_cli.files.tensor_file import read_header
 
     if file.suffix == ".onnx":
-        from cnsn_cli.onnxfile import OnnxModel
+        from cnsn_cli.files.onnx_model import OnnxModel
 
         return OnnxModel(file).metadata
     return read_metadata(file, read_header(file))

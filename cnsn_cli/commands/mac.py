@@ -55,7 +55,7 @@ def mac(
     budget = limits(max_macs, max_bytes)
     cuts = None if exits is None else parse_exits(exits)
     from cnsn_cli import complexity
-    from cnsn_cli.checkpoint import load_blank
+    from cnsn_cli.files.checkpoint import load_blank
 
     if arch is not None:
         use_plugin_of(arch)

@@ -15,7 +15,7 @@ def plot(
     force: Force = False,
 ) -> None:
     """Draw accuracy against MACs of all models, and how they trained."""
-    from cnsn_cli.files import check_output
+    from cnsn_cli.files.writer import check_output
     from cnsn_cli.picture import draw
 
     check_output(output, force)

@@ -150,8 +150,8 @@ def _given(context: typer.Context) -> set[str]:
 
 
 def _arch_of(checkpoint: Path) -> str:
-    from cnsn_cli.metadata import read_metadata
-    from cnsn_cli.tensorfile import read_header
+    from cnsn_cli.files.metadata import read_metadata
+    from cnsn_cli.files.tensor_file import read_header
 
     return read_metadata(checkpoint, read_header(checkpoint)).arch
 

@@ -9,16 +9,16 @@ from torchvision import models
 
 from cnsn_cli.backbones import registry
 from cnsn_cli.backbones.backbone import detach_points
-from cnsn_cli.checkpoint import load
 from cnsn_cli.detaching import detach
 from cnsn_cli.errors import ArchitectureError
 from cnsn_cli.exporting import export
+from cnsn_cli.files.checkpoint import load
+from cnsn_cli.files.metadata import read_metadata
+from cnsn_cli.files.tensor_file import read_header
 from cnsn_cli.initial import Start
-from cnsn_cli.metadata import read_metadata
 from cnsn_cli.network.loss import multi_model_loss
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
-from cnsn_cli.tensorfile import read_header
 from tests.conftest import saved
 
 CLASSES = 5

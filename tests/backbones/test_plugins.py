@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from cnsn_cli.backbones import plugins, registry
-from cnsn_cli.checkpoint import load
 from cnsn_cli.detaching import detach
+from cnsn_cli.files.checkpoint import load
 from cnsn_cli.run import train
 from tests.conftest import lively, saved
-from tests.test_checkpoint import rewrite
+from tests.files.test_checkpoint import rewrite
 from tests.test_cli import one_line
 
 ROOT = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-"""A file system that fails: stands between files.py and the system, and spoils one call of all."""
+"""A file system that fails: stands between writer.py and the system, and spoils one call of all."""
 
 import io
 import os
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cnsn_cli import files
+from cnsn_cli.files import writer
 
 CALLS = ("open", "fsync", "close", "replace", "unlink")
 
@@ -23,8 +23,8 @@ class FileLayer:
 
     def install(self) -> "FileLayer":
         """Into this process, for good."""
-        files.os = self  # type: ignore[assignment]
-        files.open = self._open_file  # type: ignore[attr-defined]
+        writer.os = self  # type: ignore[assignment]
+        writer.open = self._open_file  # type: ignore[attr-defined]
         return self
 
     def __getattr__(self, name: str) -> Any:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from cnsn_cli.state import read_state, write_state
 from tests.faults.forked import run
 from tests.faults.test_mutations import many
-from tests.test_checkpoint import rewrite
+from tests.files.test_checkpoint import rewrite
 
 
 class Evil:
@@ -184,9 +184,9 @@ def test_the_hook_sees_code_that_is_run(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
     path.write_bytes(pickle.dumps(Evil(tmp_path / "canary")))
     monkeypatch.setattr(
-        "cnsn_cli.metadata.read_metadata", lambda path, header: pickle.loads(path.read_bytes())
+        "cnsn_cli.files.metadata.read_metadata", lambda path, header: pickle.loads(path.read_bytes())
     )
-    monkeypatch.setattr("cnsn_cli.tensorfile.read_header", lambda path: None)
+    monkeypatch.setattr("cnsn_cli.files.tensor_file.read_header", lambda path: None)
     ended = run(["info", path])
     assert "EXECUTED pickle.find_class" in ended.err
     assert "EXECUTED os.system" in ended.err

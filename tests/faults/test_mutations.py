@@ -7,14 +7,14 @@ import time
 
 import pytest
 
-from cnsn_cli.checkpoint import load
 from cnsn_cli.detaching import detach
 from cnsn_cli.errors import CheckpointError, CnsnError
+from cnsn_cli.files.checkpoint import load
+from cnsn_cli.files.tensor_file import read_header
 from cnsn_cli.state import read_state
-from cnsn_cli.tensorfile import read_header
 from tests.faults.forked import run
 from tests.faults.mutations import Mutator
-from tests.test_checkpoint import rewrite
+from tests.files.test_checkpoint import rewrite
 
 MEMORY = 200 * 2**20  # bytes
 SECONDS = 10  # of the processor; a file that takes longer hangs
@@ -108,7 +108,7 @@ def _is_kept_by_base(header, place: int) -> bool:
 
 @many(100, 2_000)
 def test_single_bit_flips_in_the_state_of_a_run(tiny, tmp_path, figures, count):
-    from cnsn_cli.checkpoint import read_tensors
+    from cnsn_cli.files.checkpoint import read_tensors
 
     path, draw, data = tmp_path / "flipped.safetensors", random.Random(4), tiny["state"].read_bytes()
     for _ in range(count):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cnsn_cli.checkpoint import load, read_tensors
 from cnsn_cli.detaching import detach
 from cnsn_cli.errors import OutputError
 from cnsn_cli.events import Epoch
+from cnsn_cli.files.checkpoint import load, read_tensors
 from cnsn_cli.recipe import load_recipe
 from cnsn_cli.recorder import Recorder
 from cnsn_cli.request import Request, prepare

@@ -2,14 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from cnsn_cli.checkpoint import load
 from cnsn_cli.detaching import detach
 from cnsn_cli.errors import CheckpointError
-from cnsn_cli.metadata import read_metadata
+from cnsn_cli.files.checkpoint import load
+from cnsn_cli.files.metadata import read_metadata
+from cnsn_cli.files.tensor_file import read_header
 from cnsn_cli.network.folding import check_equal, conv_norm_pairs, fold
 from cnsn_cli.network.network import Model
 from cnsn_cli.task import Task
-from cnsn_cli.tensorfile import read_header
 from tests.conftest import lively
 
 TASK = Task.plain(classes=7)

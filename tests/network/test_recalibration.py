@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.checkpoint import load
 from cnsn_cli.data.datasets import load_dataset
 from cnsn_cli.data.pixels import normalise
 from cnsn_cli.data.split import MemorySplit
 from cnsn_cli.errors import CheckpointError
+from cnsn_cli.files.checkpoint import load
 from cnsn_cli.network import recalibration
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.network.recalibration import recalibrated

@@ -11,7 +11,7 @@ import pytest
 
 from cnsn_cli import runfolder
 from cnsn_cli.errors import OutputError
-from cnsn_cli.files import replacing, write_text
+from cnsn_cli.files.writer import replacing, write_text
 from cnsn_cli.runfolder import check_space, locked
 from tests.conftest import TINY
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cnsn_cli.data.pixels import normalise
 from cnsn_cli.errors import CheckpointError, ExtraError
-from cnsn_cli.metadata import KEY, Metadata, parse_metadata
+from cnsn_cli.files.metadata import KEY, Metadata, parse_metadata
 from cnsn_cli.task import Task
 
 SUFFIX = ".onnx"

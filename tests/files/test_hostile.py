@@ -13,16 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cnsn_cli.checkpoint import digest, load, write_tensors
 from cnsn_cli.errors import CheckpointError, CnsnError
-from cnsn_cli.metadata import KEY, read_metadata
+from cnsn_cli.files.checkpoint import digest, load, write_tensors
+from cnsn_cli.files.metadata import KEY, read_metadata
+from cnsn_cli.files.tensor_file import LARGEST_HEADER, MOST_VALUES, all_finite, read_header
 from cnsn_cli.state import read_state, write_state
-from cnsn_cli.tensorfile import LARGEST_HEADER, MOST_VALUES, all_finite, read_header
 from tests.conftest import TINY
 from tests.faults.forked import forked
-from tests.test_checkpoint import rewrite
+from tests.files.test_checkpoint import rewrite
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def file_of(header: str, tensors: bytes = b"") -> bytes:

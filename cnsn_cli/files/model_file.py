@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from cnsn_cli.checkpoint import load
-from cnsn_cli.metadata import Metadata, read_metadata
+from cnsn_cli.files.checkpoint import load
+from cnsn_cli.files.metadata import Metadata, read_metadata
+from cnsn_cli.files.onnx_model import SUFFIX, OnnxModel
+from cnsn_cli.files.tensor_file import read_header
 from cnsn_cli.network.network import Cnsn, Model
-from cnsn_cli.onnxfile import SUFFIX, OnnxModel
-from cnsn_cli.tensorfile import read_header
 
 Classifier = Model | OnnxModel
 

@@ -14,13 +14,13 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from cnsn_cli.backbones import registry
 from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError, one_line
-from cnsn_cli.files import replacing
-from cnsn_cli.metadata import KEY, Metadata, read_metadata
+from cnsn_cli.files.metadata import KEY, Metadata, read_metadata
+from cnsn_cli.files.tensor_file import Header, read_header
+from cnsn_cli.files.writer import replacing
 from cnsn_cli.network.dtypes import HALVES, cast_weights
 from cnsn_cli.network.folding import fold
 from cnsn_cli.network.memory_format import fastest
 from cnsn_cli.network.network import Cnsn, Model
-from cnsn_cli.tensorfile import Header, read_header
 from cnsn_cli.version import __version__
 
 DTYPES = {

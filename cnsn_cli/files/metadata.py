@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cnsn_cli.errors import CheckpointError
+from cnsn_cli.files.tensor_file import Header, check_json
 from cnsn_cli.task import LARGEST_IMAGE, Task
-from cnsn_cli.tensorfile import Header, check_json
 
 KEY = "cnsn"  # the only one: safetensors shuffles several keys, and files would not be reproducible
 FORMAT = 1

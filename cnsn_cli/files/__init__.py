@@ -1,0 +1,1 @@
+"""The file format: written whole, read once, checked before it is used."""
