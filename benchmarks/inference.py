@@ -14,8 +14,8 @@ from timing import interleave, markdown, report
 from torch import Tensor, nn
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.complexity import model_costs
 from cnsn_cli.device import choose_device
+from cnsn_cli.evaluation.costs import model_costs
 from cnsn_cli.network.folding import fold
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.network import Cnsn, Model

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cnsn_cli.latency import interleave as interleave
+from cnsn_cli.evaluation.latency import interleave as interleave
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 Times = dict[str, list[float]]

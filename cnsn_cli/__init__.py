@@ -18,11 +18,11 @@ from cnsn_cli.version import __version__
 if TYPE_CHECKING:
     from cnsn_cli.backbones.backbone import Backbone, DetachPoint, detach_points
     from cnsn_cli.backbones.plugins import use_plugin
-    from cnsn_cli.complexity import count_macs
     from cnsn_cli.data.datasets import load_dataset, load_test
     from cnsn_cli.detaching import detach
     from cnsn_cli.errors import CnsnError
-    from cnsn_cli.evaluation import evaluate
+    from cnsn_cli.evaluation.accuracy import evaluate
+    from cnsn_cli.evaluation.costs import count_macs
     from cnsn_cli.exporting import export
     from cnsn_cli.files.checkpoint import load
     from cnsn_cli.network.loss import multi_model_loss
@@ -39,10 +39,10 @@ _HOMES = {
     "Model": "network.network",
     "Recipe": "recipe",
     "Task": "task",
-    "count_macs": "complexity",
+    "count_macs": "evaluation.costs",
     "detach": "detaching",
     "detach_points": "backbones.backbone",
-    "evaluate": "evaluation",
+    "evaluate": "evaluation.accuracy",
     "export": "exporting",
     "load": "files.checkpoint",
     "load_dataset": "data.datasets",

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.complexity import model_costs
 from cnsn_cli.device import Precision
 from cnsn_cli.errors import CheckpointError, RecipeError
+from cnsn_cli.evaluation.costs import model_costs
 from cnsn_cli.files.checkpoint import load, versions
 from cnsn_cli.files.metadata import FORMAT, Metadata, ModelRecord, read_metadata
 from cnsn_cli.files.tensor_file import read_header

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnsn_cli.bench import bench
-from cnsn_cli.evaluation import ModelResult
+from cnsn_cli.evaluation.accuracy import ModelResult
+from cnsn_cli.evaluation.bench import bench
 from cnsn_cli.files.metadata import Metadata
 
 

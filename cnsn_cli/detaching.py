@@ -87,7 +87,7 @@ def _recalibrated(
 
 
 def _folded(model: "Model", metadata: Metadata) -> "tuple[Model, Metadata]":
-    from cnsn_cli.complexity import model_costs
+    from cnsn_cli.evaluation.costs import model_costs
     from cnsn_cli.network.folding import check_equal, fold
 
     folded = fold(model)
@@ -125,7 +125,7 @@ def choose_model(checkpoint: str | Path, budget: Budget) -> Choice:
 
 
 def _latencies(checkpoint: Path) -> dict[str, float]:
-    from cnsn_cli.bench import bench
+    from cnsn_cli.evaluation.bench import bench
 
     return {speed.name: speed.p50 for speed in bench([checkpoint])}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from cnsn_cli import distributed
 from cnsn_cli.balance import Pull
 from cnsn_cli.errors import TrainingError
-from cnsn_cli.evaluation import ModelResult
+from cnsn_cli.evaluation.accuracy import ModelResult
 from cnsn_cli.network.network import Cnsn, Model
 
 

@@ -10,7 +10,7 @@ from cnsn_cli.data.datasets import load_recorded
 from cnsn_cli.data.split import Split
 from cnsn_cli.detaching import check_target, detach
 from cnsn_cli.errors import DataError
-from cnsn_cli.evaluation import ModelResult, evaluate
+from cnsn_cli.evaluation.accuracy import ModelResult, evaluate
 from cnsn_cli.files.checkpoint import load, save
 from cnsn_cli.files.metadata import Metadata
 from cnsn_cli.network.dtypes import HALVES, Half, cast_weights

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cnsn_cli.building import describe
-from cnsn_cli.evaluation import ModelResult
+from cnsn_cli.evaluation.accuracy import ModelResult
 from cnsn_cli.events import Epoch, Step
 from cnsn_cli.files.checkpoint import save
 from cnsn_cli.files.metadata import ModelRecord, Selection

@@ -11,7 +11,7 @@ from cnsn_cli import distributed
 from cnsn_cli.data.datasets import Dataset
 from cnsn_cli.device import Precision, choose_device, default_precision
 from cnsn_cli.errors import DataError, TrainingError
-from cnsn_cli.evaluation import evaluate
+from cnsn_cli.evaluation.accuracy import evaluate
 from cnsn_cli.events import Epoch, Step
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.files.metadata import ModelRecord

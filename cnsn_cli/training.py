@@ -15,7 +15,7 @@ from cnsn_cli.balance import Pull, measure, undo_in_step_downs
 from cnsn_cli.data.split import Split
 from cnsn_cli.device import Precision
 from cnsn_cli.errors import TrainingError
-from cnsn_cli.evaluation import evaluate
+from cnsn_cli.evaluation.accuracy import evaluate
 from cnsn_cli.events import Epoch, Meter, Step, finite
 from cnsn_cli.network.loss import Distillation, multi_model_loss
 from cnsn_cli.network.network import Cnsn, Model

@@ -16,7 +16,7 @@ from cnsn_cli import distributed, main
 from cnsn_cli.backbones import registry
 from cnsn_cli.data import datasets, split
 from cnsn_cli.data.datasets import load_dataset
-from cnsn_cli.evaluation import evaluate
+from cnsn_cli.evaluation.accuracy import evaluate
 from cnsn_cli.events import Step
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.recipe import Recipe, load_recipe

@@ -42,6 +42,6 @@ def test_the_average_is_what_is_kept(image_folder, tmp_path, quick):
 
 
 def _loss(path) -> float:
-    from cnsn_cli.evaluation import evaluate_file
+    from cnsn_cli.evaluation.accuracy import evaluate_file
 
     return evaluate_file(path, device="cpu").results[0].loss

@@ -77,8 +77,8 @@ def test_detach_says_why(cnsn, checkpoint, tmp_path):
 
 
 def test_latency_is_that_of_bench(checkpoint, monkeypatch):
-    from cnsn_cli import bench
     from cnsn_cli.detaching import choose_model
+    from cnsn_cli.evaluation import bench
 
     models = read_metadata(checkpoint, read_header(checkpoint)).models
     fake = [

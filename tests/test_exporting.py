@@ -16,7 +16,7 @@ import torch
 from cnsn_cli import exporting
 from cnsn_cli.data.pixels import normalise
 from cnsn_cli.detaching import detach
-from cnsn_cli.evaluation import evaluate_file
+from cnsn_cli.evaluation.accuracy import evaluate_file
 from cnsn_cli.exporting import WithPreprocessing, export
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.files.metadata import read_metadata

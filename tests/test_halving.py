@@ -9,7 +9,7 @@ import torch
 
 from cnsn_cli.detaching import detach
 from cnsn_cli.errors import CheckpointError
-from cnsn_cli.evaluation import evaluate_file
+from cnsn_cli.evaluation.accuracy import evaluate_file
 from cnsn_cli.exporting import export
 from cnsn_cli.files.checkpoint import load, read_tensors
 from cnsn_cli.files.metadata import read_metadata

@@ -24,7 +24,16 @@ LIGHT = (
     "files/tensor_file",
     "files/writer",
 )
-LIGHT += ("files/metadata", "detaching", "device", "runfolder", "picture", "latency", "budget", "card")
+LIGHT += (
+    "files/metadata",
+    "detaching",
+    "device",
+    "runfolder",
+    "picture",
+    "evaluation/latency",
+    "budget",
+    "card",
+)
 HEAVY = {
     "torch",
     "torchvision",
@@ -40,7 +49,7 @@ HEAVY = {
 ONLY_IN = {
     "typer": {"main", "commands"},
     "rich": {"main", "commands"},
-    "fvcore": {"complexity"},
+    "fvcore": {"evaluation"},
     "safetensors": {"files"},
     "onnx": {"exporting", "quantization"},
     "onnxruntime": {"files", "quantization"},
@@ -49,11 +58,11 @@ ONLY_IN = {
 }
 
 ORDER = [
-    "errors", "version", "distributed", "task", "device", "backbones", "data", "network",
-    "averaging", "balance", "complexity", "files", "initial", "budget", "runfolder", "recipe",
-    "picture", "card", "building", "latency", "bench", "detaching", "augmentation", "evaluation",
-    "comparison", "halving", "prediction", "exporting", "quantization", "events", "training",
-    "request", "state", "recorder", "interruption", "run", "commands", "main",
+    "errors", "version", "distributed", "task", "device", "backbones", "data", "network", "files",
+    "evaluation", "averaging", "balance", "initial", "budget", "runfolder", "recipe", "picture",
+    "card", "building", "detaching", "augmentation", "comparison", "halving", "exporting",
+    "quantization", "events", "training", "request", "state", "recorder", "interruption", "run",
+    "commands", "main",
 ]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from cnsn_cli.data.datasets import Dataset, load_dataset
 from cnsn_cli.data.pixels import normalise
 from cnsn_cli.data.split import MemorySplit, Split
 from cnsn_cli.errors import DataError, OutputError, RecipeError, TrainingError
-from cnsn_cli.evaluation import ModelResult, evaluate_file
+from cnsn_cli.evaluation.accuracy import ModelResult, evaluate_file
 from cnsn_cli.events import Epoch
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.files.tensor_file import read_header

@@ -10,7 +10,7 @@ from cnsn_cli.commands.options import Data, DataDir, Device, Json, Plugin, Recal
 from cnsn_cli.commands.output import print_json, print_models, print_skipped, print_table
 
 if TYPE_CHECKING:
-    from cnsn_cli.evaluation import ClassResult
+    from cnsn_cli.evaluation.accuracy import ClassResult
 
 
 def evaluate(
@@ -25,7 +25,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure accuracy and loss of every model in a file on the test images."""
-    from cnsn_cli.evaluation import evaluate_file
+    from cnsn_cli.evaluation.accuracy import evaluate_file
 
     report = evaluate_file(checkpoint, data, data_dir, device, per_class, recalibrate, skip_bad)
     print_skipped(report.skipped)

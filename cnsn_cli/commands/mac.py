@@ -54,21 +54,21 @@ def mac(
         )
     budget = limits(max_macs, max_bytes)
     cuts = None if exits is None else parse_exits(exits)
-    from cnsn_cli import complexity
+    from cnsn_cli.evaluation.costs import blank_network, layer_costs, model_costs
     from cnsn_cli.files.checkpoint import load_blank
 
     if arch is not None:
         use_plugin_of(arch)
         task = Task.plain(classes or 10, image_size or 32, in_channels or 3)
-        network: Cnsn | Model = complexity.blank_network(arch, cuts, task, step_down or "patch")
+        network: Cnsn | Model = blank_network(arch, cuts, task, step_down or "patch")
         accuracies: list[float | None] = [None] * len(network.models())
     else:
         network, metadata = load_blank(checkpoint or Path())
         accuracies = [model.accuracy for model in metadata.models]
-    costs = complexity.model_costs(network)
+    costs = model_costs(network)
     candidates = [Candidate(c.name, c.macs, c.bytes, a) for c, a in zip(costs, accuracies, strict=True)]
     choice = choose(candidates, budget) if budget else None
-    parts = complexity.layer_costs(network) if layers else []
+    parts = layer_costs(network) if layers else []
     if json:
         content: dict[str, Any] = {"models": [asdict(cost) for cost in costs]}
         if layers:

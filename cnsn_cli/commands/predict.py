@@ -10,7 +10,7 @@ from cnsn_cli.commands.options import Device, Json, Plugin, Submodel
 from cnsn_cli.commands.output import print_json, print_table
 
 if TYPE_CHECKING:
-    from cnsn_cli.prediction import Prediction
+    from cnsn_cli.evaluation.prediction import Prediction
 
 
 def predict(
@@ -23,7 +23,7 @@ def predict(
     json: Json = False,
 ) -> None:
     """Show the likeliest classes of pictures."""
-    from cnsn_cli.prediction import predict_images
+    from cnsn_cli.evaluation.prediction import predict_images
 
     model, predictions = predict_images(file, images, submodel, top, device)
     if json:

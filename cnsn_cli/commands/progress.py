@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from cnsn_cli.commands.output import print_skipped
-from cnsn_cli.evaluation import ModelResult
+from cnsn_cli.evaluation.accuracy import ModelResult
 from cnsn_cli.events import Epoch, Step
 from cnsn_cli.recipe import Recipe
 from cnsn_cli.run import Started, Watch

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cnsn_cli.backbones import registry
 from cnsn_cli.detaching import detach
-from cnsn_cli.evaluation import evaluate_file
+from cnsn_cli.evaluation.accuracy import evaluate_file
 from cnsn_cli.recipe import load_recipe
 from cnsn_cli.run import train
 from tests.conftest import install

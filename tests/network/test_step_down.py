@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from cnsn_cli.complexity import count_macs
+from cnsn_cli.evaluation.costs import count_macs
 from cnsn_cli.network.step_down import patch, stem
 
 

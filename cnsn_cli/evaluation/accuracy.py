@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cnsn_cli import distributed
-from cnsn_cli.complexity import ModelCost, model_costs
 from cnsn_cli.data.datasets import load_recorded
 from cnsn_cli.data.pixels import batch_size, normalise
 from cnsn_cli.data.split import Split
 from cnsn_cli.device import choose_device
 from cnsn_cli.errors import CheckpointError
+from cnsn_cli.evaluation.costs import ModelCost, model_costs
 from cnsn_cli.files.checkpoint import load_blank
 from cnsn_cli.files.metadata import Metadata
 from cnsn_cli.files.model_file import Classifier, open_file

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from cnsn_cli.detaching import detach
-from cnsn_cli.evaluation import evaluate_file
+from cnsn_cli.evaluation.accuracy import evaluate_file
 from cnsn_cli.exporting import export
 from cnsn_cli.files.checkpoint import load
 from tests.test_cli import one_line

@@ -7,7 +7,7 @@ from cnsn_cli.data.datasets import open_images
 from cnsn_cli.data.image_files import SUFFIXES, images_below
 from cnsn_cli.device import choose_device
 from cnsn_cli.errors import DataError
-from cnsn_cli.evaluation import predict
+from cnsn_cli.evaluation.accuracy import predict
 from cnsn_cli.files.model_file import open_model
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.network import Model

@@ -10,7 +10,7 @@ from cnsn_cli.data.datasets import load_dataset
 from cnsn_cli.data.split import MemorySplit
 from cnsn_cli.detaching import detach
 from cnsn_cli.errors import DataError
-from cnsn_cli.evaluation import evaluate, evaluate_classes, evaluate_file
+from cnsn_cli.evaluation.accuracy import evaluate, evaluate_classes, evaluate_file
 from cnsn_cli.files.checkpoint import load, save
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.network import Cnsn, Model

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.complexity import blank_network, count_macs, layer_costs, model_costs
+from cnsn_cli.evaluation.costs import blank_network, count_macs, layer_costs, model_costs
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.task import Task
 

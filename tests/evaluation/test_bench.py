@@ -6,11 +6,11 @@ import json
 import pytest
 import torch
 
-from cnsn_cli.bench import bench
+from cnsn_cli.evaluation.bench import bench
+from cnsn_cli.evaluation.latency import interleave
 from cnsn_cli.exporting import export
 from cnsn_cli.files.metadata import read_metadata
 from cnsn_cli.files.tensor_file import read_header
-from cnsn_cli.latency import interleave
 from tests.test_cli import one_line
 
 
@@ -18,7 +18,7 @@ from tests.test_cli import one_line
 def clock(monkeypatch):
     """The n-th thing that is timed takes n seconds."""
     ticks = itertools.chain.from_iterable((1000 * n, 1000 * n + n) for n in itertools.count(1))
-    monkeypatch.setattr("cnsn_cli.latency.time.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("cnsn_cli.evaluation.latency.time.perf_counter", lambda: next(ticks))
 
 
 def test_variants_take_turns_and_warm_up(clock):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
+from cnsn_cli.evaluation.latency import interleave
 from cnsn_cli.files.metadata import ModelRecord
 from cnsn_cli.files.model_file import open_file
 from cnsn_cli.files.onnx_model import OnnxModel
-from cnsn_cli.latency import interleave
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.network import Cnsn, Model
 
