@@ -26,7 +26,7 @@ from cnsn_cli.data.split import MemorySplit
 from cnsn_cli.device import choose_device, default_precision
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.network import Cnsn
-from cnsn_cli.training import Epoch, Trainer
+from cnsn_cli.training.trainer import Epoch, Trainer
 
 
 def in_cifar10(split: MemorySplit, dataset: Dataset) -> CIFAR10:

@@ -62,10 +62,10 @@ def network_file(folder: Path) -> Path:
     """VGG-16 with exits 2,7 as `cnsn train` writes it, with random weights."""
     import torch
 
-    from cnsn_cli.building import build_network, describe
     from cnsn_cli.files.checkpoint import save
-    from cnsn_cli.recipe import load_recipe
     from cnsn_cli.task import Task
+    from cnsn_cli.training.recipe import load_recipe
+    from cnsn_cli.training.setup import build_network, describe
 
     recipe = load_recipe("paper")
     network = build_network("vgg16", (2, 7), Task.plain(), recipe)

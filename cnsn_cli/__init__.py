@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from cnsn_cli.files.checkpoint import load
     from cnsn_cli.network.loss import multi_model_loss
     from cnsn_cli.network.network import Cnsn, Model
-    from cnsn_cli.recipe import Recipe, load_recipe
-    from cnsn_cli.run import resume, train
     from cnsn_cli.task import Task
+    from cnsn_cli.training.recipe import Recipe, load_recipe
+    from cnsn_cli.training.run import resume, train
 
 _HOMES = {
     "Backbone": "backbones.backbone",
@@ -37,7 +37,7 @@ _HOMES = {
     "CnsnError": "errors",
     "DetachPoint": "backbones.backbone",
     "Model": "network.network",
-    "Recipe": "recipe",
+    "Recipe": "training.recipe",
     "Task": "task",
     "count_macs": "evaluation.costs",
     "detach": "detaching",
@@ -46,11 +46,11 @@ _HOMES = {
     "export": "exporting",
     "load": "files.checkpoint",
     "load_dataset": "data.datasets",
-    "load_recipe": "recipe",
+    "load_recipe": "training.recipe",
     "load_test": "data.datasets",
     "multi_model_loss": "network.loss",
-    "resume": "run",
-    "train": "run",
+    "resume": "training.run",
+    "train": "training.run",
     "use_plugin": "backbones.plugins",
 }
 

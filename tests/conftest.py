@@ -12,13 +12,13 @@ from PIL import Image
 from torch import nn
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.building import describe
 from cnsn_cli.files.checkpoint import save
 from cnsn_cli.main import main
 from cnsn_cli.network.network import Cnsn
-from cnsn_cli.recipe import Recipe, load_recipe
-from cnsn_cli.run import train
 from cnsn_cli.task import Task
+from cnsn_cli.training.recipe import Recipe, load_recipe
+from cnsn_cli.training.run import train
+from cnsn_cli.training.setup import describe
 
 TINY = "vgg11:width=0.0625"  # 4 to 32 channels
 

@@ -17,11 +17,11 @@ from cnsn_cli.backbones import registry
 from cnsn_cli.data import datasets, split
 from cnsn_cli.data.datasets import load_dataset
 from cnsn_cli.evaluation.accuracy import evaluate
-from cnsn_cli.events import Step
 from cnsn_cli.network.network import Cnsn
-from cnsn_cli.recipe import Recipe, load_recipe
-from cnsn_cli.run import resume, train
-from cnsn_cli.training import Trainer
+from cnsn_cli.training.metrics import Step
+from cnsn_cli.training.recipe import Recipe, load_recipe
+from cnsn_cli.training.run import resume, train
+from cnsn_cli.training.trainer import Trainer
 from tests.conftest import TINY
 
 STEPS = 12  # of two epochs of `recipe`

@@ -74,7 +74,7 @@ def test_the_command_trains_the_same_network(cnsn, small, checkpoint, monkeypatc
         called.append((arguments, options))
         raise CnsnError("enough")
 
-    monkeypatch.setattr("cnsn_cli.run.train", train)
+    monkeypatch.setattr("cnsn_cli.training.run.train", train)
     assert cnsn(*shlex.split(command)[1:]).code == 1
     ((arch, exits, _, recipe, _), options) = called[0]
     assert (arch, exits) == (TINY, (1, 4))

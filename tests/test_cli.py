@@ -11,7 +11,7 @@ import pytest
 from cnsn_cli.commands.hyperparameters import OPTIONS
 from cnsn_cli.commands.output import printable
 from cnsn_cli.errors import CnsnError
-from cnsn_cli.recipe import Recipe
+from cnsn_cli.training.recipe import Recipe
 from tests.conftest import TINY
 
 
@@ -267,7 +267,7 @@ def called(monkeypatch):
         calls.append((arguments, options))
         raise CnsnError("enough")
 
-    monkeypatch.setattr("cnsn_cli.run.train", record)
+    monkeypatch.setattr("cnsn_cli.training.run.train", record)
     return calls
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from cnsn_cli.errors import TrainingError
-from cnsn_cli.run import resume
+from cnsn_cli.training.run import resume
 from tests import several
 from tests.several import STEPS
-from tests.test_resume import DROPOUT, assert_same_run
+from tests.training.test_resume import DROPOUT, assert_same_run
 
 ROOT = Path(__file__).parents[1]
 ENDS_WITHIN = 60  # seconds

@@ -78,8 +78,8 @@ def test_folded_too(checkpoint, tmp_path):
 
 
 def test_without_the_test_images_accuracy_is_unknown(cnsn, checkpoint, image_folder, tmp_path):
-    from cnsn_cli.recipe import load_recipe
-    from cnsn_cli.run import train
+    from cnsn_cli.training.recipe import load_recipe
+    from cnsn_cli.training.run import train
 
     moved, half = tmp_path / "moved", tmp_path / "half.safetensors"
     moved.symlink_to(image_folder)

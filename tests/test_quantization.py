@@ -10,8 +10,8 @@ from cnsn_cli.data.datasets import load_dataset, sample_train
 from cnsn_cli.evaluation.accuracy import evaluate_file
 from cnsn_cli.files.onnx_model import OnnxModel
 from cnsn_cli.quantization import export_int8
-from cnsn_cli.recipe import load_recipe
-from cnsn_cli.run import train
+from cnsn_cli.training.recipe import load_recipe
+from cnsn_cli.training.run import train
 from tests.test_cli import one_line
 
 

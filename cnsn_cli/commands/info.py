@@ -76,7 +76,7 @@ def _statistics(metadata: "Metadata") -> str:
 
 def _changed(recipe: dict[str, Any]) -> list[str]:
     """The settings that a recipe must give, and those that are not as they would be without it."""
-    from cnsn_cli.recipe import Recipe
+    from cnsn_cli.training.recipe import Recipe
 
     usual = {key: field.default for key, field in Recipe.model_fields.items()}
     return [

@@ -16,7 +16,7 @@ def plot(
 ) -> None:
     """Draw accuracy against MACs of all models, and how they trained."""
     from cnsn_cli.files.writer import check_output
-    from cnsn_cli.picture import draw
+    from cnsn_cli.training.plot import draw
 
     check_output(output, force)
     draw(runs, output)

@@ -11,9 +11,9 @@ from rich.text import Text
 
 from cnsn_cli.commands.output import print_skipped
 from cnsn_cli.evaluation.accuracy import ModelResult
-from cnsn_cli.events import Epoch, Step
-from cnsn_cli.recipe import Recipe
-from cnsn_cli.run import Started, Watch
+from cnsn_cli.training.metrics import Epoch, Step
+from cnsn_cli.training.recipe import Recipe
+from cnsn_cli.training.run import Started, Watch
 
 LOOK_EVERY = 0.5  # seconds; a look at the results waits for the device
 

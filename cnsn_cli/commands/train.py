@@ -29,8 +29,8 @@ from cnsn_cli.commands.output import print_json, print_models, printable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cnsn_cli.recipe import Recipe
-    from cnsn_cli.run import Run, Watch
+    from cnsn_cli.training.recipe import Recipe
+    from cnsn_cli.training.run import Run, Watch
 
 
 @with_hyperparameters
@@ -133,8 +133,8 @@ def train(
         raise typer.BadParameter("give --arch and --exits, --arch and --drop, or --resume")
     if drop is not None and freeze_base is not None:
         raise typer.BadParameter("--drop trains a sub-model alone: there is no base-model to freeze")
-    from cnsn_cli.recipe import load_recipe
-    from cnsn_cli.run import train as run
+    from cnsn_cli.training.recipe import load_recipe
+    from cnsn_cli.training.run import train as run
 
     chosen = load_recipe(recipe, overrides, baseline=not cuts and drop is None)
     folder = out or default_folder(arch, data)
@@ -160,9 +160,9 @@ def _resume(
     folder: Path, changes: dict[str, Any], recipe: str | None, overrides: dict[str, Any], override: bool
 ) -> "Run":
     """Go on with a run; a `recipe` by name changes all its settings, `overrides` only some."""
-    from cnsn_cli.recipe import load_recipe
-    from cnsn_cli.run import resume
-    from cnsn_cli.state import STATE, read_state
+    from cnsn_cli.training.recipe import load_recipe
+    from cnsn_cli.training.resume_state import STATE, read_state
+    from cnsn_cli.training.run import resume
 
     state = read_state(folder / STATE)
     old = state.request
@@ -181,8 +181,8 @@ def _resume(
 def _watched(folder: Path, recipe: "Recipe") -> "Iterator[Watch]":
     """Progress on stderr, and a word on how to go on where a signal stops it."""
     from cnsn_cli.commands.progress import progress
-    from cnsn_cli.interruption import Stopped
-    from cnsn_cli.state import STATE
+    from cnsn_cli.training.resume_state import STATE
+    from cnsn_cli.training.signals import Stopped
 
     try:
         with progress(recipe) as watch:

@@ -15,10 +15,10 @@ from cnsn_cli.exporting import export
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.files.metadata import read_metadata
 from cnsn_cli.files.tensor_file import read_header
-from cnsn_cli.initial import Start
 from cnsn_cli.network.loss import multi_model_loss
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
+from cnsn_cli.training.initial_weights import Start
 from tests.conftest import saved
 
 CLASSES = 5

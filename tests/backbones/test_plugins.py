@@ -14,7 +14,7 @@ import torch
 from cnsn_cli.backbones import plugins, registry
 from cnsn_cli.detaching import detach
 from cnsn_cli.files.checkpoint import load
-from cnsn_cli.run import train
+from cnsn_cli.training.run import train
 from tests.conftest import lively, saved
 from tests.files.test_checkpoint import rewrite
 from tests.test_cli import one_line

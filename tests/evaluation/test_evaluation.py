@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.building import describe
 from cnsn_cli.data.datasets import load_dataset
 from cnsn_cli.data.split import MemorySplit
 from cnsn_cli.detaching import detach
@@ -14,8 +13,9 @@ from cnsn_cli.evaluation.accuracy import evaluate, evaluate_classes, evaluate_fi
 from cnsn_cli.files.checkpoint import load, save
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.network import Cnsn, Model
-from cnsn_cli.recipe import load_recipe
 from cnsn_cli.task import Task
+from cnsn_cli.training.recipe import load_recipe
+from cnsn_cli.training.setup import describe
 
 
 class Brightness(nn.Module):
@@ -79,8 +79,8 @@ def test_figures_in_the_file_are_those_of_eval(checkpoint):
 
 
 def test_when_the_images_are_gone_eval_names_the_option(checkpoint, image_folder, tmp_path):
-    from cnsn_cli.recipe import load_recipe
-    from cnsn_cli.run import train
+    from cnsn_cli.training.recipe import load_recipe
+    from cnsn_cli.training.run import train
 
     moved = tmp_path / "moved"
     moved.symlink_to(image_folder)

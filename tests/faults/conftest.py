@@ -11,8 +11,8 @@ from PIL import Image
 from cnsn_cli.backbones import registry
 from cnsn_cli.detaching import detach
 from cnsn_cli.evaluation.accuracy import evaluate_file
-from cnsn_cli.recipe import load_recipe
-from cnsn_cli.run import train
+from cnsn_cli.training.recipe import load_recipe
+from cnsn_cli.training.run import train
 from tests.conftest import install
 
 TINY_PLUGIN = """

@@ -6,7 +6,7 @@ import random
 import struct
 from typing import Any
 
-from cnsn_cli.state import text_digest
+from cnsn_cli.training.resume_state import text_digest
 
 ODD: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 7, 64, 1024, 10**9, 2**31, 2**40, 2**63, 2**64, -(2**63), 10**400,

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cnsn_cli.state import read_state, write_state
+from cnsn_cli.training.resume_state import read_state, write_state
 from tests.faults.forked import run
 from tests.faults.test_mutations import many
 from tests.files.test_checkpoint import rewrite

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cnsn_cli.recipe import load_recipe
-from cnsn_cli.run import resume, train
-from cnsn_cli.state import read_state, write_state
+from cnsn_cli.training.recipe import load_recipe
+from cnsn_cli.training.resume_state import read_state, write_state
+from cnsn_cli.training.run import resume, train
 from tests.faults.test_mutations import many
-from tests.test_resume import Stop, assert_same_run, stop_at_step
+from tests.training.test_resume import Stop, assert_same_run, stop_at_step
 
 CHANGES = {"epochs": 3, "batch_size": 2, "lr": 0.05, "crop_padding": 1}
 RECOMPUTED = ("running_mean", "running_var", "num_batches_tracked")  # for an average, after every epoch

@@ -9,13 +9,13 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from cnsn_cli import run as runs
-from cnsn_cli.recipe import load_recipe
-from cnsn_cli.run import resume, train
-from cnsn_cli.state import read_state
+from cnsn_cli.training import run as runs
+from cnsn_cli.training.recipe import load_recipe
+from cnsn_cli.training.resume_state import read_state
+from cnsn_cli.training.run import resume, train
 from tests.faults.forked import renew_threads
 from tests.faults.test_mutations import many
-from tests.test_resume import assert_same_run
+from tests.training.test_resume import assert_same_run
 
 CHANGES = {"epochs": 4, "batch_size": 2, "crop_padding": 1, "flip": "random", "ema": 0.8, "val_split": 0.25}
 STEPS = 12  # of 4 epochs: 6 of the 8 images, two at a time

@@ -11,7 +11,7 @@ from cnsn_cli.detaching import detach
 from cnsn_cli.errors import CheckpointError, CnsnError
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.files.tensor_file import read_header
-from cnsn_cli.state import read_state
+from cnsn_cli.training.resume_state import read_state
 from tests.faults.forked import run
 from tests.faults.mutations import Mutator
 from tests.files.test_checkpoint import rewrite

@@ -11,13 +11,13 @@ import pytest
 
 from cnsn_cli.detaching import detach
 from cnsn_cli.errors import OutputError
-from cnsn_cli.events import Epoch
 from cnsn_cli.files.checkpoint import load, read_tensors
-from cnsn_cli.recipe import load_recipe
-from cnsn_cli.recorder import Recorder
-from cnsn_cli.request import Request, prepare
-from cnsn_cli.runfolder import FILES, locked
-from cnsn_cli.state import read_state
+from cnsn_cli.training.metrics import Epoch
+from cnsn_cli.training.recipe import load_recipe
+from cnsn_cli.training.recorder import Recorder
+from cnsn_cli.training.request import Request, prepare
+from cnsn_cli.training.resume_state import read_state
+from cnsn_cli.training.run_folder import FILES, locked
 from tests.faults.filelayer import FileLayer
 from tests.faults.forked import forked
 from tests.faults.test_mutations import many

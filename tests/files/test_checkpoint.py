@@ -15,15 +15,15 @@ from safetensors import safe_open
 
 from cnsn_cli.backbones import registry
 from cnsn_cli.backbones.backbone import detach_points
-from cnsn_cli.building import describe
 from cnsn_cli.detaching import choose_model, detach, detach_all
 from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError, OutputError
 from cnsn_cli.files.checkpoint import load, save
 from cnsn_cli.files.metadata import read_metadata
 from cnsn_cli.files.tensor_file import read_header
 from cnsn_cli.network.network import Cnsn
-from cnsn_cli.recipe import load_recipe
 from cnsn_cli.task import Task
+from cnsn_cli.training.recipe import load_recipe
+from cnsn_cli.training.setup import describe
 
 TASK = Task(("cat", "dog", "eel"), 32, 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import pytest
 
-from cnsn_cli import runfolder
 from cnsn_cli.errors import OutputError
 from cnsn_cli.files.writer import replacing, write_text
-from cnsn_cli.runfolder import check_space, locked
+from cnsn_cli.training import run_folder
+from cnsn_cli.training.run_folder import check_space, locked
 from tests.conftest import TINY
 
 
@@ -96,7 +96,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from torch.utils.data import DataLoader
-from cnsn_cli.runfolder import locked
+from cnsn_cli.training.run_folder import locked
 
 class Slow:
     def __len__(self):
@@ -140,7 +140,7 @@ class Usage(NamedTuple):
 
 
 def test_free_space_is_checked_before_the_first_epoch(cnsn, tmp_path, monkeypatch):
-    monkeypatch.setattr(runfolder.shutil, "disk_usage", lambda folder: Usage(3 * 2**20))
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda folder: Usage(3 * 2**20))
     words = ("train", "--arch", "vgg11:width=0.25", "--exits", "", "--data", "digits", "--recipe", "quick")
     result = cnsn(*words, "--out", tmp_path / "run")
     assert result.code == 1
@@ -151,7 +151,7 @@ def test_free_space_is_checked_before_the_first_epoch(cnsn, tmp_path, monkeypatc
 
 
 def test_what_is_replaced_makes_room(tmp_path, monkeypatch):
-    monkeypatch.setattr(runfolder.shutil, "disk_usage", lambda folder: Usage(2**20 + 100))
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda folder: Usage(2**20 + 100))
     with pytest.raises(OutputError):
         check_space(tmp_path, {"a": 60, "b": 30})
     (tmp_path / "a").write_bytes(bytes(50))

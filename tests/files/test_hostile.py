@@ -17,7 +17,7 @@ from cnsn_cli.errors import CheckpointError, CnsnError
 from cnsn_cli.files.checkpoint import digest, load, write_tensors
 from cnsn_cli.files.metadata import KEY, read_metadata
 from cnsn_cli.files.tensor_file import LARGEST_HEADER, MOST_VALUES, all_finite, read_header
-from cnsn_cli.state import read_state, write_state
+from cnsn_cli.training.resume_state import read_state, write_state
 from tests.conftest import TINY
 from tests.faults.forked import forked
 from tests.files.test_checkpoint import rewrite

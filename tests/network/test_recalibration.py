@@ -13,9 +13,9 @@ from cnsn_cli.files.checkpoint import load
 from cnsn_cli.network import recalibration
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.network.recalibration import recalibrated
-from cnsn_cli.recipe import load_recipe
-from cnsn_cli.run import train
 from cnsn_cli.task import Task
+from cnsn_cli.training.recipe import load_recipe
+from cnsn_cli.training.run import train
 from tests.conftest import TINY
 
 

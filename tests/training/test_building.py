@@ -11,10 +11,10 @@ from cnsn_cli.backbones.tracing.units import traced
 from cnsn_cli.errors import CheckpointError, DataError, RecipeError
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.network.network import Cnsn
-from cnsn_cli.run import resume, train
 from cnsn_cli.task import Task
+from cnsn_cli.training.run import resume, train
 from tests.conftest import TINY
-from tests.test_resume import Stop, assert_same_run, stop_after
+from tests.training.test_resume import Stop, assert_same_run, stop_after
 
 
 def base_tensors(path) -> dict[str, torch.Tensor]:

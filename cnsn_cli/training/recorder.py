@@ -5,16 +5,16 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from cnsn_cli.building import describe
 from cnsn_cli.evaluation.accuracy import ModelResult
-from cnsn_cli.events import Epoch, Step
 from cnsn_cli.files.checkpoint import save
 from cnsn_cli.files.metadata import ModelRecord, Selection
 from cnsn_cli.files.writer import write_text
-from cnsn_cli.request import Request
-from cnsn_cli.runfolder import check_space
-from cnsn_cli.state import STATE, State, environment, save_state
-from cnsn_cli.training import Trainer
+from cnsn_cli.training.metrics import Epoch, Step
+from cnsn_cli.training.request import Request
+from cnsn_cli.training.resume_state import STATE, State, environment, save_state
+from cnsn_cli.training.run_folder import check_space
+from cnsn_cli.training.setup import describe
+from cnsn_cli.training.trainer import Trainer
 
 
 class Recorder:

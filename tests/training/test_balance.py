@@ -10,10 +10,10 @@ from cnsn_cli.backbones import registry
 from cnsn_cli.data.datasets import load_dataset
 from cnsn_cli.data.pixels import normalise
 from cnsn_cli.errors import RecipeError
-from cnsn_cli.events import Epoch
 from cnsn_cli.network.network import Cnsn
-from cnsn_cli.recipe import load_recipe
-from cnsn_cli.training import Trainer
+from cnsn_cli.training.metrics import Epoch
+from cnsn_cli.training.recipe import load_recipe
+from cnsn_cli.training.trainer import Trainer
 from tests.conftest import TINY
 
 

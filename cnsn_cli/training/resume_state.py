@@ -15,14 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from torch import Tensor
 
 from cnsn_cli import distributed
-from cnsn_cli.balance import Pull
 from cnsn_cli.errors import CheckpointError, one_line
-from cnsn_cli.events import Epoch
 from cnsn_cli.files.checkpoint import check_tensors, digest, on_cpu, read_tensors, write_tensors
 from cnsn_cli.files.metadata import Count, first_problem
 from cnsn_cli.files.tensor_file import check_json, read_header
-from cnsn_cli.request import Request
-from cnsn_cli.training import Trainer
+from cnsn_cli.training.gradient_balance import Pull
+from cnsn_cli.training.metrics import Epoch
+from cnsn_cli.training.request import Request
+from cnsn_cli.training.trainer import Trainer
 
 KEY = "cnsn-state"
 STATE = "state.safetensors"

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cnsn_cli import run as runs
 from cnsn_cli.errors import CheckpointError, RecipeError, TrainingError
 from cnsn_cli.files.checkpoint import load
-from cnsn_cli.recipe import Recipe
-from cnsn_cli.run import resume, train
-from cnsn_cli.state import read_state, write_state
+from cnsn_cli.training import run as runs
+from cnsn_cli.training.recipe import Recipe
+from cnsn_cli.training.resume_state import read_state, write_state
+from cnsn_cli.training.run import resume, train
 from tests.conftest import TINY
 
 DROPOUT = """

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from cnsn_cli.errors import RecipeError
-from cnsn_cli.recipe import Recipe, load_recipe, presets
+from cnsn_cli.training.recipe import Recipe, load_recipe, presets
 
 
 def test_paper_is_the_recipe_of_section_3():

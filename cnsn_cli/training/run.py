@@ -12,17 +12,17 @@ from cnsn_cli.data.datasets import Dataset
 from cnsn_cli.device import Precision, choose_device, default_precision
 from cnsn_cli.errors import DataError, TrainingError
 from cnsn_cli.evaluation.accuracy import evaluate
-from cnsn_cli.events import Epoch, Step
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.files.metadata import ModelRecord
-from cnsn_cli.interruption import Stopped, listening
 from cnsn_cli.network.memory_format import place
-from cnsn_cli.picture import draw
-from cnsn_cli.recipe import Recipe
-from cnsn_cli.recorder import Recorder, with_results
-from cnsn_cli.request import Prepared, Request, prepare
-from cnsn_cli.runfolder import PLOT, locked, refuse_existing
-from cnsn_cli.state import STATE, differences, environment, read_state, restore
+from cnsn_cli.training.metrics import Epoch, Step
+from cnsn_cli.training.plot import draw
+from cnsn_cli.training.recipe import Recipe
+from cnsn_cli.training.recorder import Recorder, with_results
+from cnsn_cli.training.request import Prepared, Request, prepare
+from cnsn_cli.training.resume_state import STATE, differences, environment, read_state, restore
+from cnsn_cli.training.run_folder import PLOT, locked, refuse_existing
+from cnsn_cli.training.signals import Stopped, listening
 
 # What a run cannot change on its way: the shape of the network, and where steps and images stand.
 FIXED = (

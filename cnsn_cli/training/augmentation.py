@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cnsn_cli.data.pixels import normalise
-from cnsn_cli.recipe import Recipe
 from cnsn_cli.task import Task
+from cnsn_cli.training.recipe import Recipe
 
 
 @dataclass(frozen=True)

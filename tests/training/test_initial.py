@@ -13,9 +13,9 @@ from cnsn_cli.backbones import registry
 from cnsn_cli.backbones.backbone import Backbone
 from cnsn_cli.backbones.tracing.units import traced
 from cnsn_cli.errors import ArchitectureError, CheckpointError
-from cnsn_cli.initial import Start, from_file, from_publisher
-from cnsn_cli.run import resume, train
 from cnsn_cli.task import Task
+from cnsn_cli.training.initial_weights import Start, from_file, from_publisher
+from cnsn_cli.training.run import resume, train
 from tests.conftest import TINY
 from tests.test_cli import one_line
 

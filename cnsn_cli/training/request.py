@@ -12,17 +12,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cnsn_cli import distributed
 from cnsn_cli.backbones import registry
-from cnsn_cli.building import build_around, build_network, load_base
 from cnsn_cli.data.datasets import Dataset, load_dataset
 from cnsn_cli.data.split import Split
 from cnsn_cli.errors import DataError, RecipeError
 from cnsn_cli.files.metadata import Count, first_problem
-from cnsn_cli.initial import Start, from_file, from_publisher
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.network import Model
-from cnsn_cli.recipe import Recipe
 from cnsn_cli.task import LARGEST_IMAGE
-from cnsn_cli.training import Trainer
+from cnsn_cli.training.initial_weights import Start, from_file, from_publisher
+from cnsn_cli.training.recipe import Recipe
+from cnsn_cli.training.setup import build_around, build_network, load_base
+from cnsn_cli.training.trainer import Trainer
 
 
 class Interval(NamedTuple):

@@ -6,24 +6,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cnsn_cli import training
-from cnsn_cli.augmentation import plan_epoch
 from cnsn_cli.backbones import registry
-from cnsn_cli.building import build_network
 from cnsn_cli.data.datasets import Dataset, load_dataset
 from cnsn_cli.data.pixels import normalise
 from cnsn_cli.data.split import MemorySplit, Split
 from cnsn_cli.errors import DataError, OutputError, RecipeError, TrainingError
 from cnsn_cli.evaluation.accuracy import ModelResult, evaluate_file
-from cnsn_cli.events import Epoch
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.files.tensor_file import read_header
 from cnsn_cli.network.network import Cnsn
-from cnsn_cli.recipe import Recipe, load_recipe
-from cnsn_cli.request import split_off
-from cnsn_cli.run import train
-from cnsn_cli.state import read_state
-from cnsn_cli.training import Trainer
+from cnsn_cli.training import trainer as training
+from cnsn_cli.training.augmentation import plan_epoch
+from cnsn_cli.training.metrics import Epoch
+from cnsn_cli.training.recipe import Recipe, load_recipe
+from cnsn_cli.training.request import split_off
+from cnsn_cli.training.resume_state import read_state
+from cnsn_cli.training.run import train
+from cnsn_cli.training.setup import build_network
+from cnsn_cli.training.trainer import Trainer
 from tests.conftest import TINY
 
 

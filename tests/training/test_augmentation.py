@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from cnsn_cli.augmentation import EpochPlan, crop, plan_epoch
-from cnsn_cli.recipe import load_recipe
 from cnsn_cli.task import Task
+from cnsn_cli.training.augmentation import EpochPlan, crop, plan_epoch
+from cnsn_cli.training.recipe import load_recipe
 
 CPU = torch.device("cpu")
 

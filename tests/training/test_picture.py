@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from cnsn_cli import picture
-from cnsn_cli.picture import draw, read_story
-from cnsn_cli.recipe import Recipe
-from cnsn_cli.run import train
+from cnsn_cli.training import plot
+from cnsn_cli.training.plot import draw, read_story
+from cnsn_cli.training.recipe import Recipe
+from cnsn_cli.training.run import train
 from tests.conftest import TINY
 from tests.test_cli import one_line
 
@@ -58,10 +58,10 @@ def test_several_runs_and_a_baseline(cnsn, checkpoint, baseline, tmp_path):
 
 def test_a_model_looks_the_same_in_every_run(checkpoint, baseline):
     stories = [read_story(baseline, "plain"), read_story(checkpoint.parent, "ours")]
-    ranks = [[picture._rank(stories, model) for model in story.metadata.models] for story in stories]
+    ranks = [[plot._rank(stories, model) for model in story.metadata.models] for story in stories]
     assert ranks == [[0], [0, 1, 2]]
-    colours = [[picture._colour(stories, n, rank) for rank in ranks[n]] for n in (0, 1)]
-    assert colours == [["#000000"], [picture.ORANGE] * 3]
+    colours = [[plot._colour(stories, n, rank) for rank in ranks[n]] for n in (0, 1)]
+    assert colours == [["#000000"], [plot.ORANGE] * 3]
 
 
 def test_a_checkpoint_has_no_curves(checkpoint, tmp_path):

@@ -11,10 +11,10 @@ from cnsn_cli.evaluation.costs import model_costs
 from cnsn_cli.files.checkpoint import load, versions
 from cnsn_cli.files.metadata import FORMAT, Metadata, ModelRecord, read_metadata
 from cnsn_cli.files.tensor_file import read_header
-from cnsn_cli.initial import Start
 from cnsn_cli.network.network import Cnsn, Model
-from cnsn_cli.recipe import Recipe
 from cnsn_cli.task import Task
+from cnsn_cli.training.initial_weights import Start
+from cnsn_cli.training.recipe import Recipe
 
 
 def build_network(

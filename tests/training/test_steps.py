@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnsn_cli.augmentation import plan_epoch
 from cnsn_cli.backbones import registry
 from cnsn_cli.data.pixels import normalise
 from cnsn_cli.data.split import MemorySplit
 from cnsn_cli.network.network import Cnsn
-from cnsn_cli.recipe import load_recipe
 from cnsn_cli.task import Task
-from cnsn_cli.training import Trainer
+from cnsn_cli.training.augmentation import plan_epoch
+from cnsn_cli.training.recipe import load_recipe
+from cnsn_cli.training.trainer import Trainer
 from tests.conftest import TINY
 
 TASK, CPU = Task.plain(), torch.device("cpu")

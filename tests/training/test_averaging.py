@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from cnsn_cli.building import build_network
 from cnsn_cli.data.datasets import load_dataset
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.network.recalibration import recalibrated
-from cnsn_cli.run import train
-from cnsn_cli.training import Trainer
+from cnsn_cli.training.run import train
+from cnsn_cli.training.setup import build_network
+from cnsn_cli.training.trainer import Trainer
 from tests.conftest import TINY
 
 
