@@ -15,13 +15,13 @@ import torch
 from timing import interleave, markdown, report
 
 from cnsn_cli.data.pixels import normalise
-from cnsn_cli.exporting import export
+from cnsn_cli.deploy.export import export
+from cnsn_cli.deploy.int8 import export_int8
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.files.metadata import ModelRecord, read_metadata
 from cnsn_cli.files.onnx_model import OnnxModel
 from cnsn_cli.files.tensor_file import read_header
 from cnsn_cli.network.network import Model
-from cnsn_cli.quantization import export_int8
 
 COLUMNS = (
     "model", "runtime", "bytes", "/ float32", "accuracy", "median ms", "minimum ms",

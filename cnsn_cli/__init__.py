@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from cnsn_cli.backbones.backbone import Backbone, DetachPoint, detach_points
     from cnsn_cli.backbones.plugins import use_plugin
     from cnsn_cli.data.datasets import load_dataset, load_test
-    from cnsn_cli.detaching import detach
+    from cnsn_cli.deploy.detach import detach
+    from cnsn_cli.deploy.export import export
     from cnsn_cli.errors import CnsnError
     from cnsn_cli.evaluation.accuracy import evaluate
     from cnsn_cli.evaluation.costs import count_macs
-    from cnsn_cli.exporting import export
     from cnsn_cli.files.checkpoint import load
     from cnsn_cli.network.loss import multi_model_loss
     from cnsn_cli.network.network import Cnsn, Model
@@ -40,10 +40,10 @@ _HOMES = {
     "Recipe": "training.recipe",
     "Task": "task",
     "count_macs": "evaluation.costs",
-    "detach": "detaching",
+    "detach": "deploy.detach",
     "detach_points": "backbones.backbone",
     "evaluate": "evaluation.accuracy",
-    "export": "exporting",
+    "export": "deploy.export",
     "load": "files.checkpoint",
     "load_dataset": "data.datasets",
     "load_recipe": "training.recipe",

@@ -51,16 +51,15 @@ ONLY_IN = {
     "rich": {"main", "commands"},
     "fvcore": {"evaluation"},
     "safetensors": {"files"},
-    "onnx": {"exporting", "quantization"},
-    "onnxruntime": {"files", "quantization"},
+    "onnx": {"deploy"},
+    "onnxruntime": {"files", "deploy"},
     "matplotlib": {"training"},
-    "yaml": {"card"},
+    "yaml": {"deploy"},
 }
 
 ORDER = [
     "errors", "version", "distributed", "task", "device", "backbones", "data", "network", "files",
-    "evaluation", "training", "budget", "card", "detaching", "comparison", "halving", "exporting",
-    "quantization", "commands", "main",
+    "evaluation", "training", "deploy", "commands", "main",
 ]  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.exporting import export
+from cnsn_cli.deploy.export import export
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task

@@ -21,8 +21,8 @@ def card(
     force: Force = False,
 ) -> None:
     """Show the model card of a file, or write the folder that model hubs want."""
-    from cnsn_cli.card import CARD, CONFIG, WEIGHTS, write_folder
-    from cnsn_cli.card import card as text
+    from cnsn_cli.deploy.card import CARD, CONFIG, WEIGHTS, write_folder
+    from cnsn_cli.deploy.card import card as text
 
     if output is None:
         print(text(file, license_name), end="")

@@ -20,7 +20,7 @@ from cnsn_cli.commands.options import (
 from cnsn_cli.commands.output import print_comparison, print_json, printable
 
 if TYPE_CHECKING:
-    from cnsn_cli.comparison import Comparison
+    from cnsn_cli.deploy.comparison import Comparison
     from cnsn_cli.files.metadata import Metadata
 
 
@@ -57,7 +57,7 @@ def detach(
     With limits, the most accurate model that keeps them all.
     """
     budget = limits(max_macs, max_bytes, max_latency, min_accuracy)
-    from cnsn_cli import detaching
+    from cnsn_cli.deploy import detach as detaching
 
     if sum([submodel is not None, bool(budget), all_models]) != 1:
         raise typer.BadParameter("give one of --submodel, --all and limits such as --max-macs")
@@ -71,7 +71,7 @@ def detach(
     if all_models:
         written = detaching.detach_all(checkpoint, output, force, **options)
     elif dtype:
-        from cnsn_cli.halving import detach_half
+        from cnsn_cli.deploy.half import detach_half
 
         metadata, comparison = detach_half(checkpoint, name, output, dtype, force, **options)
         written = {output: metadata}

@@ -10,8 +10,8 @@ from cnsn_cli.commands.options import Data, DataDir, Force, Json, Plugin, Submod
 from cnsn_cli.commands.output import print_comparison, print_json, printable
 
 if TYPE_CHECKING:
-    from cnsn_cli.comparison import Comparison
-    from cnsn_cli.exporting import Export
+    from cnsn_cli.deploy.comparison import Comparison
+    from cnsn_cli.deploy.export import Export
 
 
 def export(
@@ -42,12 +42,12 @@ def export(
         raise typer.BadParameter("--quantize goes with --to onnx")
     comparison = None
     if quantize:
-        from cnsn_cli.quantization import export_int8
+        from cnsn_cli.deploy.int8 import export_int8
 
         chosen = (file, output, submodel, with_preprocess, force)
         written, comparison = export_int8(*chosen, calibrate, data, data_dir)
     else:
-        from cnsn_cli import exporting
+        from cnsn_cli.deploy import export as exporting
 
         written = exporting.export(file, to, output, submodel, with_preprocess, force)
     _report(output, written, comparison, json)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cnsn_cli.backbones.registry import use_plugin_of
-from cnsn_cli.budget import Candidate, choose
 from cnsn_cli.commands.options import SIDE, Json, MaxBytes, MaxMacs, Plugin, limits, parse_exits
 from cnsn_cli.commands.output import print_json, print_models, print_table
+from cnsn_cli.deploy.budget import Candidate, choose
 from cnsn_cli.task import LARGEST_IMAGE, Task
 
 if TYPE_CHECKING:

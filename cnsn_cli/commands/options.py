@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cnsn_cli.backbones.plugins import use_plugin
-from cnsn_cli.budget import Budget, Quantity
+from cnsn_cli.deploy.budget import Budget, Quantity
 from cnsn_cli.task import LARGEST_IMAGE
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cnsn_cli.comparison import Comparison
+    from cnsn_cli.deploy.comparison import Comparison
 
 
 def _millions(count: int) -> str:

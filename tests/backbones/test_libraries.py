@@ -9,9 +9,9 @@ from torchvision import models
 
 from cnsn_cli.backbones import registry
 from cnsn_cli.backbones.backbone import detach_points
-from cnsn_cli.detaching import detach
+from cnsn_cli.deploy.detach import detach
+from cnsn_cli.deploy.export import export
 from cnsn_cli.errors import ArchitectureError
-from cnsn_cli.exporting import export
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.files.metadata import read_metadata
 from cnsn_cli.files.tensor_file import read_header

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from cnsn_cli.backbones import plugins, registry
-from cnsn_cli.detaching import detach
+from cnsn_cli.deploy.detach import detach
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.training.run import train
+from tests.commands.test_cli import one_line
 from tests.conftest import lively, saved
 from tests.files.test_checkpoint import rewrite
-from tests.test_cli import one_line
 
 ROOT = Path(__file__).parents[2]
 NETS = """

@@ -84,7 +84,7 @@ def test_image_size_and_classes_count():
 
 
 def test_a_detached_model_costs_what_the_submodel_cost(checkpoint, tmp_path):
-    from cnsn_cli.detaching import detach
+    from cnsn_cli.deploy.detach import detach
 
     detach(checkpoint, "1", tmp_path / "small.safetensors")
     (alone,) = model_costs(load(tmp_path / "small.safetensors"))

@@ -7,7 +7,7 @@ from torch import nn
 from cnsn_cli.backbones import registry
 from cnsn_cli.data.datasets import load_dataset
 from cnsn_cli.data.split import MemorySplit
-from cnsn_cli.detaching import detach
+from cnsn_cli.deploy.detach import detach
 from cnsn_cli.errors import DataError
 from cnsn_cli.evaluation.accuracy import evaluate, evaluate_classes, evaluate_file
 from cnsn_cli.files.checkpoint import load, save

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from cnsn_cli.detaching import detach
+from cnsn_cli.deploy.detach import detach
+from cnsn_cli.deploy.export import export
 from cnsn_cli.evaluation.accuracy import evaluate_file
-from cnsn_cli.exporting import export
 from cnsn_cli.files.checkpoint import load
-from tests.test_cli import one_line
+from tests.commands.test_cli import one_line
 
 
 @pytest.fixture

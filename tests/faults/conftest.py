@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.detaching import detach
+from cnsn_cli.deploy.detach import detach
 from cnsn_cli.evaluation.accuracy import evaluate_file
 from cnsn_cli.training.recipe import load_recipe
 from cnsn_cli.training.run import train

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from cnsn_cli.detaching import detach
+from cnsn_cli.deploy.detach import detach
 from cnsn_cli.errors import CheckpointError, CnsnError
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.files.tensor_file import read_header

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cnsn_cli.detaching import detach
+from cnsn_cli.deploy.detach import detach
 from cnsn_cli.errors import OutputError
 from cnsn_cli.files.checkpoint import load, read_tensors
 from cnsn_cli.training.metrics import Epoch

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from cnsn_cli.backbones import registry
 from cnsn_cli.backbones.backbone import detach_points
-from cnsn_cli.detaching import choose_model, detach, detach_all
+from cnsn_cli.deploy.detach import choose_model, detach, detach_all
 from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError, OutputError
 from cnsn_cli.files.checkpoint import load, save
 from cnsn_cli.files.metadata import read_metadata

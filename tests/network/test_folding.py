@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from cnsn_cli.detaching import detach
+from cnsn_cli.deploy.detach import detach
 from cnsn_cli.errors import CheckpointError
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.files.metadata import read_metadata

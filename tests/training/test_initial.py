@@ -16,8 +16,8 @@ from cnsn_cli.errors import ArchitectureError, CheckpointError
 from cnsn_cli.task import Task
 from cnsn_cli.training.initial_weights import Start, from_file, from_publisher
 from cnsn_cli.training.run import resume, train
+from tests.commands.test_cli import one_line
 from tests.conftest import TINY
-from tests.test_cli import one_line
 
 ARCH = "torchvision:mobilenet_v3_small:width_mult=0.25"
 TASK = Task.plain(classes=2)

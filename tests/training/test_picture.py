@@ -12,8 +12,8 @@ from cnsn_cli.training import plot
 from cnsn_cli.training.plot import draw, read_story
 from cnsn_cli.training.recipe import Recipe
 from cnsn_cli.training.run import train
+from tests.commands.test_cli import one_line
 from tests.conftest import TINY
-from tests.test_cli import one_line
 
 
 @pytest.fixture(scope="module")

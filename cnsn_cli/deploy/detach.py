@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnsn_cli.budget import Budget, Candidate, Choice, choose
+from cnsn_cli.deploy.budget import Budget, Candidate, Choice, choose
 from cnsn_cli.errors import CheckpointError, OutputError
 from cnsn_cli.files.metadata import Metadata, ModelRecord, read_metadata
 from cnsn_cli.files.tensor_file import Header, copy_tensors, read_header

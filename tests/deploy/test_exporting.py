@@ -13,18 +13,18 @@ import onnx
 import pytest
 import torch
 
-from cnsn_cli import exporting
 from cnsn_cli.data.pixels import normalise
-from cnsn_cli.detaching import detach
+from cnsn_cli.deploy import export as exporting
+from cnsn_cli.deploy.detach import detach
+from cnsn_cli.deploy.export import WithPreprocessing, export
 from cnsn_cli.evaluation.accuracy import evaluate_file
-from cnsn_cli.exporting import WithPreprocessing, export
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.files.metadata import read_metadata
 from cnsn_cli.files.onnx_model import OnnxModel
 from cnsn_cli.files.tensor_file import read_header
 from cnsn_cli.network.network import Model
+from tests.commands.test_cli import one_line
 from tests.conftest import lively, saved
-from tests.test_cli import one_line
 
 BATCHES = (1, 2, 7)
 STRANGER = """

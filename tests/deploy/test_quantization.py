@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from cnsn_cli.data.datasets import load_dataset, sample_train
+from cnsn_cli.deploy.int8 import export_int8
 from cnsn_cli.evaluation.accuracy import evaluate_file
 from cnsn_cli.files.onnx_model import OnnxModel
-from cnsn_cli.quantization import export_int8
 from cnsn_cli.training.recipe import load_recipe
 from cnsn_cli.training.run import train
-from tests.test_cli import one_line
+from tests.commands.test_cli import one_line
 
 
 def test_weights_are_int8_and_what_it_costs_is_what_eval_says(cnsn, checkpoint, tmp_path):

@@ -5,10 +5,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from cnsn_cli.comparison import Comparison, compare, remeasured
 from cnsn_cli.data.datasets import load_recorded
 from cnsn_cli.data.split import Split
-from cnsn_cli.detaching import check_target, detach
+from cnsn_cli.deploy.comparison import Comparison, compare, remeasured
+from cnsn_cli.deploy.detach import check_target, detach
 from cnsn_cli.errors import DataError
 from cnsn_cli.evaluation.accuracy import ModelResult, evaluate
 from cnsn_cli.files.checkpoint import load, save

@@ -7,15 +7,15 @@ import shlex
 import pytest
 import yaml
 
-from cnsn_cli.card import card, training_command
-from cnsn_cli.detaching import detach
+from cnsn_cli.deploy.card import card, training_command
+from cnsn_cli.deploy.detach import detach
 from cnsn_cli.errors import CnsnError
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.files.metadata import read_metadata
 from cnsn_cli.files.tensor_file import read_header
+from tests.commands.test_cli import one_line
 from tests.conftest import TINY
 from tests.files.test_checkpoint import rewrite
-from tests.test_cli import one_line
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from cnsn_cli.comparison import Comparison, compare, remeasured
 from cnsn_cli.data.datasets import load_recorded, sample_train
 from cnsn_cli.data.split import Split
+from cnsn_cli.deploy.comparison import Comparison, compare, remeasured
+from cnsn_cli.deploy.export import Export, check_target, export, labels, open_trainable, read_opset
 from cnsn_cli.evaluation.accuracy import evaluate
-from cnsn_cli.exporting import Export, check_target, export, labels, open_trainable, read_opset
 from cnsn_cli.files.onnx_model import OnnxModel
 from cnsn_cli.files.writer import replacing
 

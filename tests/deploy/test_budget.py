@@ -5,11 +5,11 @@ import math
 
 import pytest
 
-from cnsn_cli.budget import Candidate, choose
+from cnsn_cli.deploy.budget import Candidate, choose
 from cnsn_cli.errors import BudgetError
 from cnsn_cli.files.metadata import read_metadata
 from cnsn_cli.files.tensor_file import read_header
-from tests.test_cli import one_line
+from tests.commands.test_cli import one_line
 
 BASE = Candidate("base", 313_201_664, 58_950_000, 0.9267, 0.020)
 FIRST = Candidate("submodel0", 273_880_064, 58_800_000, 0.9115, 0.017)
@@ -77,7 +77,7 @@ def test_detach_says_why(cnsn, checkpoint, tmp_path):
 
 
 def test_latency_is_that_of_bench(checkpoint, monkeypatch):
-    from cnsn_cli.detaching import choose_model
+    from cnsn_cli.deploy.detach import choose_model
     from cnsn_cli.evaluation import bench
 
     models = read_metadata(checkpoint, read_header(checkpoint)).models

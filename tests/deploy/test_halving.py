@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from cnsn_cli.detaching import detach
+from cnsn_cli.deploy.detach import detach
+from cnsn_cli.deploy.export import export
+from cnsn_cli.deploy.half import detach_half
 from cnsn_cli.errors import CheckpointError
 from cnsn_cli.evaluation.accuracy import evaluate_file
-from cnsn_cli.exporting import export
 from cnsn_cli.files.checkpoint import load, read_tensors
 from cnsn_cli.files.metadata import read_metadata
 from cnsn_cli.files.tensor_file import read_header
-from cnsn_cli.halving import detach_half
+from tests.commands.test_cli import one_line
 from tests.conftest import lively, saved
-from tests.test_cli import one_line
 
 
 def rounded(values: torch.Tensor, dtype: str) -> np.ndarray:
