@@ -58,8 +58,8 @@ ONLY_IN = {
 }
 
 ORDER = [
-    "errors", "version", "distributed", "task", "device", "backbones", "data", "network", "files",
-    "evaluation", "training", "deploy", "commands", "main",
+    "errors", "version", "choices", "distributed", "task", "device", "backbones", "data", "network",
+    "files", "evaluation", "training", "deploy", "commands", "main",
 ]  # fmt: skip
 
 
