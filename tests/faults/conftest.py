@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
         yield make_files(folder)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def on_one_thread() -> Iterator[None]:
+    """Runs are resumed with as many threads as they were started with."""
+    with one_thread():
+        yield
+
+
 def make_files(folder: Path) -> dict[str, Path]:
     data, run = folder / "data", folder / "run"
     for split in ("train", "test"):
@@ -50,8 +66,8 @@ def make_files(folder: Path) -> dict[str, Path]:
                 Image.new("RGB", (8, 8), (100 * number, 20 * index, 50)).save(
                     data / split / name / f"{index}.png"
                 )
-    torch.set_num_threads(1)
-    train("tiny", (1,), str(data), load_recipe("quick", {"epochs": 1, "batch_size": 4}), run)
+    with one_thread():
+        train("tiny", (1,), str(data), load_recipe("quick", {"epochs": 1, "batch_size": 4}), run)
     files = {"network": run / "best.safetensors", "state": run / "state.safetensors"}
     files |= {"detached": run / "detached.safetensors", "folded": run / "folded.safetensors"}
     detach(files["network"], "0", files["detached"])
