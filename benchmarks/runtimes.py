@@ -67,7 +67,7 @@ def variants(model: Model, whole: Path, small: Path) -> dict[str, Callable[[], o
     }
     return {
         "PyTorch": lambda: model(images),
-        **{name: lambda network=network: network.run(images) for name, network in exported.items()},
+        **{name: lambda network=network: network(images) for name, network in exported.items()},
     }
 
 

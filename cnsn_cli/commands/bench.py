@@ -10,7 +10,7 @@ from cnsn_cli.commands.options import Json, Plugin, parse_counts
 from cnsn_cli.commands.output import COLUMNS, print_json, print_table
 
 if TYPE_CHECKING:
-    from cnsn_cli.evaluation.bench import Speed
+    from cnsn_cli.evaluation.latency import Speed
 
 HEADINGS = ("model", "runtime", "batch", "threads", "p50 ms", "p95 ms", "images/s", "MACs", "accuracy")
 
@@ -25,7 +25,7 @@ def bench(
 ) -> None:
     """Measure latency and throughput of every model in files, on the CPU."""
     batches, counts = parse_counts(batch_sizes), parse_counts(threads)
-    from cnsn_cli.evaluation.bench import bench as measure
+    from cnsn_cli.evaluation.latency import bench as measure
 
     speeds = measure(files, batches, counts, rounds)
     if json:

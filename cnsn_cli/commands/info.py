@@ -17,24 +17,15 @@ def info(
     json: Json = False,
 ) -> None:
     """Show what a file says of itself, without reading its weights."""
-    metadata = _metadata(file)
+    from cnsn_cli.files.model_file import read_info
+
+    metadata = read_info(file)
     if json:
         print_json(metadata.model_dump(mode="json", exclude_none=True))
         return
     for label, text in _lines(metadata).items():
         print(f"{label:<13}{printable(text)}")
     print_models([model.model_dump() for model in metadata.models])
-
-
-def _metadata(file: Path) -> "Metadata":
-    from cnsn_cli.files.metadata import read_metadata
-    from cnsn_cli.files.tensor_file import read_header
-
-    if file.suffix == ".onnx":
-        from cnsn_cli.files.onnx_model import OnnxModel
-
-        return OnnxModel(file).metadata
-    return read_metadata(file, read_header(file))
 
 
 def _lines(metadata: "Metadata") -> dict[str, str]:

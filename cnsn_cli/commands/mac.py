@@ -63,7 +63,7 @@ def mac(
         network: Cnsn | Model = blank_network(arch, cuts, task, step_down or "patch")
         accuracies: list[float | None] = [None] * len(network.models())
     else:
-        network, metadata = load_blank(checkpoint or Path())
+        network, metadata, _ = load_blank(checkpoint or Path())
         accuracies = [model.accuracy for model in metadata.models]
     costs = model_costs(network)
     candidates = [Candidate(c.name, c.macs, c.bytes, a) for c, a in zip(costs, accuracies, strict=True)]

@@ -1,7 +1,7 @@
 """Accuracy and loss of every model in a network."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,16 +10,12 @@ from torch import Tensor
 
 from cnsn_cli import distributed
 from cnsn_cli.data.datasets import load_recorded
-from cnsn_cli.data.pixels import batch_size, normalise
+from cnsn_cli.data.pixels import batch_size
 from cnsn_cli.data.split import Split
 from cnsn_cli.device import choose_device
 from cnsn_cli.errors import CheckpointError
-from cnsn_cli.evaluation.costs import ModelCost, model_costs
-from cnsn_cli.files.checkpoint import load_blank
-from cnsn_cli.files.metadata import Metadata
-from cnsn_cli.files.model_file import Classifier, open_file
-from cnsn_cli.files.onnx_model import SUFFIX, OnnxModel
-from cnsn_cli.network.memory_format import place
+from cnsn_cli.evaluation.costs import ModelCost, file_costs
+from cnsn_cli.files.model_file import Classifier, ModelFile, open_file
 from cnsn_cli.network.network import Cnsn, Model
 from cnsn_cli.network.recalibration import recalibrated
 
@@ -74,37 +70,37 @@ def evaluate_file(
     `skip_bad`, images that cannot be read are left out. Raises CheckpointError for the file, DataError for
     the data.
     """
-    chosen = choose_device(device)
-    network, metadata = open_file(path)
-    split, skipped = load_recorded("test", metadata.task, metadata.data, data, data_dir, skip_bad)
-    models: Sequence[Classifier] = network.models()
-    if not isinstance(network, OnnxModel):
-        models = place(network, chosen).models()
+    file = open_file(path, choose_device(device))
+    recorded = (file.metadata.task, file.metadata.data)
+    split, skipped = load_recorded("test", *recorded, data, data_dir, skip_bad)
+    models = file.models
     if recalibrate:
-        if isinstance(network, OnnxModel):
-            raise CheckpointError(f"{path} is exported: give --recalibrate to cnsn detach, before the export")
-        train, bad = load_recorded("train", metadata.task, metadata.data, data, data_dir, skip_bad)
-        models, skipped = recalibrated(network.models(), train, recalibrate), bad + skipped
+        train, bad = load_recorded("train", *recorded, data, data_dir, skip_bad)
+        models, skipped = recalibrated(_with_weights(file).models(), train, recalibrate), bad + skipped
     classes = {model.name: evaluate_classes(model, split) for model in models} if per_class else {}
-    costs, results = file_costs(path, metadata), evaluate_models(models, split)
-    return Report(data or str(metadata.data), len(split), costs, results, classes, skipped)
+    costs, results = file_costs(file), evaluate_models(models, split)
+    return Report(data or str(file.metadata.data), len(split), costs, results, classes, skipped)
 
 
-def file_costs(path: Path, metadata: Metadata) -> list[ModelCost]:
-    """Costs of the models in a file; of an exported one, what it says."""
-    if path.suffix != SUFFIX:
-        return model_costs(load_blank(path)[0])
-    names = [field.name for field in fields(ModelCost)]
-    return [ModelCost(**{name: getattr(model, name) for name in names}) for model in metadata.models]
+def _with_weights(file: ModelFile) -> Cnsn | Model:
+    if file.network is None:
+        raise CheckpointError(
+            f"{file.path} is exported: give --recalibrate to cnsn detach, before the export"
+        )
+    return file.network
 
 
-def evaluate(network: Cnsn | Model | OnnxModel, split: Split) -> list[ModelResult]:
-    """Run each model by itself, in eval mode, on the device that the network is on."""
-    return evaluate_models(network.models(), split)
+def evaluate(network: Cnsn | Model, split: Split) -> list[ModelResult]:
+    """Accuracy and loss of every model in `network` on the images of `split`.
+
+    Each model runs by itself, in eval mode, on the device that the network is on. `split` is one of the two
+    parts of a data set, such as `load_dataset(...).test`.
+    """
+    return evaluate_models([model.eval() for model in network.models()], split)
 
 
 def evaluate_models(models: Sequence[Classifier], split: Split) -> list[ModelResult]:
-    """The same for models of one task, from wherever they come. Several processes share the images."""
+    """The same for classifiers of one task, in eval mode. Several processes share the images."""
     mine = split
     if distributed.size() > 1:
         mine = split.take(torch.arange(distributed.rank(), len(split), distributed.size()))
@@ -135,19 +131,9 @@ def evaluate_classes(model: Classifier, split: Split) -> list[ClassResult]:
 @torch.inference_mode()
 def predict(models: Sequence[Classifier], split: Split) -> list[Tensor]:
     """Logits (N, classes) of all images of a split for each model, on the CPU."""
-    forwards = [_forward(model) for model in models]
     logits: list[list[Tensor]] = [[] for _ in models]
     size = batch_size(models[0].task)
     for pixels in split.batches(list(torch.arange(len(split)).split(size))):  # type: ignore[no-untyped-call]
-        for forward, parts in zip(forwards, logits, strict=True):
-            parts.append(forward(pixels))
+        for model, parts in zip(models, logits, strict=True):
+            parts.append(model.logits(pixels))
     return [torch.cat(parts).cpu() for parts in logits]
-
-
-def _forward(model: Classifier) -> Callable[[Tensor], Tensor]:
-    """From pixels uint8 (N, C, H, W) to logits (N, classes), on the device that the model is on."""
-    if isinstance(model, OnnxModel):
-        return model
-    device = next(model.parameters()).device
-    network = model.eval()
-    return lambda pixels: network(normalise(pixels.to(device), network.task))

@@ -6,7 +6,7 @@ fvcore counts on a trace of torch.jit, which torch has deprecated; whoever repla
 import copy
 import warnings
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from cnsn_cli.backbones import registry
 from cnsn_cli.backbones.backbone import detach_points, on_meta
+from cnsn_cli.files.model_file import ModelFile
 from cnsn_cli.network.network import Cnsn, Model, StepDown
 from cnsn_cli.task import Task
 
@@ -96,6 +97,20 @@ def model_costs(network: Cnsn | Model) -> list[ModelCost]:
         own = {**shared, "step_down": _trace(model.step_down, model.task)[""]}
         costs.append(_total(model, {name: own[name] for name in _parts(model)}))
     return costs
+
+
+def file_costs(file: ModelFile) -> list[ModelCost]:
+    """The costs of every model in a file; of an exported one those that it states.
+
+    The bytes are those in the file, which may hold two a weight.
+    """
+    if file.network is None or file.header is None:
+        names = [field.name for field in fields(ModelCost)]
+        return [ModelCost(**{name: getattr(model, name) for name in names}) for model in file.metadata.models]
+    costs = model_costs(file.network)
+    if file.metadata.kind == "network":
+        return costs
+    return [replace(costs[0], bytes=sum(entry.end - entry.start for entry in file.header.entries.values()))]
 
 
 def layer_costs(network: Cnsn | Model) -> list[LayerCost]:

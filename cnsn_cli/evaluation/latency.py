@@ -1,10 +1,110 @@
-"""Timing things side by side."""
+"""How fast models answer on the CPU of this machine.
 
+`cnsn bench` times files with it; budgets and comparisons time models that are open already. Models that are
+compared take turns, so that what slows the machine down slows all alike.
+"""
+
+import math
+import statistics
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
+import torch
+
+from cnsn_cli.files.model_file import Classifier, open_file
+
+ROUNDS = 50
 Name = TypeVar("Name", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How long a model takes for a batch: the median and the 95th percentile, in seconds.
+
+    `macs` and `accuracy` are what the file says of the model.
+    """
+
+    file: Path
+    name: str
+    runtime: str
+    batch: int
+    threads: int
+    p50: float
+    p95: float
+    macs: int
+    accuracy: float | None
+
+    @property
+    def images_per_second(self) -> float:
+        return self.batch / self.p50
+
+
+def bench(
+    files: Sequence[Path],
+    batch_sizes: Sequence[int] = (1,),
+    threads: Sequence[int] = (1,),
+    rounds: int = ROUNDS,
+) -> list[Speed]:
+    """Time every model in `files`, each batch size with each number of threads. PyTorch runs eagerly.
+
+    Raises CheckpointError, and for ONNX files ExtraError.
+    """
+    return [
+        speed
+        for batch in batch_sizes
+        for count in threads
+        for speed in _bench_together(files, batch, count, rounds)
+    ]
+
+
+def _bench_together(files: Sequence[Path], batch: int, threads: int, rounds: int) -> list[Speed]:
+    # ONNX Runtime fixes the threads, and PyTorch the layout of weights, when a file is opened.
+    opened = [open_file(file, None if batch == 1 else torch.device("cpu"), threads) for file in files]
+    models = [model for file in opened for model in file.models]
+    records = [(file.path, record) for file in opened for record in file.metadata.models]
+    times = time_models(models, batch, threads, rounds)
+    return [
+        Speed(
+            path,
+            record.name,
+            model.runtime,
+            batch,
+            threads,
+            statistics.median(seconds),
+            sorted(seconds)[math.ceil(0.95 * rounds) - 1],
+            record.macs,
+            record.accuracy,
+        )
+        for (path, record), model, seconds in zip(records, models, times, strict=True)
+    ]
+
+
+def time_models(
+    models: Sequence[Classifier], batch: int = 1, threads: int = 1, rounds: int = ROUNDS
+) -> list[list[float]]:
+    """Seconds that each model takes for a batch of random images, in each of `rounds` rounds.
+
+    Preprocessing counts where it is part of a model.
+    """
+    variants = {number: _forward(model, batch) for number, model in enumerate(models)}
+    with _torch_threads(threads), torch.inference_mode():
+        times = interleave(variants, rounds)
+    return list(times.values())
+
+
+def latencies(models: Sequence[Classifier]) -> dict[str, float]:
+    """Median seconds for one image on one thread, by the name of the model."""
+    times = time_models(models)
+    return {model.name: statistics.median(seconds) for model, seconds in zip(models, times, strict=True)}
+
+
+def _forward(model: Classifier, batch: int) -> Callable[[], object]:
+    inputs = model.inputs(torch.randint(256, (batch, *model.task.image_shape), dtype=torch.uint8))
+    return lambda: model(inputs)
 
 
 def interleave(variants: Mapping[Name, Callable[[], object]], rounds: int) -> dict[Name, list[float]]:
@@ -18,3 +118,13 @@ def interleave(variants: Mapping[Name, Callable[[], object]], rounds: int) -> di
             if number:
                 times[name].append(seconds)
     return times
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -8,9 +8,7 @@ from cnsn_cli.data.image_files import SUFFIXES, images_below
 from cnsn_cli.device import choose_device
 from cnsn_cli.errors import DataError
 from cnsn_cli.evaluation.accuracy import predict
-from cnsn_cli.files.model_file import open_model
-from cnsn_cli.network.memory_format import place
-from cnsn_cli.network.network import Model
+from cnsn_cli.files.model_file import open_file
 
 
 @dataclass(frozen=True)
@@ -37,10 +35,8 @@ def predict_images(
     Raises CheckpointError for the file, DataError for what is no picture.
     """
     chosen = choose_device(device)
-    images = find_images(paths)
-    model, _ = open_model(file, submodel)
-    if isinstance(model, Model):
-        model = place(model, chosen)
+    images = pictures(paths)
+    model = open_file(file, chosen).find(submodel)
     (logits,) = predict([model], open_images(images, model.task))
     shares, classes = logits.double().softmax(1).sort(stable=True, dim=1, descending=True)
     names = model.task.class_names
@@ -51,7 +47,7 @@ def predict_images(
     return model.name, predictions
 
 
-def find_images(paths: list[Path]) -> list[Path]:
+def pictures(paths: list[Path]) -> list[Path]:
     """The files among `paths`, and all pictures in the folders among them and below. Raises DataError."""
     found: list[Path] = []
     for path in paths:

@@ -2,12 +2,12 @@
 
 import hashlib
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from cnsn_cli.backbones import registry
 from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError, one_line
 from cnsn_cli.files.metadata import KEY, Metadata, read_metadata
-from cnsn_cli.files.tensor_file import Header, read_header
+from cnsn_cli.files.tensor_file import Entry, Header, TensorFile
 from cnsn_cli.files.writer import replacing
 from cnsn_cli.network.dtypes import HALVES, cast_weights
 from cnsn_cli.network.folding import fold
@@ -26,8 +26,10 @@ from cnsn_cli.version import __version__
 DTYPES = {
     torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
     torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32",
-    torch.int64: "I64",
+    torch.int64: "I64", torch.uint16: "U16", torch.uint32: "U32", torch.uint64: "U64",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
+TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 MOST_PARAMETERS = 10_000  # tensors, of an architecture that a file names
 
 
@@ -39,10 +41,19 @@ def versions() -> dict[str, str]:
 def save(path: Path, network: Cnsn | Model, metadata: Metadata) -> Metadata:
     """Write a network or a detached model; returns its metadata, with digests. Raises OutputError."""
     tensors = {name: on_cpu(tensor) for name, tensor in network.state_dict().items()}
-    digests = {name: digest(tensor) for name, tensor in tensors.items()}
-    metadata = metadata.model_copy(update={"sha256": digests})
+    metadata = _with_digests(metadata, tensors)
     write_tensors(path, tensors, KEY, metadata.to_json())
     return metadata
+
+
+def file_size(network: Cnsn | Model, metadata: Metadata) -> int:
+    """The bytes of the file that `save` would write."""
+    tensors = {name: on_cpu(tensor) for name, tensor in network.state_dict().items()}
+    return len(serialise(tensors, metadata={KEY: _with_digests(metadata, tensors).to_json()}))
+
+
+def _with_digests(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Metadata:
+    return metadata.model_copy(update={"sha256": {name: digest(tensor) for name, tensor in tensors.items()}})
 
 
 def on_cpu(tensor: Tensor) -> Tensor:
@@ -50,42 +61,77 @@ def on_cpu(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous()
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], key: str, text: str) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], key: str, text: str) -> None:
     """Write tensors, with one text as metadata. Raises OutputError."""
     content = serialise({name: on_cpu(tensor) for name, tensor in tensors.items()}, metadata={key: text})
     with replacing(path) as file:
         file.write(content)
 
 
+class Opened(NamedTuple):
+    """A network with its weights, and what its file says of it."""
+
+    network: Cnsn | Model
+    metadata: Metadata
+    header: Header
+
+
 def load(path: str | Path) -> Cnsn | Model:
     """Read a whole network or a detached model, in eval mode on the CPU.
 
-    Weights lie as is fastest for a few images, and are float32 whatever the file has. Every tensor is checked
-    against the architecture before it is read, and against its digest after. Raises CheckpointError, also
-    where a weight is not finite, and ArchitectureError where the architecture is not installed.
+    `path` names a file that `cnsn train` or `cnsn detach` wrote. Weights are float32 whatever the
+    file has, in the memory format that is fastest for a few images. Every tensor is checked against the
+    architecture before it is read, and against its digest after. Raises CheckpointError, also where a weight
+    is not finite, and ArchitectureError where the architecture is not installed.
     """
-    path = Path(path)
-    network, metadata = load_blank(path)
-    tensors = read_tensors(path, metadata.sha256)
+    return open_network(Path(path)).network
+
+
+def open_network(path: Path) -> Opened:
+    """Like `load`, with the metadata and the header of the same file."""
+    with TensorFile(path) as file:
+        return read_network(file)
+
+
+def read_network(file: TensorFile) -> Opened:
+    """The network in an open file; raises like `load`."""
+    network, metadata = _read_blank(file)
+    _fill(network, file, metadata)
+    if metadata.dtype in HALVES:
+        network = cast_weights(network, torch.float32)
+    return Opened(fastest(network).eval(), metadata, file.header)
+
+
+def load_blank(path: Path) -> Opened:
+    """The network that a file tells of, on the meta device, checked against the tensors in the file."""
+    with TensorFile(path) as file:
+        return Opened(*_read_blank(file), file.header)
+
+
+def fill(network: Cnsn | Model, path: Path) -> None:
+    """Give `network` the weights of a file that holds the same network. Raises CheckpointError."""
+    with TensorFile(path) as file:
+        metadata = read_metadata(path, file.header)
+        check_tensors(path, file.header, network.state_dict())
+        network.load_state_dict(read_tensors(file, metadata.sha256))
+
+
+def _fill(network: Cnsn | Model, file: TensorFile, metadata: Metadata) -> None:
+    tensors = read_tensors(file, metadata.sha256)
     for name, tensor in tensors.items():
         if not _is_finite(tensor):
-            raise CheckpointError(f"{path} is of no use: tensor {name!r} holds NaN or infinite values")
+            raise CheckpointError(f"{file.path} is of no use: tensor {name!r} holds NaN or infinite values")
     network.load_state_dict(tensors, assign=True)
     if any(buffer.is_meta for buffer in network.buffers()):
         raise CheckpointError(
-            f"{path} is of an architecture with a constant that is too large to be made here"
+            f"{file.path} is of an architecture with a constant that is too large to be made here"
         )
-    if metadata.dtype in HALVES:
-        network = cast_weights(network, torch.float32)
-    return fastest(network).eval()
 
 
-def load_blank(path: Path) -> tuple[Cnsn | Model, Metadata]:
-    """The network that a file tells of, on the meta device, checked against the tensors in the file."""
-    header = read_header(path)
-    metadata = read_metadata(path, header)
+def _read_blank(file: TensorFile) -> tuple[Cnsn | Model, Metadata]:
+    path, metadata = file.path, read_metadata(file.path, file.header)
     network = _blank(path, metadata)
-    check_tensors(path, header, network.state_dict())
+    check_tensors(path, file.header, network.state_dict())
     for model, record in zip(network.models(), metadata.models, strict=True):
         if (model.drops, model.first_unit) != (record.drops, record.first_unit):
             raise CheckpointError(f"{path} places {record.name} where its architecture has no detach point")
@@ -158,20 +204,28 @@ def check_tensors(path: Path, header: Header, expected: dict[str, Tensor]) -> No
             )
 
 
-def read_tensors(path: Path, sha256: dict[str, str]) -> dict[str, Tensor]:
-    """All tensors of a safetensors file. Raises CheckpointError where one does not fit its digest."""
-    tensors = read_plain(path)
-    for name in sorted(tensors.keys() | sha256.keys()):
-        if name not in tensors or digest(tensors[name]) != sha256.get(name):
-            raise CheckpointError(f"{path} is damaged: tensor {name!r} is not as it was saved")
+def read_tensors(file: TensorFile, sha256: Mapping[str, str]) -> dict[str, Tensor]:
+    """All tensors of an open file. Raises CheckpointError where one does not fit its digest."""
+    entries, tensors = file.header.entries, {}
+    for name in sorted(entries.keys() | sha256.keys()):
+        data = file.read(name) if name in entries else bytearray()
+        if name not in entries or hashlib.sha256(data).hexdigest() != sha256.get(name):
+            raise CheckpointError(f"{file.path} is damaged: tensor {name!r} is not as it was saved")
+        tensors[name] = _as_tensor(data, entries[name])
     return tensors
 
 
 def read_plain(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, whoever wrote it. Raises CheckpointError."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is broken: {error}") from error
+    with TensorFile(path) as file:
+        return {name: _as_tensor(file.read(name), entry) for name, entry in file.header.entries.items()}
+
+
+def _as_tensor(data: bytearray, entry: Entry) -> Tensor:
+    """The tensor that `data` holds; it shares the memory."""
+    dtype = TORCH_DTYPES[entry.dtype]
+    return (
+        torch.frombuffer(data, dtype=dtype).view(entry.shape)
+        if data
+        else torch.empty(entry.shape, dtype=dtype)
+    )

@@ -12,17 +12,18 @@ from cnsn_cli.errors import CheckpointError, ExtraError
 from cnsn_cli.files.metadata import KEY, Metadata, parse_metadata
 from cnsn_cli.task import Task
 
-SUFFIX = ".onnx"
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 PIXELS, NORMALISED = "tensor(uint8)", "tensor(float)"
 
 
 class OnnxModel:
-    """The model in an ONNX file of ours, in ONNX Runtime on the CPU.
+    """The model in an ONNX file of ours, in ONNX Runtime on the CPU: a Classifier.
 
     `threads` is how many compute one answer; by default as many as the machine has cores. Raises
     CheckpointError where the file is none of ours, ExtraError where ONNX Runtime is not installed.
     """
+
+    runtime = "ONNX Runtime"
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         self.path = path
@@ -35,9 +36,9 @@ class OnnxModel:
         self.task: Task = self.metadata.task
         self.input: str = _checked_input(path, self.session, self.task)
 
-    def __call__(self, pixels: Tensor) -> Tensor:
+    def logits(self, pixels: Tensor) -> Tensor:
         """Pixels uint8 (N, C, H, W) -> logits (N, classes). Raises CheckpointError where these are none."""
-        logits = self.run(self.inputs(pixels))
+        logits = self(self.inputs(pixels))
         expected = (len(pixels), self.task.num_classes)
         if tuple(logits.shape) != expected:
             raise CheckpointError(
@@ -51,17 +52,13 @@ class OnnxModel:
         """What the file takes: pixels as they are, or normalised to float32."""
         return pixels if self.input == PIXELS else normalise(pixels, self.task)
 
-    def run(self, inputs: Tensor) -> Tensor:
+    def __call__(self, inputs: Tensor) -> Tensor:
         """What `inputs` returns -> whatever the file makes of it."""
         try:
             (logits,) = self.session.run(None, {self.session.get_inputs()[0].name: inputs.numpy()})
         except Exception as error:  # the classes of ONNX Runtime have no common parent of their own
             raise CheckpointError(f"{self.path} does not run: {_first_line(error)}") from error
         return torch.from_numpy(logits)
-
-    def models(self) -> list["OnnxModel"]:
-        """This one alone, so that it can be handled like a whole network."""
-        return [self]
 
 
 def require_onnx() -> None:

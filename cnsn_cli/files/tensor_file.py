@@ -1,15 +1,24 @@
-"""The raw side of a safetensors file: its header, and byte ranges, read and written without torch.
+"""The raw side of a safetensors file: its header and the bytes of its tensors, without torch.
 
 A file is 8 bytes of header length (little endian), a JSON header, and the bytes of the tensors one after
-the other (https://github.com/huggingface/safetensors#format). The library reads tensors into arrays of a
-framework; copying them from file to file, in any dtype, needs no array.
+the other (https://github.com/huggingface/safetensors#format):
+
+    | 8 bytes | JSON header, padded | tensor | tensor | ... |
+              0                     data_start
+                                    0        end of the first = start of the second
+
+A file is opened once, and everything is read through that one descriptor. The library's own reader takes a
+path, and copying tensors from file to file, in any dtype, needs no arrays. This module knows nothing of what
+the metadata say.
 """
 
 import hashlib
 import json
+import os
+import stat
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -52,18 +61,69 @@ class Header(NamedTuple):
     sha256: str
 
 
+class TensorFile:
+    """A safetensors file that is open, its header checked. A context manager: leaving it closes the file.
+
+    A run replaces its checkpoints after every epoch. The descriptor stays with the file that was opened, so
+    header and tensors always belong together. Raises CheckpointError unless it is whole and well formed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = _open(path)
+        try:
+            self.header = _read_header(path, self._file)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "TensorFile":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def read(self, name: str) -> bytearray:
+        """The bytes of a tensor. Raises CheckpointError where the file has been cut since it was opened."""
+        entry = self.header.entries[name]
+        data, position = bytearray(entry.end - entry.start), 0
+        for chunk in self.chunks(name):
+            data[position : position + len(chunk)] = chunk
+            position += len(chunk)
+        return data
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """The bytes of a tensor in pieces of CHUNK bytes; raises like `read`."""
+        entry = self.header.entries[name]
+        return _chunks(self._file, self.path, self.header.data_start + entry.start, entry.end - entry.start)
+
+
 def read_header(path: Path) -> Header:
-    """Read and check the header; raises CheckpointError unless the file is whole and well formed."""
-    if path.is_dir():
+    """The header alone; raises like TensorFile."""
+    with TensorFile(path) as file:
+        return file.header
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for a writer
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return open(descriptor, "rb", buffering=0)  # what is read is what is asked for
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
         raise CheckpointError(
             f"{path} is a folder: name a file, such as best.safetensors in the folder of a run"
         )
-    if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path} is no ordinary file")
+    raise CheckpointError(f"{path} is no ordinary file")
+
+
+def _read_header(path: Path, file: BinaryIO) -> Header:
+    size = os.fstat(file.fileno()).st_size
     try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            raw = _raw_header(file, size)
+        raw = _raw_header(path, file, size)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
@@ -76,7 +136,7 @@ def read_header(path: Path) -> Header:
     return Header(entries, metadata, 8 + len(raw), hashlib.sha256(raw).hexdigest())
 
 
-def _raw_header(file: BinaryIO, size: int) -> bytes:
+def _raw_header(path: Path, file: BinaryIO, size: int) -> bytes:
     if size < 8:
         raise ValueError(f"it has {size} bytes")
     start = file.read(8)
@@ -89,7 +149,7 @@ def _raw_header(file: BinaryIO, size: int) -> bytes:
         raise ValueError(
             f"it starts with a header length of {length} in {size} bytes; at most {LARGEST_HEADER} are read"
         )
-    return file.read(length)
+    return b"".join(_chunks(file, path, 8, length))
 
 
 def check_json(text: str) -> None:
@@ -162,37 +222,37 @@ def all_finite(dtype: str, data: bytes) -> bool:
 
 
 def copy_tensors(
-    source: Path,
-    header: Header,
-    names: dict[str, str],
-    target: BinaryIO,
-    metadata: str,
-    sha256: dict[str, str],
+    source: TensorFile, names: Mapping[str, str], target: BinaryIO, metadata: str, sha256: Mapping[str, str]
 ) -> None:
     """Write a file with the tensors of `source` whose names are the values of `names`, under its keys.
 
     Only their bytes are read. Raises CheckpointError where they do not fit `sha256`, digests by new name,
     and where they hold values that are not finite.
     """
+    kept = kept_entries(source.header, names)
+    target.write(new_header(kept, metadata))
+    for name, entry in kept.items():
+        digest, finite = hashlib.sha256(), True
+        for chunk in source.chunks(names[name]):
+            digest.update(chunk)
+            finite = finite and all_finite(entry.dtype, chunk)
+            target.write(chunk)
+        if digest.hexdigest() != sha256.get(name):
+            raise CheckpointError(f"{source.path} is damaged: tensor {names[name]!r} is not as it was saved")
+        if not finite:
+            raise CheckpointError(
+                f"{source.path} is of no use: tensor {names[name]!r} holds NaN or infinite values"
+            )
+
+
+def kept_entries(header: Header, names: Mapping[str, str]) -> dict[str, Entry]:
+    """The entries of the tensors that are the values of `names`, by its keys, in the order of their bytes."""
     kept = {new: header.entries[old] for new, old in names.items()}
-    kept = dict(sorted(kept.items(), key=lambda item: (item[1].start, item[0])))
-    with source.open("rb") as reader:
-        target.write(_new_header(kept, metadata))
-        for name, entry in kept.items():
-            digest, finite = hashlib.sha256(), True
-            for chunk in _chunks(reader, header.data_start + entry.start, entry.end - entry.start):
-                digest.update(chunk)
-                finite = finite and all_finite(entry.dtype, chunk)
-                target.write(chunk)
-            if digest.hexdigest() != sha256.get(name):
-                raise CheckpointError(f"{source} is damaged: tensor {names[name]!r} is not as it was saved")
-            if not finite:
-                raise CheckpointError(
-                    f"{source} is of no use: tensor {names[name]!r} holds NaN or infinite values"
-                )
+    return dict(sorted(kept.items(), key=lambda item: (item[1].start, item[0])))
 
 
-def _new_header(entries: dict[str, Entry], metadata: str) -> bytes:
+def new_header(entries: Mapping[str, Entry], metadata: str) -> bytes:
+    """The first bytes of a file that holds the tensors `entries` one after the other, up to the first."""
     content: dict[str, Any] = {"__metadata__": {"cnsn": metadata}}
     position = 0
     for name, entry in entries.items():
@@ -204,14 +264,14 @@ def _new_header(entries: dict[str, Entry], metadata: str) -> bytes:
     return struct.pack("<Q", len(raw)) + raw
 
 
-def _chunks(file: BinaryIO, start: int, size: int) -> Iterator[bytes]:
+def _chunks(file: BinaryIO, path: Path, start: int, size: int) -> Iterator[bytes]:
     file.seek(start)
     while size > 0:
         try:
             chunk = file.read(min(CHUNK, size))
         except OSError as error:
-            raise CheckpointError(f"cannot read {file.name}: {error.strerror or error}") from error
+            raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
         if not chunk:
-            raise CheckpointError(f"{file.name} shrank while it was read")
+            raise CheckpointError(f"{path} shrank while it was read")
         size -= len(chunk)
         yield chunk

@@ -10,8 +10,10 @@ from cnsn_cli import distributed
 from cnsn_cli.errors import OutputError
 
 
-def check_output(path: Path, force: bool) -> None:
-    """Raises OutputError where `path` cannot be written, or exists and `force` is not given."""
+def check_output(path: Path, force: bool, source: Path | None = None) -> None:
+    """Raises OutputError where `path` cannot be written, is `source`, or exists and `force` is not given."""
+    if source is not None and path.exists() and path.samefile(source):
+        raise OutputError(f"{path} is the checkpoint itself: give another name")
     if path.is_dir():
         raise OutputError(f"{path} is a folder: give the name of a file")
     if path.exists() and not path.is_file():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cnsn_cli.backbones.backbone import Backbone, DetachPoint, choose_exits, detach_points, on_meta
-from cnsn_cli.data.pixels import preprocess
+from cnsn_cli.data.pixels import normalise, preprocess
 from cnsn_cli.network.batch_norm import SharedBatchNorm, fresh_statistics
 from cnsn_cli.network.step_down import STEP_DOWNS
 from cnsn_cli.task import Task
@@ -28,6 +28,8 @@ class Model(nn.Module):
     Units keep the numbers that they have in the backbone, also in the names of their tensors. `name` is
     `base`, `submodel0`, ...; `drops` is the number of conv layers that the step-down conv stands for.
     """
+
+    runtime = "PyTorch"
 
     def __init__(
         self,
@@ -67,6 +69,15 @@ class Model(nn.Module):
     def first_unit(self) -> int:
         """The number of the first unit kept."""
         return int(next(iter(self.units._modules)))
+
+    def inputs(self, pixels: Tensor) -> Tensor:
+        """Pixels uint8 (N, C, H, W) -> normalised images, on the device of the model."""
+        return normalise(pixels.to(next(self.parameters()).device), self.task)
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Pixels uint8 (N, C, H, W) -> logits (N, classes), on the device of the model."""
+        logits: Tensor = self(self.inputs(pixels))
+        return logits
 
     def models(self) -> list["Model"]:
         """This one alone, so that a detached model can be handled like a whole network."""

@@ -18,7 +18,7 @@ from cnsn_cli import distributed
 from cnsn_cli.errors import CheckpointError, one_line
 from cnsn_cli.files.checkpoint import check_tensors, digest, on_cpu, read_tensors, write_tensors
 from cnsn_cli.files.metadata import Count, first_problem
-from cnsn_cli.files.tensor_file import check_json, read_header
+from cnsn_cli.files.tensor_file import TensorFile, check_json, read_header
 from cnsn_cli.training.gradient_balance import Pull
 from cnsn_cli.training.metrics import Epoch
 from cnsn_cli.training.request import Request
@@ -138,7 +138,8 @@ def restore(path: Path, trainer: Trainer, state: State) -> None:
         if MOMENTUM + name in header.entries:
             expected[MOMENTUM + name] = parameter
     check_tensors(path, header, expected)
-    tensors = read_tensors(path, state.sha256)
+    with TensorFile(path) as file:
+        tensors = read_tensors(file, state.sha256)
     try:
         trainer.network.load_state_dict(_part(tensors, NETWORK))
         if trainer.average:

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from cnsn_cli.deploy.export import export
-from cnsn_cli.evaluation.bench import bench
-from cnsn_cli.evaluation.latency import interleave
+from cnsn_cli.evaluation.latency import bench, interleave
 from cnsn_cli.files.metadata import read_metadata
 from cnsn_cli.files.tensor_file import read_header
 from tests.commands.test_cli import one_line

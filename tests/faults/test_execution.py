@@ -183,10 +183,7 @@ def test_the_hook_sees_code_that_is_run(tmp_path, monkeypatch):
     """What the other tests trust in."""
     path = tmp_path / "x.safetensors"
     path.write_bytes(pickle.dumps(Evil(tmp_path / "canary")))
-    monkeypatch.setattr(
-        "cnsn_cli.files.metadata.read_metadata", lambda path, header: pickle.loads(path.read_bytes())
-    )
-    monkeypatch.setattr("cnsn_cli.files.tensor_file.read_header", lambda path: None)
+    monkeypatch.setattr("cnsn_cli.files.model_file.read_info", lambda path: pickle.loads(path.read_bytes()))
     ended = run(["info", path])
     assert "EXECUTED pickle.find_class" in ended.err
     assert "EXECUTED os.system" in ended.err

@@ -9,8 +9,8 @@ import pytest
 
 from cnsn_cli.deploy.detach import detach
 from cnsn_cli.errors import CheckpointError, CnsnError
-from cnsn_cli.files.checkpoint import load
-from cnsn_cli.files.tensor_file import read_header
+from cnsn_cli.files.checkpoint import load, read_tensors
+from cnsn_cli.files.tensor_file import TensorFile, read_header
 from cnsn_cli.training.resume_state import read_state
 from tests.faults.forked import run
 from tests.faults.mutations import Mutator
@@ -106,16 +106,19 @@ def _is_kept_by_base(header, place: int) -> bool:
     return not name.startswith("submodels.")
 
 
+def read_state_tensors(path):
+    with TensorFile(path) as file:
+        return read_tensors(file, read_state(path).sha256)
+
+
 @many(100, 2_000)
 def test_single_bit_flips_in_the_state_of_a_run(tiny, tmp_path, figures, count):
-    from cnsn_cli.files.checkpoint import read_tensors
-
     path, draw, data = tmp_path / "flipped.safetensors", random.Random(4), tiny["state"].read_bytes()
     for _ in range(count):
         place = draw.randrange(len(data))
         path.write_bytes(data[:place] + bytes([data[place] ^ 1 << draw.randrange(8)]) + data[place + 1 :])
         with pytest.raises(CheckpointError):
-            read_tensors(path, read_state(path).sha256)
+            read_state_tensors(path)
     figures(f"{count:,} of {count:,} bit flips found, in tensors and header")
 
 

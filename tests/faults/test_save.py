@@ -11,7 +11,7 @@ import pytest
 
 from cnsn_cli.deploy.detach import detach
 from cnsn_cli.errors import OutputError
-from cnsn_cli.files.checkpoint import load, read_tensors
+from cnsn_cli.files.checkpoint import load
 from cnsn_cli.training.metrics import Epoch
 from cnsn_cli.training.recipe import load_recipe
 from cnsn_cli.training.recorder import Recorder
@@ -20,7 +20,7 @@ from cnsn_cli.training.resume_state import read_state
 from cnsn_cli.training.run_folder import FILES, locked
 from tests.faults.filelayer import FileLayer
 from tests.faults.forked import forked
-from tests.faults.test_mutations import many
+from tests.faults.test_mutations import many, read_state_tensors
 
 FAULTS = (errno.EIO, errno.ENOSPC, "before", "after")
 
@@ -56,7 +56,7 @@ def saving(tiny, tmp_path):
 def check(folder: Path) -> int:
     """All files of the run can be loaded; returns the epoch of the state."""
     state = read_state(folder / "state.safetensors")
-    assert read_tensors(folder / "state.safetensors", state.sha256)
+    assert read_state_tensors(folder / "state.safetensors")
     assert load(folder / "best.safetensors")
     assert load(folder / "last.safetensors")
     assert len(state.epochs()) == state.epoch

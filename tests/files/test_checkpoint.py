@@ -17,6 +17,7 @@ from cnsn_cli.backbones import registry
 from cnsn_cli.backbones.backbone import detach_points
 from cnsn_cli.deploy.detach import choose_model, detach, detach_all
 from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError, OutputError
+from cnsn_cli.files import tensor_file
 from cnsn_cli.files.checkpoint import load, save
 from cnsn_cli.files.metadata import read_metadata
 from cnsn_cli.files.tensor_file import read_header
@@ -295,20 +296,27 @@ def test_detach_refuses_metadata_that_do_not_fit(checkpoint, tmp_path):
 
 def test_no_more_bytes_are_read_than_are_kept(checkpoint, tmp_path, monkeypatch):
     """Damage alone would not show a read that is thrown away."""
-    read = []
+    read, opened = [], []
 
     class Counting(io.FileIO):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            opened.append(self)
+
         def read(self, size=-1):
             data = super().read(size)
             read.append(len(data))
             return data
 
-    monkeypatch.setattr(Path, "open", lambda path, mode="r": Counting(path, mode))
+    monkeypatch.setattr(
+        tensor_file, "open", lambda file, mode, buffering: Counting(file, mode), raising=False
+    )
     metadata = detach(checkpoint, "submodel1", tmp_path / "small.safetensors")
     header = read_header(tmp_path / "small.safetensors")
     whole = read_header(checkpoint)
     kept = metadata.models[0].bytes
     assert sum(read) == kept + 2 * whole.data_start + header.data_start
+    assert len(opened) == 1 + 2  # the checkpoint once, by detach; and by the two lines above
 
 
 def test_other_things_than_files_are_refused(checkpoint, tmp_path):
