@@ -2,10 +2,11 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cnsn_cli.choices import Half
 from cnsn_cli.commands.options import (
     Data,
     DataDir,
@@ -20,7 +21,9 @@ from cnsn_cli.commands.options import (
 from cnsn_cli.commands.output import print_comparison, print_json, printable
 
 if TYPE_CHECKING:
+    from cnsn_cli.deploy.budget import Budget, Choice
     from cnsn_cli.deploy.comparison import Comparison
+    from cnsn_cli.deploy.detach import Changes
     from cnsn_cli.files.metadata import Metadata
 
 
@@ -43,7 +46,7 @@ def detach(
     ] = False,
     recalibrate: Recalibrate = 0,
     dtype: Annotated[
-        Literal["float16", "bfloat16"] | None,
+        Half | None,
         typer.Option(help="Store weights in two bytes instead of four, and measure what that costs."),
     ] = None,
     data: Data = None,
@@ -57,27 +60,40 @@ def detach(
     With limits, the most accurate model that keeps them all.
     """
     budget = limits(max_macs, max_bytes, max_latency, min_accuracy)
-    from cnsn_cli.deploy import detach as detaching
-
     if sum([submodel is not None, bool(budget), all_models]) != 1:
         raise typer.BadParameter("give one of --submodel, --all and limits such as --max-macs")
     if dtype and all_models:
         raise typer.BadParameter("--dtype goes with one model, not with --all")
-    choice = detaching.choose_model(checkpoint, budget) if budget else None
-    comparison = None
-    name = choice.name if choice else submodel or ""
-    options: dict[str, Any] = {"fold_bn": fold_bn, "recalibrate": recalibrate}
-    options |= {"data": data, "data_dir": data_dir}
-    if all_models:
-        written = detaching.detach_all(checkpoint, output, force, **options)
-    elif dtype:
-        from cnsn_cli.deploy.half import detach_half
+    from cnsn_cli.deploy.detach import Changes, detach_all
 
-        metadata, comparison = detach_half(checkpoint, name, output, dtype, force, **options)
-        written = {output: metadata}
-    else:
-        written = {output: detaching.detach(checkpoint, name, output, force, **options)}
-    _report(written, choice and choice.reason, comparison, json)
+    changes = Changes(fold_bn, recalibrate, data, data_dir)
+    if all_models:
+        _report(detach_all(checkpoint, output, force, changes), None, None, json)
+        return
+    choice, metadata, comparison = _detach_one(checkpoint, submodel or budget, output, dtype, force, changes)
+    _report({output: metadata}, choice and choice.reason, comparison, json)
+
+
+def _detach_one(
+    checkpoint: Path,
+    wanted: "str | Budget",
+    output: Path,
+    dtype: Half | None,
+    force: bool,
+    changes: "Changes",
+) -> "tuple[Choice | None, Metadata, Comparison | None]":
+    """Write the model called `wanted`, or the best one within limits; chosen and read from one opening."""
+    from cnsn_cli.deploy.detach import choose_from, detach_from
+    from cnsn_cli.files.tensor_file import TensorFile
+
+    with TensorFile(checkpoint) as file:
+        choice = None if isinstance(wanted, str) else choose_from(file, wanted)
+        name = choice.name if choice else str(wanted)
+        if dtype is None:
+            return choice, detach_from(file, name, output, force, changes), None
+        from cnsn_cli.deploy.recompute import half_from
+
+        return choice, *half_from(file, name, output, dtype, force, changes)
 
 
 def _report(

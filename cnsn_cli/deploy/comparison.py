@@ -1,11 +1,12 @@
 """What a smaller file costs and saves: two files of one model, side by side."""
 
+import statistics
 from dataclasses import dataclass
-from pathlib import Path
 
 from cnsn_cli.evaluation.accuracy import ModelResult
-from cnsn_cli.evaluation.bench import bench
+from cnsn_cli.evaluation.latency import time_models
 from cnsn_cli.files.metadata import Metadata
+from cnsn_cli.files.model_file import Classifier
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,21 @@ class Comparison:
     images: int
 
 
-def compare(files: tuple[Path, Path], results: list[ModelResult], images: int) -> Comparison:
-    """Two files of one model each, timed in turns; `results` are those on `images` images, none for 0."""
-    speeds = bench(files)
+def compare(
+    models: tuple[Classifier, Classifier], sizes: tuple[int, int], results: list[ModelResult], images: int
+) -> Comparison:
+    """A model and its smaller version, timed in turns for one image on one thread.
+
+    `sizes` are the bytes of their files. `results` are those on `images` test images, none for 0.
+    """
     figures = [
         Figures(
-            file.stat().st_size,
+            size,
             result.accuracy if result else None,
             result.loss if result else None,
-            speed.p50,
+            statistics.median(seconds),
         )
-        for file, result, speed in zip(files, results or (None, None), speeds, strict=True)
+        for size, result, seconds in zip(sizes, results or (None, None), time_models(models), strict=True)
     ]
     return Comparison(figures[0], figures[1], images)
 

@@ -6,22 +6,21 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
+from cnsn_cli.choices import ExportFormat
 from cnsn_cli.data.pixels import normalise
-from cnsn_cli.errors import CheckpointError, ExportError, OutputError, one_line
+from cnsn_cli.errors import ExportError, OutputError, one_line
 from cnsn_cli.files.metadata import KEY, Metadata
-from cnsn_cli.files.model_file import open_model
-from cnsn_cli.files.onnx_model import SUFFIX, OnnxModel, require_onnx
-from cnsn_cli.files.tensor_file import read_header
+from cnsn_cli.files.model_file import open_weights
+from cnsn_cli.files.onnx_model import OnnxModel, require_onnx
 from cnsn_cli.files.writer import check_output, replacing
 from cnsn_cli.network.network import Model
 from cnsn_cli.task import Task
 
-Format = Literal["onnx", "pt2"]
 TOLERANCE = 1e-4  # of the largest logit, or of 1 where all are smaller
 CHECKED_BATCHES = (1, 2, 7)
 
@@ -59,7 +58,7 @@ class WithPreprocessing(nn.Module):
 
 def export(
     file: str | Path,
-    to: Format,
+    to: ExportFormat,
     output: str | Path,
     submodel: str | None = None,
     with_preprocess: bool = False,
@@ -72,9 +71,15 @@ def export(
     ExportError where the network cannot be exported or the export differs, OutputError, ExtraError.
     """
     file, output = Path(file), Path(output)
-    check_target(output, to, force)
-    model, metadata = open_trainable(file, submodel)
-    metadata = exported_metadata(metadata, model, read_header(file).sha256)
+    check_export_target(output, to, force)
+    model, metadata = open_for_export(file, submodel)
+    return write_checked(model, metadata, to, output, with_preprocess)
+
+
+def write_checked(
+    model: Model, metadata: Metadata, to: ExportFormat, output: Path, with_preprocess: bool
+) -> Export:
+    """Write `model`, load the file again, and compare the logits; raises like `export`."""
     with replacing(output) as target:
         write(model, to, target, with_preprocess, metadata)
         target.flush()
@@ -84,7 +89,7 @@ def export(
     return Export(metadata, output.stat().st_size, opset, difference)
 
 
-def check_target(output: Path, to: Format, force: bool) -> None:
+def check_export_target(output: Path, to: ExportFormat, force: bool) -> None:
     """Raises OutputError where `output` may not be written, ExtraError where libraries for it lack."""
     if to == "onnx":
         require_onnx()
@@ -93,13 +98,12 @@ def check_target(output: Path, to: Format, force: bool) -> None:
     check_output(output, force)
 
 
-def open_trainable(file: Path, submodel: str | None) -> tuple[Model, Metadata]:
-    """A model with weights to compute with; an ONNX file has none that PyTorch reads."""
-    if file.suffix == SUFFIX:
-        raise CheckpointError(f"{file} is exported already: name the file that it was made of")
-    model, metadata = open_model(file, submodel)
-    assert isinstance(model, Model)
-    return model, metadata
+def open_for_export(file: Path, submodel: str | None) -> tuple[Model, Metadata]:
+    """One model of a file, and what an export of it says of itself. Raises CheckpointError."""
+    network, metadata, header = open_weights(file)
+    record = metadata.models[0] if submodel is None else metadata.find(submodel)
+    model = network.models()[metadata.models.index(record)]
+    return model, exported_metadata(metadata, model, header.sha256)
 
 
 def exported_metadata(metadata: Metadata, model: Model, parent: str) -> Metadata:
@@ -110,7 +114,9 @@ def exported_metadata(metadata: Metadata, model: Model, parent: str) -> Metadata
     return metadata.model_copy(update=changes)
 
 
-def write(model: Model, to: Format, target: BinaryIO, with_preprocess: bool, metadata: Metadata) -> None:
+def write(
+    model: Model, to: ExportFormat, target: BinaryIO, with_preprocess: bool, metadata: Metadata
+) -> None:
     """Raises ExportError where torch cannot trace or write the network."""
     shape = (2, *model.task.image_shape)  # of a batch of 1, torch would conclude that all have 1
     example = torch.zeros(shape, dtype=torch.uint8 if with_preprocess else torch.float32)
@@ -179,10 +185,10 @@ def _write_pt2(network: nn.Module, example: Tensor, target: BinaryIO, texts: Map
     target.write(buffer.getbuffer())
 
 
-def _reader(to: Format, path: Path, task: Task, with_preprocess: bool) -> Callable[[Tensor], Tensor]:
+def _reader(to: ExportFormat, path: Path, task: Task, with_preprocess: bool) -> Callable[[Tensor], Tensor]:
     """The file in a fresh runtime: from pixels uint8 (N, C, H, W) to logits."""
     if to == "onnx":
-        return OnnxModel(path)
+        return OnnxModel(path).logits
     program = torch.export.load(io.BytesIO(path.read_bytes())).module()
     if with_preprocess:
         return program

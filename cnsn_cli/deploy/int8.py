@@ -12,8 +12,15 @@ import torch
 from cnsn_cli.data.datasets import load_recorded, sample_train
 from cnsn_cli.data.split import Split
 from cnsn_cli.deploy.comparison import Comparison, compare, remeasured
-from cnsn_cli.deploy.export import Export, check_target, export, labels, open_trainable, read_opset
-from cnsn_cli.evaluation.accuracy import evaluate
+from cnsn_cli.deploy.export import (
+    Export,
+    check_export_target,
+    labels,
+    open_for_export,
+    read_opset,
+    write_checked,
+)
+from cnsn_cli.evaluation.accuracy import evaluate_models
 from cnsn_cli.files.onnx_model import OnnxModel
 from cnsn_cli.files.writer import replacing
 
@@ -37,20 +44,24 @@ def export_int8(
     trained on. Raises like `export`, and DataError where they are gone.
     """
     file, output = Path(file), Path(output)
-    check_target(output, "onnx", force)
-    _, metadata = open_trainable(file, submodel)
-    split, _ = load_recorded("test", metadata.task, metadata.data, data, data_dir)
+    check_export_target(output, "onnx", force)
+    model, metadata = open_for_export(file, submodel)
+    recorded = (metadata.task, metadata.data)
+    split, _ = load_recorded("test", *recorded, data, data_dir)
     sample = sample_train(data or str(metadata.data), metadata.task, images, data_dir)
     with TemporaryDirectory() as folder:
         whole, small = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
-        metadata = export(file, "onnx", whole, submodel, with_preprocess).metadata
+        write_checked(model, metadata, "onnx", whole, with_preprocess)
         quantize(whole, small, sample)
-        results = [result for path in (whole, small) for result in evaluate(OnnxModel(path), split)]
+        results = evaluate_models([OnnxModel(path) for path in (whole, small)], split)
         own = results[1] if data is None else None
         metadata = remeasured(metadata, "int8", tensor_bytes(small), own)
         _relabel(small, output, labels(metadata, with_preprocess))
         exported = Export(metadata, output.stat().st_size, read_opset(output), None)
-        return exported, compare((whole, output), results, len(split))
+        # ONNX Runtime fixes the number of threads when it opens a file; comparisons are on one.
+        before, after = (OnnxModel(path, threads=1) for path in (whole, output))
+        sizes = whole.stat().st_size, exported.bytes
+        return exported, compare((before, after), sizes, results, len(split))
 
 
 def quantize(source: Path, target: Path, sample: Split) -> None:

@@ -1,66 +1,102 @@
-"""Detached models with two bytes a weight."""
+"""Detached models whose tensors are recomputed: BN statistics, BN folded into convs, two bytes a weight.
 
+`deploy.detach` calls this module for the first two, `cnsn detach --dtype` for the third. A file is read once;
+the rest happens in memory.
+"""
+
+import copy
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import torch
 
+from cnsn_cli.choices import Half
 from cnsn_cli.data.datasets import load_recorded
 from cnsn_cli.data.split import Split
 from cnsn_cli.deploy.comparison import Comparison, compare, remeasured
-from cnsn_cli.deploy.detach import check_target, detach
+from cnsn_cli.deploy.copying import check_size, copied_size, detached_metadata, kept_names, read_whole
 from cnsn_cli.errors import DataError
 from cnsn_cli.evaluation.accuracy import ModelResult, evaluate
-from cnsn_cli.files.checkpoint import load, save
-from cnsn_cli.files.metadata import Metadata
-from cnsn_cli.network.dtypes import HALVES, Half, cast_weights
+from cnsn_cli.evaluation.costs import model_costs
+from cnsn_cli.files.checkpoint import file_size, read_network, save
+from cnsn_cli.files.metadata import Metadata, ModelRecord
+from cnsn_cli.files.tensor_file import TensorFile
+from cnsn_cli.files.writer import check_output
+from cnsn_cli.network.dtypes import HALVES, cast_weights
+from cnsn_cli.network.folding import check_equal, fold
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.network import Model
+from cnsn_cli.network.recalibration import recalibrated
+
+if TYPE_CHECKING:
+    from cnsn_cli.deploy.detach import Changes
 
 
-def detach_half(
-    checkpoint: str | Path,
-    submodel: str,
-    output: str | Path,
-    dtype: Half,
-    force: bool = False,
-    fold_bn: bool = False,
-    recalibrate: int = 0,
-    data: str | None = None,
-    data_dir: str | Path = "data",
+def detach_recomputed(file: TensorFile, record: ModelRecord, output: Path, changes: "Changes") -> Metadata:
+    """Write the model `record` of an open file with `changes`; `output` has been checked."""
+    model, metadata = _recomputed(file, record, changes)
+    return save(output, model, metadata)
+
+
+def half_from(
+    file: TensorFile, submodel: str, output: Path, dtype: Half, force: bool, changes: "Changes"
 ) -> tuple[Metadata, Comparison]:
-    """Like `detach`, with weights of two bytes; they are float32 again when the file is loaded.
+    """Like `deploy.detach.detach_from`, with weights of two bytes; loading makes them float32 again.
 
-    Both versions are evaluated on the test images of `data`, by default of what the network was trained on;
-    where these are gone, accuracy is not known. Raises like `detach`, DataError for a `data` that is not
-    there, CheckpointError where weights are too large for `dtype`.
+    Both versions are evaluated on the test images of `changes.data`, by default of what the network was
+    trained on; where these images are gone, accuracy is not known. Raises like `detach`, DataError for a
+    `changes.data` that is not there, CheckpointError where weights are too large for `dtype`.
     """
-    checkpoint, output = Path(checkpoint), Path(output)
-    check_target(checkpoint, output, force)
-    with TemporaryDirectory() as folder:
-        whole = Path(folder) / "float32.safetensors"
-        metadata = detach(checkpoint, submodel, whole, False, fold_bn, recalibrate, data, data_dir)
-        model, rounded = _model(whole), cast_weights(_model(whole), HALVES[dtype])
-        size = sum(tensor.numel() * tensor.element_size() for tensor in rounded.state_dict().values())
-        rounded = cast_weights(rounded, torch.float32)
-        split = _images(metadata, data, data_dir)
-        results = _results(split, model, rounded)
-        own = results[1] if results and data is None else None
-        metadata = save(output, cast_weights(rounded, HALVES[dtype]), remeasured(metadata, dtype, size, own))
-        return metadata, compare((whole, output), results, len(split) if split else 0)
+    whole = read_whole(file)
+    record = whole.find(submodel)
+    check_output(output, force, file.path)
+    model, metadata = _recomputed(file, record, changes)
+    size = file_size(model, metadata) if changes.any else copied_size(file.header, whole, record)
+    half = cast_weights(copy.deepcopy(model), HALVES[dtype])
+    tensor_bytes = sum(tensor.numel() * tensor.element_size() for tensor in half.state_dict().values())
+    rounded = cast_weights(copy.deepcopy(half), torch.float32)
+    split = _test_images(metadata, changes)
+    results = _results(split, model, rounded)
+    own = results[1] if results and changes.data is None else None
+    metadata = save(output, half, remeasured(metadata, dtype, tensor_bytes, own))
+    sizes = size, output.stat().st_size
+    return metadata, compare((model, rounded), sizes, results, len(split) if split else 0)
 
 
-def _model(path: Path) -> Model:
-    model = load(path)
-    assert isinstance(model, Model)
-    return model
+def _recomputed(file: TensorFile, record: ModelRecord, changes: "Changes") -> tuple[Model, Metadata]:
+    """One model of an open file, changed, with its metadata."""
+    check_size(file, record, kept_names(file.header, record))
+    network, whole, header = read_network(file)
+    model = network.models()[whole.models.index(record)]
+    metadata = detached_metadata(header, whole, record)
+    if changes.recalibrate:
+        train, _ = load_recorded("train", metadata.task, metadata.data, changes.data, changes.data_dir)
+        model, metadata = _with_new_statistics(model, metadata, train, changes.recalibrate)
+    return _folded(model, metadata) if changes.fold_bn else (model, metadata)
 
 
-def _images(metadata: Metadata, data: str | None, data_dir: str | Path) -> Split | None:
+def _with_new_statistics(
+    model: Model, metadata: Metadata, train: Split, batches: int
+) -> tuple[Model, Metadata]:
+    (model,) = recalibrated([model], train, batches)
+    # Figures of quality were measured with other statistics.
+    record = metadata.models[0].model_copy(update={"accuracy": None, "loss": None})
+    return model, metadata.model_copy(update={"recalibrated": batches, "models": [record]})
+
+
+def _folded(model: Model, metadata: Metadata) -> tuple[Model, Metadata]:
+    folded = fold(model)
+    check_equal(model, folded)
+    record = metadata.models[0].model_copy(update=vars(model_costs(folded)[0]))
+    return folded, metadata.model_copy(update={"folded": True, "models": [record]})
+
+
+def _test_images(metadata: Metadata, changes: "Changes") -> Split | None:
+    """The test images, or None where those that the network was trained on are gone."""
     try:
-        return load_recorded("test", metadata.task, metadata.data, data, data_dir)[0]
+        return load_recorded("test", metadata.task, metadata.data, changes.data, changes.data_dir)[0]
     except DataError:
-        if data is not None:
+        if changes.data is not None:
             raise
         return None
 
@@ -68,4 +104,5 @@ def _images(metadata: Metadata, data: str | None, data_dir: str | Path) -> Split
 def _results(split: Split | None, *models: Model) -> list[ModelResult]:
     if split is None:
         return []
-    return [result for model in models for result in evaluate(place(model, torch.device("cpu")), split)]
+    placed = [place(copy.deepcopy(model), torch.device("cpu")) for model in models]
+    return [result for model in placed for result in evaluate(model, split)]

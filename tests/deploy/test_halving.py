@@ -7,16 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from cnsn_cli.deploy.detach import detach
+from cnsn_cli.deploy.detach import Changes, detach
 from cnsn_cli.deploy.export import export
-from cnsn_cli.deploy.half import detach_half
+from cnsn_cli.deploy.recompute import half_from
 from cnsn_cli.errors import CheckpointError
 from cnsn_cli.evaluation.accuracy import evaluate_file
-from cnsn_cli.files.checkpoint import load, read_tensors
+from cnsn_cli.files.checkpoint import load, read_plain
 from cnsn_cli.files.metadata import read_metadata
-from cnsn_cli.files.tensor_file import read_header
+from cnsn_cli.files.tensor_file import TensorFile, read_header
 from tests.commands.test_cli import one_line
 from tests.conftest import lively, saved
+
+
+def detach_half(checkpoint, submodel, output, dtype, **changes):
+    with TensorFile(checkpoint) as file:
+        return half_from(file, submodel, output, dtype, False, Changes(**changes))
 
 
 def rounded(values: torch.Tensor, dtype: str) -> np.ndarray:
@@ -43,7 +48,7 @@ def test_weights_are_rounded_and_statistics_are_not(checkpoint, tmp_path, dtype)
     parameters, statistics = metadata.models[0].parameters, sum(b.nbytes for b in expected.buffers())
     assert metadata.models[0].bytes == 2 * parameters + statistics
     assert metadata == read_metadata(half, read_header(half))
-    assert {str(tensor.dtype) for tensor in read_tensors(half, metadata.sha256).values()} == {
+    assert {str(tensor.dtype) for tensor in read_plain(half).values()} == {
         f"torch.{dtype}",
         "torch.float32",
         "torch.int64",
