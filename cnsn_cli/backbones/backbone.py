@@ -1,6 +1,5 @@
 """The contract that an architecture fulfils, and the detach points that follow from it."""
 
-import copy
 from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import accumulate
@@ -8,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from cnsn_cli.backbones.meta import on_meta
 from cnsn_cli.errors import ArchitectureError, DetachPointError, one_line
 from cnsn_cli.task import LARGEST_IMAGE
 
@@ -104,23 +103,6 @@ def _trace_shapes(backbone: Backbone, image_shape: tuple[int, int, int]) -> list
         shapes.append(tuple(features.shape[1:]))
     on_meta(backbone.head, features)
     return shapes
-
-
-def on_meta(module: nn.Module, features: Tensor) -> Tensor:
-    """What `module` returns in eval mode, computed on shapes only; the module itself stays as it is."""
-    view = _in_eval_mode(module)
-    tensors = {name: tensor.to("meta") for name, tensor in view.named_parameters()}
-    tensors |= {name: buffer.to("meta") for name, buffer in view.named_buffers()}
-    output: Tensor = functional_call(view, tensors, features)
-    return output
-
-
-def _in_eval_mode(module: nn.Module) -> nn.Module:
-    """A copy of the module tree that shares all tensors."""
-    view = copy.copy(module)
-    view.training = False
-    view._modules = {name: child and _in_eval_mode(child) for name, child in module._modules.items()}
-    return view
 
 
 def detach_points(backbone: Backbone, image_shape: tuple[int, int, int]) -> list[DetachPoint]:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from cnsn_cli.backbones.backbone import Backbone, Obstacle, UnitNote, on_meta
+from cnsn_cli.backbones.backbone import Backbone, Obstacle, UnitNote
+from cnsn_cli.backbones.meta import on_meta
 from cnsn_cli.backbones.plugins import GUIDE
 from cnsn_cli.backbones.tracing.dataflow import Graph, depths, is_batch_size, is_conv, needed_later
 from cnsn_cli.backbones.tracing.requirements import check_ordinary
