@@ -16,7 +16,7 @@ import torch
 from torchvision import models
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.backbones.backbone import detach_points
+from cnsn_cli.backbones.detach_points import detach_points
 from cnsn_cli.errors import CnsnError
 from cnsn_cli.evaluation.costs import model_costs
 from cnsn_cli.network.network import Cnsn

@@ -9,7 +9,7 @@ from cnsn_cli.commands.options import ImageSize, Json, Plugin
 from cnsn_cli.commands.output import print_json, print_table
 
 if TYPE_CHECKING:
-    from cnsn_cli.backbones.borders import Border
+    from cnsn_cli.backbones.detach_points import Border
 
 
 def archs(
@@ -44,8 +44,7 @@ def _list_all(json: bool) -> None:
 
 def _show(arch: str, image_size: int, why: bool, json: bool) -> None:
     from cnsn_cli.backbones import registry
-    from cnsn_cli.backbones.backbone import detach_points
-    from cnsn_cli.backbones.borders import borders
+    from cnsn_cli.backbones.detach_points import borders, detach_points
     from cnsn_cli.task import Task
 
     entry = registry.find(arch)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.backbones.backbone import detach_points
+from cnsn_cli.backbones.detach_points import detach_points
 from cnsn_cli.backbones.meta import on_meta
 from cnsn_cli.network.network import Cnsn, Model, StepDown
 from cnsn_cli.task import Task

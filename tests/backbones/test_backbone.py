@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.backbones.backbone import Backbone, choose_exits, detach_points
+from cnsn_cli.backbones.backbone import Backbone
+from cnsn_cli.backbones.detach_points import choose_exits, detach_points
 from cnsn_cli.errors import ArchitectureError, DetachPointError
 from cnsn_cli.task import Task
 

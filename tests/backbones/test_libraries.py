@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.backbones.backbone import detach_points
+from cnsn_cli.backbones.detach_points import detach_points
 from cnsn_cli.deploy.detach import detach
 from cnsn_cli.deploy.export import export
 from cnsn_cli.errors import ArchitectureError

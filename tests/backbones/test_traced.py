@@ -9,8 +9,7 @@ from torch.nn import functional as F
 from torchvision.ops import stochastic_depth
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.backbones.backbone import detach_points
-from cnsn_cli.backbones.borders import borders
+from cnsn_cli.backbones.detach_points import borders, detach_points
 from cnsn_cli.backbones.meta import blank, emptied
 from cnsn_cli.backbones.tracing.equivalence import check_same
 from cnsn_cli.backbones.tracing.units import traced

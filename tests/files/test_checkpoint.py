@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.backbones.backbone import detach_points
+from cnsn_cli.backbones.detach_points import detach_points
 from cnsn_cli.deploy.detach import choose_model, detach, detach_all
 from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError, OutputError
 from cnsn_cli.files.checkpoint import load, save

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.backbones.backbone import Backbone, detach_points
+from cnsn_cli.backbones.backbone import Backbone
+from cnsn_cli.backbones.detach_points import detach_points
 from cnsn_cli.errors import DetachPointError
 from cnsn_cli.network.loss import multi_model_loss
 from cnsn_cli.network.network import Cnsn
