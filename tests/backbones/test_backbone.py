@@ -11,7 +11,7 @@ from cnsn_cli.task import Task
 
 def points_of(arch: str, image_size: int = 32) -> list[tuple[int, int, tuple[int, int, int]]]:
     task = Task.plain(image_size=image_size)
-    return [tuple(p) for p in detach_points(registry.build_blank(arch, task), task.image_shape)]
+    return [tuple(p) for p in detach_points(registry.find(arch).build_blank(task), task.image_shape)]
 
 
 def test_vgg16_can_be_cut_before_every_conv_but_the_first():
@@ -72,7 +72,7 @@ def test_two_layers_cannot_have_one_tensor():
 )
 def test_illegal_exits(exits, message):
     task = Task.plain()
-    points = detach_points(registry.build_blank("resnet18", task), task.image_shape)
+    points = detach_points(registry.find("resnet18").build_blank(task), task.image_shape)
     with pytest.raises(DetachPointError, match=f"^{message}$"):
         choose_exits(points, exits)
 
@@ -83,7 +83,7 @@ def test_too_small_an_image_names_the_smallest_that_fits():
 
 
 def test_looking_for_shapes_changes_nothing():
-    backbone = registry.build("vgg11:width=0.1", Task.plain())
+    backbone = registry.find("vgg11:width=0.1").build(Task.plain())
     backbone.units[0].eval()
     before = {name: tensor.clone() for name, tensor in backbone.units.state_dict().items()}
     detach_points(backbone, (3, 32, 32))

@@ -85,7 +85,7 @@ def test_every_border_has_a_reason():
     no = {border.after: border.reason for border in found if border.reason is not None}
     assert no["long.1.0"] == "needed later are dropout and long_1_0"
     assert no["units.3, last.2"] == "no conv layer follows"
-    found = borders(registry.build_blank("vgg11", Task.plain()), (3, 32, 32))
+    found = borders(registry.find("vgg11").build_blank(Task.plain()), (3, 32, 32))
     assert [border.reason for border in found] == [None] * 7 + ["no conv layer follows"]
 
 
