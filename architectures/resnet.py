@@ -8,7 +8,7 @@ conv, as torchvision does; images up to 64 px get a 3x3 stem instead of the 7x7 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnsn_cli.backbones.backbone import Backbone
+from cnsn_cli import Backbone
 
 from .layers import initialise, pooled_linear, scaled
 

@@ -6,7 +6,7 @@ CNSN paper: 13 convs with bias, BN and ReLU after each, 5 max-pools, a linear la
 
 from torch import nn
 
-from cnsn_cli.backbones.backbone import Backbone
+from cnsn_cli import Backbone
 
 from .layers import initialise, pooled_linear, scaled
 

@@ -16,7 +16,7 @@ import torch
 from torchvision import models
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.backbones.backbone import detach_points
+from cnsn_cli.backbones.detach_points import detach_points
 from cnsn_cli.errors import CnsnError
 from cnsn_cli.evaluation.costs import model_costs
 from cnsn_cli.network.network import Cnsn
@@ -46,13 +46,13 @@ def row(library: str, name: str) -> str:
     size = image_size(library, name)
     task = Task.plain(classes=1000, image_size=size)
     try:
-        backbone = registry.build_blank(f"{library}:{name}", task)
+        backbone = registry.find(f"{library}:{name}").build_blank(task)
         points = detach_points(backbone, task.image_shape)
         middle = points[len(points) // 2].drops
         with torch.device("meta"):
             network = Cnsn(backbone, (middle,), task)
     except CnsnError as error:
-        reason = str(error).partition(f"of {registry.provider(registry.find(library))}: ")[2] or str(error)
+        reason = str(error).partition(f"of {registry.find(library).provider}: ")[2] or str(error)
         return f"| {name} | {size} | | | | | {reason.replace('|', '/')} |"
     base, cut = (cost.macs / 1e9 for cost in model_costs(network))
     counts = f"{len(backbone.units)} | {sum(backbone.conv_counts)} | {len(points)}"

@@ -55,7 +55,7 @@ def plain_epochs(dataset: Dataset, width: float, batch: int, device: torch.devic
 
 
 def our_epochs(dataset: Dataset, width: float, batch: int, device: torch.device) -> Iterator[None]:
-    backbone = registry.build(f"vgg16:width={width}", dataset.task)
+    backbone = registry.find(f"vgg16:width={width}").build(dataset.task)
     network = place(Cnsn(backbone, (2, 7), dataset.task), device)
     recipe = load_recipe("paper", {"batch_size": batch, "epochs": 1000})
     few = dataset.test.take(torch.arange(1))  # the evaluation is not part of the comparison

@@ -26,7 +26,7 @@ Forward = Callable[[Tensor], object]
 
 def variants(width: float, batch: int) -> tuple[dict[str, Forward], dict[str, int]]:
     task, device = Task.plain(), choose_device()
-    network = Cnsn(registry.build(f"vgg16:width={width}", task), (2, 7), task)
+    network = Cnsn(registry.find(f"vgg16:width={width}").build(task), (2, 7), task)
     network(torch.randn(8, 3, 32, 32))  # statistics that are not those of a fresh network
 
     def laid_out(model: Cnsn | Model) -> Cnsn | Model:

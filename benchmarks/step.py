@@ -128,7 +128,7 @@ def apart(width: float, images: Tensor, labels: Tensor) -> Step:
 
 def ours(width: float, images: Tensor, labels: Tensor) -> Step:
     task = Task.plain()
-    network = Cnsn(registry.build(f"vgg16:width={width}", task), EXITS, task)
+    network = Cnsn(registry.find(f"vgg16:width={width}").build(task), EXITS, task)
     network = place(network, images.device).train()
     optimizer = sgd(network, load_recipe("paper", {"lr": 0.001}))
     forward = torch.compile(network) if images.is_cuda else network
@@ -146,7 +146,7 @@ def ours(width: float, images: Tensor, labels: Tensor) -> Step:
 def bare_convs(width: float, images: Tensor, labels: Tensor) -> Step:
     """Every conv of ours with an input of the right shape; the input of a first layer needs no gradient."""
     task = Task.plain()
-    network = place(Cnsn(registry.build(f"vgg16:width={width}", task), EXITS, task), images.device)
+    network = place(Cnsn(registry.find(f"vgg16:width={width}").build(task), EXITS, task), images.device)
     seen: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
 
     def remember(conv: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

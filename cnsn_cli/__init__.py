@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from cnsn_cli.version import __version__
 
 if TYPE_CHECKING:
-    from cnsn_cli.backbones.backbone import Backbone, DetachPoint, detach_points
+    from cnsn_cli.backbones.backbone import Backbone
+    from cnsn_cli.backbones.detach_points import DetachPoint, detach_points
     from cnsn_cli.backbones.plugins import use_plugin
     from cnsn_cli.data.datasets import load_dataset, load_test
     from cnsn_cli.deploy.detach import detach
@@ -35,13 +36,13 @@ _HOMES = {
     "Backbone": "backbones.backbone",
     "Cnsn": "network.network",
     "CnsnError": "errors",
-    "DetachPoint": "backbones.backbone",
+    "DetachPoint": "backbones.detach_points",
     "Model": "network.network",
     "Recipe": "training.recipe",
     "Task": "task",
     "count_macs": "evaluation.costs",
     "detach": "deploy.detach",
-    "detach_points": "backbones.backbone",
+    "detach_points": "backbones.detach_points",
     "evaluate": "evaluation.accuracy",
     "export": "deploy.export",
     "load": "files.checkpoint",

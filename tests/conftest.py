@@ -81,7 +81,7 @@ def lively(arch: str, exits: tuple[int, ...]) -> Cnsn:
     """A network for 7 classes with affine parameters and statistics as training leaves them."""
     torch.manual_seed(0)
     task = Task.plain(classes=7)
-    network = Cnsn(registry.build(arch, task), exits, task)
+    network = Cnsn(registry.find(arch).build(task), exits, task)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)

@@ -49,7 +49,7 @@ def steps(folder: Path, images: str) -> None:
     """An epoch of 3 steps in float64, with frozen BN statistics; and an evaluation of 7 images."""
     dataset = load_dataset(images, in_channels=1)  # another task: normalisation is cached in its dtype
     torch.manual_seed(0)
-    network = Cnsn(registry.build(TINY, dataset.task), (1, 4), dataset.task).eval()
+    network = Cnsn(registry.find(TINY).build(dataset.task), (1, 4), dataset.task).eval()
     network.train = lambda mode=True: network
     with distributed.joined():
         chosen = recipe(epochs=1, ema=0, gradient_scale=(0.5, 0.25), label_smoothing=0.1)

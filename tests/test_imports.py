@@ -31,7 +31,7 @@ FLOORS = [
 FACE = "__init__"  # imports from every room, when somebody asks for a name
 
 # Commands that need no torch start without it.
-LIGHT = {"backbones/arch_string", "backbones/plugins", "backbones/registry"}
+LIGHT = {"backbones/arch_string", "backbones/architecture", "backbones/plugins", "backbones/registry"}
 LIGHT |= {"files/tensor_file", "files/writer", "files/metadata", "files/model_file"}
 LIGHT |= {"training/recipe", "training/run_folder", "training/plot"}
 LIGHT |= {"deploy/budget", "deploy/card", "deploy/copying", "deploy/detach"}
@@ -168,3 +168,19 @@ def test_the_command_line_starts_without_recipes():
 def test_architectures_is_no_top_level_package_of_an_installation(tmp_path):
     code = "import importlib.util as u; assert u.find_spec('architectures') is None"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+LIST = """
+import sys
+from cnsn_cli.main import main
+
+sys.argv = ["cnsn", "archs", "--json"]
+try:
+    main()
+finally:
+    assert not {"torch", "cnsn_cli.architectures"} & set(sys.modules)
+"""
+
+
+def test_architectures_are_listed_without_torch():
+    assert '"vgg16"' in subprocess.check_output([sys.executable, "-c", LIST], text=True)

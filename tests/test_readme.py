@@ -61,7 +61,7 @@ def test_the_plugin_examples(distribution):
     distribution("my-nets", {"my_nets": source}, entry_points)
     task = Task.plain()
     for arch, exits in (("plain:depth=8", (2, 4)), ("twins:channels=24", (1, 2))):
-        network = Cnsn(registry.build(arch, task), exits, task)
+        network = Cnsn(registry.find(arch).build(task), exits, task)
         assert [logits.shape for logits in network(torch.randn(2, 3, 32, 32))] == [(2, 10)] * 3
 
 

@@ -1,10 +1,17 @@
-"""Networks without weights: their shapes are known, and next to nothing is computed or kept."""
+"""Networks without weights: their shapes are known, and next to nothing is computed or kept.
 
+Whoever builds a network for its shapes alone, or runs one on shapes, does it here. Knows torch modules in
+general, but no architecture, no unit and no sub-model.
+"""
+
+import copy
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 LARGEST = 2**14  # elements
@@ -42,3 +49,32 @@ def emptied(*networks: nn.Module) -> None:
             for name, buffer in module._buffers.items():
                 if buffer is not None and name not in module._non_persistent_buffers_set:
                     module._buffers[name] = buffer.to("meta")
+
+
+def on_meta(module: nn.Module, features: Tensor) -> Tensor:
+    """What `module` returns in eval mode, computed on shapes only; the module itself stays as it is."""
+    view = shared_copy(module)
+    for part in view.modules():
+        part.training = False
+    tensors = {name: tensor.to("meta") for name, tensor in view.named_parameters()}
+    tensors |= {name: buffer.to("meta") for name, buffer in view.named_buffers()}
+    output: Tensor = functional_call(view, tensors, features)
+    return output
+
+
+def shared_copy(
+    module: nn.Module, change: Callable[[nn.Module], nn.Module | None] = lambda module: None
+) -> nn.Module:
+    """A copy of the module tree that shares all tensors with `module`.
+
+    `change` may return another module, which replaces a part of the tree as it is; where it returns None,
+    the part is copied and its children are visited.
+    """
+    replacement = change(module)
+    if replacement is not None:
+        return replacement
+    view = copy.copy(module)
+    view._modules = {
+        name: None if child is None else shared_copy(child, change) for name, child in module._modules.items()
+    }
+    return view

@@ -1,6 +1,8 @@
 """Code that the user names: functions of modules and of files that build networks.
 
-A file that holds a network can ask for what was named here, and for nothing else: none makes code run.
+`--plugin` and `use_plugin` name functions here, and the registry looks among them. A file that holds a
+network can ask for a function that was named here or for an installed plug-in, and for nothing else. Knows
+no options and builds nothing.
 """
 
 import importlib.util
@@ -26,7 +28,7 @@ def use_plugin(plugin: str | Path) -> None:
     """
     path = Path(plugin)
     if path.suffix == ".py":
-        _named.update(f"{path.stem}:{name}" for name in _functions(_run(path)))
+        _named.update(f"{path.stem}:{name}" for name in _builders_in(_run(path)))
     elif is_function(str(plugin)):
         module = str(plugin).partition(":")[0]
         if not exists(module):
@@ -86,16 +88,18 @@ def _run(path: Path) -> ModuleType:
     return module
 
 
-def _functions(module: ModuleType) -> list[str]:
-    """Those that the file defines, not what it imports: a checkpoint may choose any of them."""
+def _builders_in(module: ModuleType) -> list[str]:
+    """Functions that the file defines itself, not those it imports: a checkpoint may choose any of them."""
     return [
         name
         for name, value in vars(module).items()
-        if callable(value) and getattr(value, "__module__", None) == module.__name__ and _builds(value)
+        if callable(value)
+        and getattr(value, "__module__", None) == module.__name__
+        and _takes_num_classes(value)
     ]
 
 
-def _builds(function: object) -> bool:
+def _takes_num_classes(function: object) -> bool:
     try:
         parameters = inspect.signature(function).parameters  # type: ignore[arg-type]
     except (TypeError, ValueError):

@@ -4,12 +4,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnsn_cli.backbones.registry import use_plugin_of
+from cnsn_cli.backbones.registry import architectures, find_typed
 from cnsn_cli.commands.options import ImageSize, Json, Plugin
 from cnsn_cli.commands.output import print_json, print_table
 
 if TYPE_CHECKING:
-    from cnsn_cli.backbones.borders import Border
+    from cnsn_cli.backbones.architecture import Architecture
+    from cnsn_cli.backbones.detach_points import Border
 
 
 def archs(
@@ -27,42 +28,35 @@ def archs(
     if name is None:
         _list_all(json)
     else:
-        use_plugin_of(name)
-        _show(name, image_size or 32, why, json)
+        _show(find_typed(name), image_size or 32, why, json)
 
 
 def _list_all(json: bool) -> None:
-    from cnsn_cli.backbones import registry
-
-    known = registry.architectures()
-    rows = [(name, registry.provider(entry)) for name, entry in known.items()]
+    rows = [(name, arch.provider) for name, arch in architectures().items()]
     if json:
         print_json({"architectures": [{"name": name, "provider": provider} for name, provider in rows]})
     else:
         print_table(("architecture", "provided by"), rows)
 
 
-def _show(arch: str, image_size: int, why: bool, json: bool) -> None:
-    from cnsn_cli.backbones import registry
-    from cnsn_cli.backbones.backbone import detach_points
-    from cnsn_cli.backbones.borders import borders
+def _show(arch: "Architecture", image_size: int, why: bool, json: bool) -> None:
+    from cnsn_cli.backbones.detach_points import borders, detach_points
     from cnsn_cli.task import Task
 
-    entry = registry.find(arch)
-    options = registry.options(entry)
+    options = arch.defaults()
     task = Task.plain(image_size=image_size)
-    backbone = registry.build_blank(arch, task)
+    backbone = arch.build_blank(task)
     points = detach_points(backbone, task.image_shape)
     places = borders(backbone, task.image_shape) if why else []
     if json:
         rows = [{"drops": p.drops, "unit": p.unit, "shape": p.shape} for p in points]
-        names = {"name": entry.name, "provider": registry.provider(entry)}
+        names = {"name": arch.name, "provider": arch.provider}
         content = {**names, "options": options, "detach_points": rows}
         print_json(content | ({"borders": [place._asdict() for place in places]} if why else {}))
         return
-    print(f"{arch}, provided by {registry.provider(entry)}")
+    print(f"{arch.text}, provided by {arch.provider}")
     shown = ", ".join(f"{key}={default}" for key, default in options.items())
-    print("options:", shown or ("those of its builder" if registry.takes_any(entry) else "none"))
+    print("options:", shown or ("those of its builder" if arch.takes_any else "none"))
     print_table(
         ("drops", "first unit kept", "feature map there"),
         [(str(p.drops), str(p.unit), " x ".join(map(str, p.shape))) for p in points],

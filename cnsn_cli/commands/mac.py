@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cnsn_cli.backbones.registry import use_plugin_of
+from cnsn_cli.backbones.registry import find_typed
 from cnsn_cli.commands.options import SIDE, Json, MaxBytes, MaxMacs, Plugin, limits, parse_exits
 from cnsn_cli.commands.output import print_json, print_models, print_table
 from cnsn_cli.deploy.budget import Candidate, choose
@@ -58,9 +58,8 @@ def mac(
     from cnsn_cli.files.checkpoint import load_blank
 
     if arch is not None:
-        use_plugin_of(arch)
         task = Task.plain(classes or 10, image_size or 32, in_channels or 3)
-        network: Cnsn | Model = blank_network(arch, cuts, task, step_down or "patch")
+        network: Cnsn | Model = blank_network(find_typed(arch), cuts, task, step_down or "patch")
         accuracies: list[float | None] = [None] * len(network.models())
     else:
         network, metadata, _ = load_blank(checkpoint or Path())

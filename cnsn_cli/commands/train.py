@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cnsn_cli import distributed
-from cnsn_cli.backbones.registry import use_plugin_of
+from cnsn_cli.backbones.registry import find_typed
 from cnsn_cli.commands.hyperparameters import with_hyperparameters
 from cnsn_cli.commands.options import (
     DataDir,
@@ -98,8 +98,7 @@ def train(
     json: Json = False,
 ) -> None:
     """Train a network together with its sub-models, and write a run folder."""
-    if arch is not None:
-        use_plugin_of(arch)
+    architecture = None if arch is None else find_typed(arch)
     cuts = parse_exits(exits or "")
     options: dict[str, Any] = {
         "drop": drop,
@@ -139,7 +138,17 @@ def train(
     chosen = load_recipe(recipe, overrides, baseline=not cuts and drop is None)
     folder = out or default_folder(arch, data)
     with _watched(folder, chosen) as watch:
-        finished = run(arch, cuts, data, chosen, folder, classes=classes, force=force, watch=watch, **options)
+        finished = run(
+            architecture or arch,
+            cuts,
+            data,
+            chosen,
+            folder,
+            classes=classes,
+            force=force,
+            watch=watch,
+            **options,
+        )
     report(finished, json)
 
 

@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.backbones.backbone import detach_points, on_meta
+from cnsn_cli.backbones.architecture import Architecture
+from cnsn_cli.backbones.detach_points import detach_points
+from cnsn_cli.backbones.meta import on_meta
 from cnsn_cli.files.model_file import ModelFile
 from cnsn_cli.network.network import Cnsn, Model, StepDown
 from cnsn_cli.task import Task
@@ -60,7 +62,7 @@ class LayerCost:
 
 
 def count_macs(
-    arch: str,
+    arch: str | Architecture,
     exits: tuple[int, ...] | None = None,
     task: Task | None = None,
     step_down: StepDown = "patch",
@@ -74,10 +76,10 @@ def count_macs(
 
 
 def blank_network(
-    arch: str, exits: tuple[int, ...] | None, task: Task, step_down: StepDown = "patch"
+    arch: str | Architecture, exits: tuple[int, ...] | None, task: Task, step_down: StepDown = "patch"
 ) -> Cnsn:
     """A network on the meta device; without `exits`, one with every sub-model, called `drop<k>`."""
-    backbone = registry.build_blank(arch, task)
+    backbone = registry.find(arch).build_blank(task)
     with torch.device("meta"):
         if exits is not None:
             return Cnsn(backbone, exits, task, step_down=step_down)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from cnsn_cli.backbones.backbone import on_meta
+from cnsn_cli.backbones.meta import on_meta
 
 if TYPE_CHECKING:
     from cnsn_cli.network.network import Cnsn, Model

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cnsn_cli.backbones.backbone import Backbone, DetachPoint, choose_exits, detach_points, on_meta
+from cnsn_cli.backbones.backbone import Backbone
+from cnsn_cli.backbones.detach_points import DetachPoint, choose_exits, detach_points
+from cnsn_cli.backbones.meta import on_meta
 from cnsn_cli.data.pixels import normalise, preprocess
 from cnsn_cli.network.batch_norm import SharedBatchNorm, fresh_statistics
 from cnsn_cli.network.step_down import STEP_DOWNS

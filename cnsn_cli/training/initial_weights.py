@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from cnsn_cli.backbones import registry
+from cnsn_cli.backbones.architecture import Architecture
 from cnsn_cli.backbones.backbone import Backbone
 from cnsn_cli.backbones.tracing.units import Segment
 from cnsn_cli.errors import CheckpointError
@@ -80,6 +80,6 @@ def from_file(path: Path) -> Start:
     return Start(read_plain(path), str(path))
 
 
-def from_publisher(arch: str, task: Task) -> Start:
+def from_publisher(arch: Architecture, task: Task) -> Start:
     """What an architecture has been published with. Raises ArchitectureError where that cannot be had."""
-    return Start(registry.pretrained(arch, task), f"pretrained weights of {arch}")
+    return Start(arch.pretrained(task), f"pretrained weights of {arch.text}")

@@ -5,6 +5,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from cnsn_cli.backbones.architecture import Architecture
 from cnsn_cli.evaluation.accuracy import ModelResult
 from cnsn_cli.files.checkpoint import save
 from cnsn_cli.files.metadata import ModelRecord, Selection
@@ -23,10 +24,17 @@ class Recorder:
     `before` is the state that `trainer` goes on from, if any. `best` is the best epoch so far.
     """
 
-    def __init__(self, folder: Path, trainer: Trainer, request: Request, before: State | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        trainer: Trainer,
+        request: Request,
+        arch: Architecture,
+        before: State | None = None,
+    ) -> None:
         self.folder, self.trainer, self.request = folder, trainer, request
         check_space(folder, file_sizes(trainer))
-        metadata = describe(trainer.network, request.arch, request.data, request.recipe, request.precision)
+        metadata = describe(trainer.network, arch, request.data, request.recipe, request.precision)
         self.metadata = metadata.model_copy(update={"started_from": request.started_from})
         self.metrics = before.metrics if before else ""
         epochs = before.epochs() if before else []

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cnsn_cli import distributed
-from cnsn_cli.backbones import registry
+from cnsn_cli.backbones.architecture import Architecture
 from cnsn_cli.data.datasets import Dataset, load_dataset
 from cnsn_cli.data.split import Split
 from cnsn_cli.errors import DataError, RecipeError
@@ -102,25 +102,24 @@ class Prepared(NamedTuple):
     drawn: tuple[str, ...] = ()
 
 
-def prepare(request: Request, resumed: bool = False) -> Prepared:
-    """Everything for a run, which if `resumed` gets its weights elsewhere.
+def prepare(request: Request, arch: Architecture, resumed: bool = False) -> Prepared:
+    """Everything for a run of `arch`, which if `resumed` gets its weights elsewhere.
 
     Raises a CnsnError where it cannot start.
     """
-    registry.find(request.arch)
     _check_start(request)
     if request.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
         torch.use_deterministic_algorithms(True)
-    arch, exits, recipe = request.arch, request.exits, request.recipe
-    base = load_base(Path(request.freeze_base), arch) if request.freeze_base else None
+    exits, recipe = request.exits, request.recipe
+    base = load_base(Path(request.freeze_base), request.arch) if request.freeze_base else None
     with distributed.first_ahead():  # it may have to download
         dataset = load_dataset(
             request.data, request.data_dir, request.image_size, request.in_channels, request.skip_bad
         )
     if base:
         dataset = _for_base(dataset, base, request)
-    start = None if resumed else _start(request, dataset)
+    start = None if resumed else _start(request, arch, dataset)
     fitted, held_out = split_off(dataset, recipe)
     network = (
         build_around(base, arch, exits, recipe)
@@ -141,10 +140,10 @@ def _check_start(request: Request) -> None:
         raise RecipeError(f"{' and '.join(several)} both say what a network starts with: give one of them")
 
 
-def _start(request: Request, dataset: Dataset) -> Start | None:
+def _start(request: Request, arch: Architecture, dataset: Dataset) -> Start | None:
     if request.pretrained:
         with distributed.first_ahead():  # it may have to download
-            return from_publisher(request.arch, dataset.task)
+            return from_publisher(arch, dataset.task)
     return from_file(Path(request.init)) if request.init else None
 
 

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 
 from cnsn_cli import distributed
+from cnsn_cli.backbones import registry
+from cnsn_cli.backbones.architecture import Architecture
 from cnsn_cli.data.datasets import Dataset
 from cnsn_cli.device import Precision, choose_device, default_precision
 from cnsn_cli.errors import DataError, TrainingError
@@ -63,7 +65,7 @@ Watch = Callable[[Started | Step | Epoch], None]
 
 
 def train(
-    arch: str,
+    arch: str | Architecture,
     exits: tuple[int, ...],
     data: str,
     recipe: Recipe,
@@ -98,7 +100,7 @@ def train(
     """
     chosen = choose_device(device)
     request = Request(
-        arch=arch,
+        arch=arch.text if isinstance(arch, Architecture) else arch,
         exits=exits,
         drop=drop,
         freeze_base=None if freeze_base is None else str(freeze_base),
@@ -117,13 +119,21 @@ def train(
         recipe=recipe,
     )
     with distributed.joined():
-        return _start(request, Path(out), force, classes, watch)
+        return _start(request, arch, Path(out), force, classes, watch)
 
 
-def _start(request: Request, folder: Path, force: bool, classes: int | None, watch: Watch) -> Run:
+def _start(
+    request: Request,
+    arch: str | Architecture,
+    folder: Path,
+    force: bool,
+    classes: int | None,
+    watch: Watch,
+) -> Run:
     refuse_existing(folder, force)
     request.interval()
-    prepared = prepare(request)
+    architecture = registry.find(arch)
+    prepared = prepare(request, architecture)
     dataset = prepared.dataset
     if classes not in (None, dataset.task.num_classes):
         raise DataError(
@@ -131,7 +141,7 @@ def _start(request: Request, folder: Path, force: bool, classes: int | None, wat
         )
     with locked(folder):
         refuse_existing(folder, force)  # once more, now that nobody else can fill it
-        return _run(Recorder(folder, prepared.trainer, request), prepared, watch)
+        return _run(Recorder(folder, prepared.trainer, request, architecture), prepared, watch)
 
 
 def resume(
@@ -155,9 +165,10 @@ def resume(
         request = request.with_changes({"device": device.type})  # one that was asked for may be `auto`
         here = environment(device)
         _check_differences(folder, state.request, request, differences(state.environment, here), override)
-        prepared = prepare(request, resumed=True)
+        arch = registry.find(request.arch)
+        prepared = prepare(request, arch, resumed=True)
         restore(folder / STATE, prepared.trainer, state)
-        return _run(Recorder(folder, prepared.trainer, request, state), prepared, watch)
+        return _run(Recorder(folder, prepared.trainer, request, arch, state), prepared, watch)
 
 
 def _check_differences(folder: Path, old: Request, new: Request, elsewhere: str, override: bool) -> None:

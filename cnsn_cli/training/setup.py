@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from cnsn_cli.backbones import registry
+from cnsn_cli.backbones.architecture import Architecture
 from cnsn_cli.device import Precision
 from cnsn_cli.errors import CheckpointError, RecipeError
 from cnsn_cli.evaluation.costs import model_costs
@@ -18,7 +19,7 @@ from cnsn_cli.training.recipe import Recipe
 
 
 def build_network(
-    arch: str,
+    arch: str | Architecture,
     exits: tuple[int, ...],
     task: Task,
     recipe: Recipe,
@@ -32,7 +33,7 @@ def build_network(
     """
     torch.manual_seed(recipe.seed)
     cuts = exits if drop is None else (drop,)
-    backbone = registry.build(arch, task)
+    backbone = registry.find(arch).build(task)
     if start:
         start.fill(backbone, task.num_classes)
     network = Cnsn(backbone, cuts, task, recipe.bn, recipe.step_down)
@@ -51,7 +52,7 @@ def load_base(path: Path, arch: str) -> Model:
     return base
 
 
-def build_around(base: Model, arch: str, exits: tuple[int, ...], recipe: Recipe) -> Cnsn:
+def build_around(base: Model, arch: Architecture, exits: tuple[int, ...], recipe: Recipe) -> Cnsn:
     """A network whose base-model is `base`, frozen; only its sub-models are new, and are to be trained."""
     if not exits:
         raise RecipeError("--freeze-base trains sub-models only: give --exits")
@@ -65,9 +66,14 @@ def build_around(base: Model, arch: str, exits: tuple[int, ...], recipe: Recipe)
 
 
 def describe(
-    network: Cnsn | Model, arch: str, data: str, recipe: Recipe, precision: Precision = "fp32"
+    network: Cnsn | Model,
+    arch: str | Architecture,
+    data: str,
+    recipe: Recipe,
+    precision: Precision = "fp32",
 ) -> Metadata:
     """All that can be said of a network before it is trained."""
+    architecture = registry.find(arch)
     models = [
         ModelRecord(first_unit=model.first_unit, **vars(cost))
         for model, cost in zip(network.models(), model_costs(network), strict=True)
@@ -75,8 +81,8 @@ def describe(
     return Metadata(
         format=FORMAT,
         kind="network" if isinstance(network, Cnsn) else "detached",
-        arch=arch,
-        provider=registry.provider(registry.find(arch)),
+        arch=architecture.text,
+        provider=architecture.provider,
         task=network.task,
         bn=recipe.bn,
         step_down=recipe.step_down,

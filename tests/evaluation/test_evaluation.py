@@ -109,7 +109,7 @@ def test_memory_formats_do_not_tell_a_detached_model_from_the_submodel(tmp_path)
     """At this width some units take 256 channels of 4 x 4 pixels, which evaluation lays out otherwise."""
     task = Task.plain()
     torch.manual_seed(0)
-    network = Cnsn(registry.build("vgg16:width=0.5", task), (2, 9), task)
+    network = Cnsn(registry.find("vgg16:width=0.5").build(task), (2, 9), task)
     network(torch.randn(4, 3, 32, 32))
     path = tmp_path / "whole.safetensors"
     save(path, network, describe(network, "vgg16:width=0.5", "digits", load_recipe("paper")))

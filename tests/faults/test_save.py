@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cnsn_cli.backbones import registry
 from cnsn_cli.deploy.detach import detach
 from cnsn_cli.errors import OutputError
 from cnsn_cli.files.checkpoint import load
@@ -30,11 +31,11 @@ def saving(tiny, tmp_path):
     """A run after its first epoch, and a function that saves the second one."""
     request = read_state(tiny["state"]).request
     recipe = load_recipe("quick", {"epochs": 2, "batch_size": 4})
-    trainer, *_ = prepare(Request(**{**dict(request), "recipe": recipe}))
+    trainer, *_ = prepare(Request(**{**dict(request), "recipe": recipe}), registry.find(request.arch))
     folder = tmp_path / "saved"
     folder.mkdir()
     request = request.model_copy(update={"recipe": recipe})
-    recorder = Recorder(folder, trainer, request)
+    recorder = Recorder(folder, trainer, request, registry.find(request.arch))
     recorder.start()
     first, second = (event for event in trainer.run() if isinstance(event, Epoch))
     trainer.epoch = 1

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.backbones.backbone import detach_points
+from cnsn_cli.backbones.detach_points import detach_points
 from cnsn_cli.deploy.detach import choose_model, detach, detach_all
 from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError, OutputError
 from cnsn_cli.files import tensor_file
@@ -32,7 +32,7 @@ TASK = Task(("cat", "dog", "eel"), 32, 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 def write(path: Path, arch: str, exits: tuple[int, ...], bn: str = "private") -> Cnsn:
     """A network whose statistics are not those of a fresh one, in a file."""
     torch.manual_seed(0)
-    network = Cnsn(registry.build(arch, TASK), exits, TASK, bn)
+    network = Cnsn(registry.find(arch).build(TASK), exits, TASK, bn)
     for _ in range(2):
         network(torch.randn(4, 3, 32, 32) * 2 + 1)
     save(path, network, describe(network, arch, "digits", load_recipe("paper", {"bn": bn})))
@@ -57,7 +57,9 @@ def test_what_is_saved_is_loaded(tmp_path, bn):
 )
 def test_a_detached_model_is_the_submodel(tmp_path, arch, bn):
     whole = tmp_path / "whole.safetensors"
-    exits = tuple(point.drops for point in detach_points(registry.build_blank(arch, TASK), TASK.image_shape))
+    exits = tuple(
+        point.drops for point in detach_points(registry.find(arch).build_blank(TASK), TASK.image_shape)
+    )
     network = write(whole, arch, exits, bn)
     images = torch.randn(3, 3, 32, 32)
     for index, model in enumerate(load(whole).models()):

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.backbones.backbone import Backbone, detach_points
+from cnsn_cli.backbones.backbone import Backbone
+from cnsn_cli.backbones.detach_points import detach_points
 from cnsn_cli.errors import DetachPointError
 from cnsn_cli.network.loss import multi_model_loss
 from cnsn_cli.network.network import Cnsn
@@ -31,12 +32,12 @@ CASES = [
 
 def build(arch: str, exits: tuple[int, ...], bn: str = "private", seed: int = 0) -> Cnsn:
     torch.manual_seed(seed)
-    return Cnsn(registry.build(arch, TASK), exits, TASK, bn)
+    return Cnsn(registry.find(arch).build(TASK), exits, TASK, bn)
 
 
 def separate_models(arch: str, exits: tuple[int, ...], network: Cnsn) -> list[nn.Sequential]:
     """The models as the paper has them, each with modules of its own: plain torch, nothing of ours."""
-    backbone = registry.build(arch, TASK)
+    backbone = registry.find(arch).build(TASK)
     state = network.state_dict()
     for part, module in (("units.", backbone.units), ("head.", backbone.head)):
         own = {name.removeprefix(part): t for name, t in state.items() if name.startswith(part)}
@@ -128,7 +129,7 @@ def test_shared_statistics_are_updated_by_each_model_in_turn():
 
 def test_learnable_parameters_are_those_of_the_base_and_the_step_downs():
     network = build("vgg16:width=0.1", (2, 7))
-    plain = registry.build("vgg16:width=0.1", TASK)
+    plain = registry.find("vgg16:width=0.1").build(TASK)
     expected = sum(p.numel() for part in (plain.units, plain.head) for p in part.parameters())
     for submodel in network.submodels:
         expected += sum(p.numel() for p in submodel.step_down.parameters())
@@ -136,7 +137,7 @@ def test_learnable_parameters_are_those_of_the_base_and_the_step_downs():
 
 
 def test_names_of_tensors_are_the_ordinary_ones():
-    network, plain = build("resnet20", (3,)), registry.build("resnet20", TASK)
+    network, plain = build("resnet20", (3,)), registry.find("resnet20").build(TASK)
     names = set(network.state_dict())
     assert {f"units.{name}" for name in plain.units.state_dict()} <= names
     assert {f"head.{name}" for name in plain.head.state_dict()} <= names

@@ -28,7 +28,7 @@ def images():
 
 def network(bn: str = "private") -> Cnsn:
     torch.manual_seed(0)
-    return Cnsn(registry.build(TINY, Task.plain()), (1, 4), Task.plain(), bn)
+    return Cnsn(registry.find(TINY).build(Task.plain()), (1, 4), Task.plain(), bn)
 
 
 def norms(model: nn.Module) -> list[nn.BatchNorm2d]:

@@ -24,7 +24,7 @@ def dataset(image_folder):
 
 def network(dataset) -> Cnsn:
     torch.manual_seed(0)
-    return Cnsn(registry.build(TINY, dataset.task), (1, 4), dataset.task)
+    return Cnsn(registry.find(TINY).build(dataset.task), (1, 4), dataset.task)
 
 
 def one_step(dataset, **changes: object) -> tuple[Trainer, Epoch]:

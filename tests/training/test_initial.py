@@ -51,7 +51,7 @@ def tensors(backbone: Backbone) -> dict[str, torch.Tensor]:
 
 def test_all_weights_but_those_of_another_classifier_are_taken(tmp_path):
     save_file(published(), tmp_path / "weights.safetensors")
-    backbone, start = registry.build(ARCH, TASK), from_file(tmp_path / "weights.safetensors")
+    backbone, start = registry.find(ARCH).build(TASK), from_file(tmp_path / "weights.safetensors")
     start.fill(backbone, 2)
     assert set(start.drawn) == set(CLASSIFIER)
     found, given = tensors(backbone), published()
@@ -64,7 +64,7 @@ def test_all_weights_but_those_of_another_classifier_are_taken(tmp_path):
 
 
 def test_a_builtin_backbone_takes_its_own_names(checkpoint):
-    backbone = registry.build(TINY, TASK)
+    backbone = registry.find(TINY).build(TASK)
     from_file(checkpoint).fill(backbone, 2)
     own = torch.nn.ModuleDict({"units": backbone.units, "head": backbone.head}).state_dict()
     assert all(torch.equal(own[name], load_file(checkpoint)[name]) for name in own)
@@ -88,7 +88,7 @@ def test_weights_of_another_network(change, message):
     state = published()
     change(state)
     with pytest.raises(CheckpointError, match=message):
-        Start(state, "x").fill(registry.build(ARCH, TASK), 2)
+        Start(state, "x").fill(registry.find(ARCH).build(TASK), 2)
 
 
 class Meaning(nn.Module):
@@ -154,7 +154,7 @@ def test_what_torchvision_publishes(cnsn, capsys, monkeypatch, quick, image_fold
         return squeezed()
 
     monkeypatch.setattr(models._api.WeightsEnum, "get_state_dict", fetched)
-    start = from_publisher(SQUEEZENET, TASK)
+    start = from_publisher(registry.find(SQUEEZENET), TASK)
     assert asked == [models.SqueezeNet1_1_Weights.DEFAULT]
     assert capsys.readouterr() == ("", "Downloading\n")
     assert all(torch.equal(tensor, start.weights[name]) for name, tensor in squeezed().items())
@@ -171,8 +171,8 @@ def test_googlenet_is_taken_without_its_other_classifiers(monkeypatch):
     state = models.googlenet(init_weights=False).state_dict()
     monkeypatch.setattr(models._api.WeightsEnum, "get_state_dict", lambda self, *a, **b: state)
     task = Task.plain(classes=7)
-    start = from_publisher("torchvision:googlenet", task)
-    start.fill(registry.build("torchvision:googlenet", task), 7)
+    start = from_publisher(registry.find("torchvision:googlenet"), task)
+    start.fill(registry.find("torchvision:googlenet").build(task), 7)
     assert set(start.drawn) == {"fc.weight", "fc.bias"}
 
 
@@ -182,9 +182,9 @@ def test_what_timm_publishes(monkeypatch):
     torch.manual_seed(5)
     state = timm.create_model("lcnet_050").state_dict()
     monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", lambda *a, **b: dict(state))
-    start = from_publisher("timm:lcnet_050", TASK)
+    start = from_publisher(registry.find("timm:lcnet_050"), TASK)
     assert all(torch.equal(tensor, start.weights[name]) for name, tensor in state.items())
-    start.fill(registry.build("timm:lcnet_050", TASK), 2)
+    start.fill(registry.find("timm:lcnet_050").build(TASK), 2)
     assert set(start.drawn) == {"classifier.weight", "classifier.bias"}
 
 
@@ -218,4 +218,4 @@ def test_sub_models_on_a_base_that_started_with_weights(weights, quick, image_fo
 
 def test_no_weights_for_an_unknown_architecture():
     with pytest.raises(ArchitectureError, match="unknown architecture 'nothing'"):
-        from_publisher("nothing", TASK)
+        from_publisher(registry.find("nothing"), TASK)

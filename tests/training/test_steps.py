@@ -37,7 +37,7 @@ def split() -> MemorySplit:
 
 def network() -> Cnsn:
     torch.manual_seed(0)
-    return Cnsn(registry.build(TINY, TASK), (1, 4), TASK)
+    return Cnsn(registry.find(TINY).build(TASK), (1, 4), TASK)
 
 
 def losses(logits: list[Tensor], labels: Tensor) -> list[Tensor]:

@@ -38,7 +38,7 @@ def trainer(network: Cnsn, split: Split, **changes: object) -> Trainer:
 
 def network(dataset, seed: int = 0) -> Cnsn:
     torch.manual_seed(seed)
-    return Cnsn(registry.build(TINY, dataset.task), (1, 4), dataset.task)
+    return Cnsn(registry.find(TINY).build(dataset.task), (1, 4), dataset.task)
 
 
 @pytest.fixture(scope="module")

@@ -1,48 +1,36 @@
-"""The graph of a network: how images flow through it, and what is needed where."""
+"""How values flow through a Graph: the convs before each node, and what is needed after each node.
 
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+                             .--> short --.
+    images -> first -> drop -|            +-> add -> linear -> logits      first, short, long: convs
+                             '--> long ---'
+
+    node            images   first   drop   short         long          add   linear
+    convs up to it  0        1       1      2             2             2     2
+    needed later    images   first   drop   drop, short   short, long   add   linear
+
+Where the name of the node stands alone, the node is all that is known of the images: a network may be cut
+there. units.py asks and decides where. This module knows nodes, convs and weights, but no shapes and no
+units.
+"""
+
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from cnsn_cli.backbones.tracing.trace import Graph, Layers, from_images
+
 CONVS = (F.conv2d, torch.conv2d)
-Layers = Mapping[str, nn.Module | Tensor]
-
-
-class Graph(NamedTuple):
-    """`nodes`, a graph without dead nodes, and what it calls or reads, by name.
-
-    `constants` are tensors that files of the network do not hold: plain attributes, buffers that are not
-    persistent, and what a forward pass makes.
-    """
-
-    nodes: fx.Graph
-    layers: Layers
-    constants: Mapping[str, Tensor]
-
-
-def images_of(graph: fx.Graph) -> fx.Node:
-    images: fx.Node = next(iter(graph.find_nodes(op="placeholder")))
-    return images
 
 
 def depths(graph: Graph) -> dict[fx.Node, int]:
-    """For every node that depends on the images, the convs on the longest path from them.
-
-    Their number does not count as one: it can be read off any features.
-    """
+    """For every node that depends on the images, the convs on the longest path from the images to it."""
     found: dict[fx.Node, int] = {}
-    for node in graph.nodes.nodes:
+    for node in from_images(graph.nodes):
         before = [found[source] for source in node.all_input_nodes if source in found]
-        if node.op == "placeholder" or (before and not is_batch_size(node)):
-            found[node] = max(before, default=0) + is_conv(node, graph.layers)
+        found[node] = max(before, default=0) + is_conv(node, graph.layers)
     return found
-
-
-def is_batch_size(node: fx.Node) -> bool:
-    return node.op == "call_method" and node.target == "size" and node.args == (images_of(node.graph), 0)
 
 
 def is_conv(node: fx.Node, layers: Layers) -> bool:
@@ -54,11 +42,10 @@ def is_conv(node: fx.Node, layers: Layers) -> bool:
 def needed_later(graph: Graph) -> dict[fx.Node, tuple[str, ...]]:
     """After each node that depends on the images: what is known there and needed later.
 
-    These are such nodes, by name, and weights that are used both before and later.
+    Needed are such nodes, by name, and weights that are used both before and later.
     """
-    nodes = list(graph.nodes.nodes)
-    place = {node: index for index, node in enumerate(nodes)}
-    depending = [node for node in depths(graph) if node.op != "output"]
+    place = {node: index for index, node in enumerate(graph.nodes.nodes)}
+    depending = [node for node in from_images(graph.nodes) if node.op != "output"]
     ends = {node.name: max(place[user] for user in node.users) for node in depending if node.users}
     starting = {node: [node.name] for node in depending}
     for layer, uses in _uses_of_weights(graph):
@@ -68,25 +55,24 @@ def needed_later(graph: Graph) -> dict[fx.Node, tuple[str, ...]]:
             starting[uses[0]].append(name)
     alive: dict[str, None] = {}
     found = {}
-    for node in nodes:
-        alive |= dict.fromkeys(starting.get(node, ()))
+    for node in depending:
+        alive |= dict.fromkeys(starting[node])
         alive = {name: None for name in alive if ends.get(name, -1) > place[node]}
-        if node in starting and node.op != "output":
-            found[node] = tuple(alive)
-    return {node: found[node] for node in depending}
+        found[node] = tuple(alive)
+    return found
 
 
 def _uses_of_weights(graph: Graph) -> Iterable[tuple[str, list[fx.Node]]]:
-    """The name of every parameter and buffer, and the nodes with images that use it or what is made of it."""
-    with_images = depths(graph).keys()
-    behind: dict[fx.Node, dict[int, str]] = {}  # of nodes without images: the weights that they are made of
+    """Every parameter and buffer by name, and the nodes with images that use it or what is made of it."""
+    with_images = from_images(graph.nodes)
+    made_of: dict[fx.Node, dict[int, str]] = {}  # of nodes without images: the weights they are computed from
     uses: dict[int, tuple[str, list[fx.Node]]] = {}
     for node in graph.nodes.nodes:
         weights = _weights_of(node, graph)
         for source in node.all_input_nodes:
-            weights |= behind.get(source, {})
+            weights |= made_of.get(source, {})
         if node not in with_images:
-            behind[node] = weights
+            made_of[node] = weights
             continue
         for key, name in weights.items():
             uses.setdefault(key, (name, []))[1].append(node)

@@ -1,4 +1,8 @@
-"""Do the pieces of a network do what it does, in evaluation and in training?"""
+"""Do the pieces of a network do what the network does, in evaluation and in training?
+
+Architecture asks after it has built a backbone with weights. This module runs both and compares their
+numbers; it knows nothing of graphs.
+"""
 
 from collections.abc import Sequence
 
@@ -45,7 +49,7 @@ def check_same(network: nn.Module, backbone: Backbone, task: Task) -> None:
 
 @torch.inference_mode()
 def _logits(network: nn.Module, whole: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Those of two images by a network and by its pieces, and by these where the second is another."""
+    """Logits of two images: of the network, its pieces, and its pieces when the second image is another."""
     others = torch.stack([images[0], -3 * images[1]])
     modes = nn.ModuleList([network, whole])
     modes.eval()
@@ -56,9 +60,10 @@ def _logits(network: nn.Module, whole: nn.Module, images: Tensor) -> tuple[Tenso
 
 
 def _check_training(network: nn.Module, whole: nn.Module, images: Tensor) -> None:
+    """Raises ArchitectureError unless both have the same logits and gradients in training."""
     name, weights = type(network).__name__, [p for p in network.parameters() if p.requires_grad]
     try:
-        expected, found = (_lesson(part, images, weights) for part in (network, whole))
+        expected, found = (_logits_and_gradients(part, images, weights) for part in (network, whole))
     except Exception as error:  # whatever the network's code raises
         raise ArchitectureError(f"{name} cannot be trained: {one_line(error)}") from error
     if not all(map(_close, found, expected)):
@@ -68,7 +73,7 @@ def _check_training(network: nn.Module, whole: nn.Module, images: Tensor) -> Non
         )
 
 
-def _lesson(part: nn.Module, images: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+def _logits_and_gradients(part: nn.Module, images: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
     """Logits in training, and gradients; what the forward pass does to buffers is undone."""
     before = [(buffer, buffer.clone()) for buffer in part.buffers()]
     with torch.random.fork_rng(devices=()):

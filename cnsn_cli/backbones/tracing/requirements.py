@@ -1,4 +1,8 @@
-"""What an ordinary network must be, so that torch.fx can follow images through it."""
+"""What an ordinary network must be, so that torch.fx can follow images through it and a file can hold it.
+
+units.py asks before it traces a network. This module looks at modules, parameters and the signature of
+`forward`; it runs nothing and knows nothing of graphs.
+"""
 
 import inspect
 

@@ -1,11 +1,21 @@
-"""The graph of an ordinary network: what torch.fx sees when images go through it."""
+"""From an ordinary network to its graph: what torch.fx sees when images go through the network.
+
+    def forward(self, images):
+        a = F.dropout(self.first(images))                            .--> short --.
+        b = self.short(a) + self.long(a)     images -> first -> drop -|            +-> add -> linear -> output
+        return self.linear(b)                                        '--> long ---'
+
+units.py calls `graph_of` twice, in evaluation and in training. A node is a call of a layer, of a function or
+of a method, or reads a tensor. This module knows the order of the nodes and which of them depend on the
+images, but no convs, no units and no cuts.
+"""
 
 import inspect
 import operator
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +23,6 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cnsn_cli.backbones.plugins import GUIDE
-from cnsn_cli.backbones.tracing.dataflow import Graph, Layers, depths, images_of
 from cnsn_cli.errors import ArchitectureError, one_line
 
 DROPOUTS: dict[object, Callable[..., nn.Module]] = {
@@ -24,13 +33,26 @@ DROPOUTS: dict[object, Callable[..., nn.Module]] = {
     F.feature_alpha_dropout: nn.FeatureAlphaDropout,
 }
 AUGMENTED = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+Layers = Mapping[str, nn.Module | Tensor]
+
+
+class Graph(NamedTuple):
+    """What a network does with images: `nodes`, none of them dead, and what they call or read, by name.
+
+    `constants` are tensors that files of the network do not hold: plain attributes, buffers that are not
+    persistent, and what a forward pass makes.
+    """
+
+    nodes: fx.Graph
+    layers: Layers
+    constants: Mapping[str, Tensor]
 
 
 class _Tracer(fx.Tracer):
-    """Looks into modules that have children. What a module without any does is its own business."""
+    """Follows images into modules that have children. A module without children is one node."""
 
     def getattr(self, attr: str, value: Any, cache: dict[str, Any]) -> Any:
-        """Buffers as the graph reads them; else they are constants wherever something is made of them."""
+        """Record reads of buffers as get_attr nodes; fx would bake in what is computed from them."""
         buffers = self.root.named_buffers() if isinstance(value, Tensor) else ()
         name = next((name for name, buffer in buffers if buffer is value), None)
         if name is None:
@@ -40,7 +62,7 @@ class _Tracer(fx.Tracer):
         return cache[name]
 
     def to_bool(self, proxy: fx.Proxy) -> bool:
-        """What a network asserts holds: it is run once before its pieces are used."""
+        """Take as true what a network asserts: it is run once before its pieces are used."""
         place = _last_outside_torch(traceback.extract_stack()[:-1])
         return (place.line or "").startswith("assert ") or super().to_bool(proxy)
 
@@ -56,9 +78,9 @@ def graph_of(network: nn.Module, training: bool) -> Graph:
     """
     network.train(training)
     own = set(vars(network))
-    nodes = _symbolic(network)
+    nodes = _trace(network)
     _count_images_once(nodes)
-    weights, constants = _read_tensors(network, nodes)
+    weights, constants = _tensors_read(network, nodes)
     for name in set(vars(network)) - own:  # where fx leaves constants that a forward pass makes
         delattr(network, name)
     modules = dict(network.named_modules(remove_duplicate=False))
@@ -69,7 +91,7 @@ def graph_of(network: nn.Module, training: bool) -> Graph:
     return graph
 
 
-def _symbolic(network: nn.Module) -> fx.Graph:
+def _trace(network: nn.Module) -> fx.Graph:
     from torchvision.ops import stochastic_depth
 
     name = type(network).__name__
@@ -101,18 +123,40 @@ def _last_outside_torch(frames: list[traceback.FrameSummary]) -> traceback.Frame
     return [f for f in frames if not f.filename.startswith((torch_folder, __file__))][-1]
 
 
-def _read_tensors(network: nn.Module, graph: fx.Graph) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Tensors that a graph reads by itself: weights and buffers, and constants."""
+def _tensors_read(network: nn.Module, graph: fx.Graph) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors that a graph reads outside of layers: first weights and buffers, then constants."""
     weights: dict[str, Tensor] = {}
     constants: dict[str, Tensor] = {}
     for node in graph.find_nodes(op="get_attr"):
         parent, _, last = node.target.rpartition(".")
         holder = network.get_submodule(parent)
         if isinstance(getattr(holder, last), fx.Proxy):
-            raise _changing(network, node)
+            raise _changes_weights(network, node)
         plain = last in vars(holder) or last in holder._non_persistent_buffers_set
         (constants if plain else weights)[node.target] = getattr(holder, last)
     return weights, constants
+
+
+def images_of(nodes: fx.Graph) -> fx.Node:
+    images: fx.Node = next(iter(nodes.find_nodes(op="placeholder")))
+    return images
+
+
+def from_images(nodes: fx.Graph) -> dict[fx.Node, None]:
+    """The nodes that depend on the images, in order.
+
+    The batch size is no such node: every feature map has it.
+    """
+    found: dict[fx.Node, None] = {}
+    for node in nodes.nodes:
+        depends = any(source in found for source in node.all_input_nodes) and not is_batch_size(node)
+        if node.op == "placeholder" or depends:
+            found[node] = None
+    return found
+
+
+def is_batch_size(node: fx.Node) -> bool:
+    return node.op == "call_method" and node.target == "size" and node.args == (images_of(node.graph), 0)
 
 
 def _count_images_once(graph: fx.Graph) -> None:
@@ -151,7 +195,7 @@ def _dropouts_as_layers(graph: fx.Graph, training: bool) -> dict[str, nn.Module]
     return made
 
 
-def _changing(network: nn.Module, node: fx.Node) -> ArchitectureError:
+def _changes_weights(network: nn.Module, node: fx.Node) -> ArchitectureError:
     return ArchitectureError(
         f"{type(network).__name__} changes its weights or buffers when images go through it, by {node.name}: "
         f"write a plug-in for it ({GUIDE})"
@@ -163,12 +207,12 @@ def _check_changes(graph: Graph, network: nn.Module) -> None:
 
     What is made of weights may be changed in place, if it is used only so.
     """
-    with_images = depths(graph)
+    with_images = from_images(graph.nodes)
     for node in graph.nodes.nodes:
         if node not in with_images and _changes_tensors(node, graph.layers):
             (changed, *_) = node.all_input_nodes
             if changed.op == "get_attr" or len(changed.users) > 1 or not node.users:
-                raise _changing(network, node)
+                raise _changes_weights(network, node)
 
 
 def _erase_dead(graph: Graph) -> None:

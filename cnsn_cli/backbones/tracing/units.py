@@ -1,7 +1,16 @@
-"""A Backbone out of an ordinary network: units end where one tensor separates images from logits.
+"""From an ordinary network to a Backbone: a unit ends where one feature map separates images from logits.
 
-Layers keep the names that they have in the network: `layer1.0.conv1.weight` becomes
-`units.1.layer1.0.conv1.weight`.
+    images -> first -> drop --> short --+-> add -> last -> mean -> linear -> logits
+                              '-> long --'
+
+    unit ends             drop             add       last
+    Segments     | first drop | short long add | last | mean linear |
+                 units.0      units.1            units.2  head
+
+Architecture calls `traced` with the network that a plug-in returned. A unit end is the last such place before
+the next conv. A Segment is a module that runs the stretch of the graph between two unit ends. Layers keep the
+names that they have in the network: `layer1.0.conv1.weight` becomes `units.1.layer1.0.conv1.weight`. This
+module knows no sub-models: detach_points.py says which units may follow a step-down conv.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,11 +20,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from cnsn_cli.backbones.backbone import Backbone, Obstacle, UnitNote, on_meta
+from cnsn_cli.backbones.backbone import Backbone, Obstacle, UnitNote
+from cnsn_cli.backbones.meta import on_meta
 from cnsn_cli.backbones.plugins import GUIDE
-from cnsn_cli.backbones.tracing.dataflow import Graph, depths, is_batch_size, is_conv, needed_later
+from cnsn_cli.backbones.tracing.dataflow import depths, is_conv, needed_later
 from cnsn_cli.backbones.tracing.requirements import check_ordinary
-from cnsn_cli.backbones.tracing.trace import graph_of
+from cnsn_cli.backbones.tracing.trace import Graph, from_images, graph_of, is_batch_size
 from cnsn_cli.errors import ArchitectureError, one_line
 from cnsn_cli.task import Task
 
@@ -32,7 +42,7 @@ class Segment(nn.Module):
         super().__init__()
         used = [str(node.target) for node in nodes.nodes if node.op in ("call_module", "get_attr")]
         for name in used:
-            _place(self, name, graph.layers[name])
+            _register(self, name, graph.layers[name])
         self.constants__ = graph.constants.keys() & used
         # The code that fx writes for a graph, without its module, which cannot be copied cheaply.
         self.run__: Callable[..., Tensor] = type(fx.GraphModule(self, nodes)).forward
@@ -41,7 +51,8 @@ class Segment(nn.Module):
         return self.run__(self, features)
 
 
-def _place(root: nn.Module, name: str, layer: nn.Module | Tensor) -> None:
+def _register(root: nn.Module, name: str, layer: nn.Module | Tensor) -> None:
+    """Give `root` a layer or a tensor under a dotted name, as torch does for nested modules."""
     *containers, last = name.split(".")
     for container in containers:
         if container not in root._modules:
@@ -55,7 +66,7 @@ def _place(root: nn.Module, name: str, layer: nn.Module | Tensor) -> None:
         root.register_buffer(last, layer.clone())  # a constant may be used in several units
 
 
-class Border(NamedTuple):
+class UnitEnd(NamedTuple):
     """A place where `value` is all that is known of the images; `drops` convs lie before it."""
 
     value: fx.Node
@@ -73,18 +84,18 @@ def traced(network: nn.Module, task: Task) -> Backbone:
     check_ordinary(network)
     in_evaluation = graph_of(network, training=False)
     needed = needed_later(in_evaluation)
-    borders = _borders(in_evaluation, needed, task)
-    _check_cuts(network, in_evaluation, borders)
+    ends = _unit_ends(in_evaluation, needed, task)
+    _check_cuts(network, in_evaluation, ends)
     graph = graph_of(network, training=True)
-    if not _same(graph, in_evaluation):
+    if not _compute_the_same(graph, in_evaluation):
         raise ArchitectureError(
             f"{type(network).__name__} computes something else in training than in evaluation: write a "
             f"plug-in for it ({GUIDE})"
         )
-    return _backbone(in_evaluation, needed, borders)
+    return _backbone(in_evaluation, needed, ends)
 
 
-def _same(graph: Graph, other: Graph) -> bool:
+def _compute_the_same(graph: Graph, other: Graph) -> bool:
     """Whether two graphs of one network compute the same."""
     return str(graph.nodes) == str(other.nodes) and all(
         torch.equal(constant, other.constants[name])
@@ -93,12 +104,12 @@ def _same(graph: Graph, other: Graph) -> bool:
     )
 
 
-def _borders(graph: Graph, needed: Mapping[fx.Node, tuple[str, ...]], task: Task) -> list[Border]:
-    """Where one feature map is all that is known; of several places behind as many convs, the last."""
+def _unit_ends(graph: Graph, needed: Mapping[fx.Node, tuple[str, ...]], task: Task) -> list[UnitEnd]:
+    """Where one feature map is all that is known; of several places after as many convs, the last."""
     convs = depths(graph)
     alone = [node for node, names in needed.items() if names == (node.name,) and convs[node]]
     (output,) = graph.nodes.find_nodes(op="output")
-    *shapes, logits = _shapes(graph, [*alone, output.args[0]], task.image_shape)
+    *shapes, logits = _shapes_of(graph, [*alone, output.args[0]], task.image_shape)
     if logits != (1, task.num_classes):
         found = " x ".join(map(str, logits))
         raise ArchitectureError(
@@ -106,40 +117,41 @@ def _borders(graph: Graph, needed: Mapping[fx.Node, tuple[str, ...]], task: Task
             "take num_classes"
         )
     last = {convs[node]: node for node, shape in zip(alone, shapes, strict=True) if len(shape) == 4}
-    return [Border(node, drops) for drops, node in last.items()]
+    return [UnitEnd(node, drops) for drops, node in last.items()]
 
 
-def _check_cuts(network: nn.Module, graph: Graph, borders: list[Border]) -> None:
+def _check_cuts(network: nn.Module, graph: Graph, ends: list[UnitEnd]) -> None:
     name, convs = type(network).__name__, max(depths(graph).values())
     if convs < 2:
         raise ArchitectureError(
             f"no sub-model can be detached from {name}: a cut goes between two conv layers, and its longest "
             f"path has {convs}"
         )
-    if not any(border.drops < borders[-1].drops for border in borders):
+    if not any(end.drops < ends[-1].drops for end in ends):
         raise ArchitectureError(
             f"no sub-model can be detached from {name}: nowhere between its convs one feature map is all "
             f"that is known of the images; a plug-in may know better ({GUIDE})"
         )
 
 
-def _backbone(graph: Graph, needed: Mapping[fx.Node, tuple[str, ...]], borders: list[Border]) -> Backbone:
-    nodes = list(depths(graph))  # what depends on weights alone is computed where it is needed
-    values = [nodes[0], *(border.value for border in borders)]
+def _backbone(graph: Graph, needed: Mapping[fx.Node, tuple[str, ...]], ends: list[UnitEnd]) -> Backbone:
+    """The stretches between unit ends as Segments; what follows the last end is the head."""
+    nodes = list(from_images(graph.nodes))  # what depends on weights alone is computed where it is needed
+    values = [nodes[0], *(end.value for end in ends)]
     places = [nodes.index(value) for value in values]
-    stretches = [nodes[start + 1 : end + 1] for start, end in pairwise([*places, len(nodes) - 2])]
+    stretches = [nodes[start + 1 : last + 1] for start, last in pairwise([*places, len(nodes) - 2])]
     outputs = [*values[1:], nodes[-1].args[0]]
     parts = [
-        Segment(_subgraph(stretch, value, output), graph)
+        Segment(_graph_between(stretch, value, output), graph)
         for stretch, value, output in zip(stretches, values, outputs, strict=True)
     ]
-    counts = tuple(after - before for before, after in pairwise([0, *(b.drops for b in borders)]))
-    notes = tuple(_note(stretch, graph, needed) for stretch in stretches[:-1])
+    counts = tuple(after - before for before, after in pairwise([0, *(end.drops for end in ends)]))
+    notes = tuple(_unit_note(stretch, graph, needed) for stretch in stretches[:-1])
     return Backbone(nn.Sequential(*parts[:-1]), parts[-1], counts, notes)
 
 
-def _subgraph(stretch: list[fx.Node], value: fx.Node, output: Any) -> fx.Graph:
-    """The nodes of `stretch` as a graph of their own, from `value` to `output`, with the weights they use."""
+def _graph_between(stretch: list[fx.Node], value: fx.Node, output: Any) -> fx.Graph:
+    """The nodes of `stretch` as their own graph, from `value` to `output`, with the weights that they use."""
     graph = fx.Graph()
     features = graph.placeholder("features")
     copies = {value: features}
@@ -156,7 +168,9 @@ def _subgraph(stretch: list[fx.Node], value: fx.Node, output: Any) -> fx.Graph:
     return graph
 
 
-def _shapes(graph: Graph, values: list[fx.Node], image_shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
+def _shapes_of(
+    graph: Graph, values: list[fx.Node], image_shape: tuple[int, int, int]
+) -> list[tuple[int, ...]]:
     """The shape of every value, () for what is no tensor; at a usual size where images are too small."""
     watched = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -176,15 +190,16 @@ def _shapes(graph: Graph, values: list[fx.Node], image_shape: tuple[int, int, in
     raise ArchitectureError(f"it takes no images of shape {image_shape}: {reasons[0]}")
 
 
-def _note(stretch: list[fx.Node], graph: Graph, needed: Mapping[fx.Node, tuple[str, ...]]) -> UnitNote:
-    """The last node of a unit; and for every conv inside, what is needed at the narrowest place behind it."""
+def _unit_note(stretch: list[fx.Node], graph: Graph, needed: Mapping[fx.Node, tuple[str, ...]]) -> UnitNote:
+    """The unit's last node, and for each pair of convs the smallest set of values that a cut must pass on."""
     convs = [index for index, node in enumerate(stretch) if is_conv(node, graph.layers)]
     obstacles = []
     for conv, following in pairwise(convs):
         between = [needed[node] for node in stretch[conv:following] if node in needed]
-        obstacles.append(Obstacle(_title(stretch[conv]), min(between, key=len)))
-    return UnitNote(_title(stretch[-1]), tuple(obstacles))
+        obstacles.append(Obstacle(_shown_name(stretch[conv]), min(between, key=len)))
+    return UnitNote(_shown_name(stretch[-1]), tuple(obstacles))
 
 
-def _title(node: fx.Node) -> str:
+def _shown_name(node: fx.Node) -> str:
+    """What `cnsn archs --why` calls a node: its layer by name, or else the node."""
     return str(node.target) if node.op == "call_module" else node.name

@@ -7,8 +7,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
-from cnsn_cli.backbones import registry
-from cnsn_cli.backbones.backbone import detach_points
+from cnsn_cli.backbones import arch_string, registry
+from cnsn_cli.backbones.detach_points import detach_points
 from cnsn_cli.deploy.detach import detach
 from cnsn_cli.deploy.export import export
 from cnsn_cli.errors import ArchitectureError
@@ -38,7 +38,7 @@ TEN = {  # pixels a side, exits
 
 def original(arch: str, classes: int) -> nn.Module:
     """The network as its library builds it, with running statistics that are not those it starts with."""
-    library, name, options = registry.parse(arch)
+    library, name, options = arch_string.parse(arch)
     torch.manual_seed(3)
     if library == "timm":
         network = timm.create_model(name, num_classes=classes, **options)
@@ -54,7 +54,7 @@ def original(arch: str, classes: int) -> nn.Module:
 
 def rebuilt(arch: str, network: nn.Module, task: Task, exits: tuple[int, ...]) -> Cnsn:
     """The same through units, with sub-models."""
-    backbone = registry.build(arch, task)
+    backbone = registry.find(arch).build(task)
     Start(network.state_dict(), "the original").fill(backbone, task.num_classes)
     return Cnsn(backbone, exits, task)
 
@@ -123,6 +123,6 @@ def test_every_classifier_of_torchvision(name):
     task = Task.plain(classes=CLASSES, image_size=size)
     if name.startswith(OUT):
         with pytest.raises(ArchitectureError, match="a cut goes between two conv layers"):
-            registry.build(f"torchvision:{name}", task)
+            registry.find(f"torchvision:{name}").build(task)
         return
-    assert detach_points(registry.build(f"torchvision:{name}", task), task.image_shape)
+    assert detach_points(registry.find(f"torchvision:{name}").build(task), task.image_shape)

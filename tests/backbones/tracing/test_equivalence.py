@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from cnsn_cli.backbones.tracing.equivalence import check_same
 from cnsn_cli.backbones.tracing.units import traced
 from cnsn_cli.errors import ArchitectureError
-from tests.backbones.test_ordinary import Net
-from tests.backbones.test_traced import TASK
+from tests.backbones.tracing.test_requirements import Net
+from tests.backbones.tracing.test_units import TASK
 
 
 class Sign(torch.autograd.Function):
@@ -110,3 +110,48 @@ def test_looking_leaves_no_trace():
     assert all(parameter.grad is None for parameter in network.parameters())
     assert network.training
     assert backbone.units.training
+
+
+class Gained(Net):
+    """A number in the graph is what it was when it was traced."""
+
+    gain = 1
+
+    def forward(self, images):
+        return super().forward(images) * self.gain
+
+
+def test_what_the_graph_does_not_see_is_noticed():
+    network = Gained()
+    backbone = traced(network, TASK)
+    check_same(network, backbone, TASK)
+    network.gain = 2
+    with pytest.raises(ArchitectureError, match=r"changes tensors in a way that torch.fx does not see"):
+        check_same(network, backbone, TASK)
+
+
+class Sociable(Net):
+    """Subtracts the mean over a batch, in evaluation too."""
+
+    def forward(self, images):
+        return super().forward(images - images.mean(0))
+
+
+def test_images_that_change_each_others_logits_are_noticed():
+    network = Sociable()
+    backbone = traced(network, TASK)
+    with pytest.raises(ArchitectureError, match="Sociable lets the images of a batch change each other's"):
+        check_same(network, backbone, TASK)
+
+
+class Asserting(Net):
+    def forward(self, images):
+        torch._assert(images.shape[2] == 20, "it wants 20 pixels")
+        return super().forward(images)
+
+
+def test_what_a_network_raises_is_told_in_one_line():
+    network = Asserting()
+    backbone = traced(network, TASK)
+    with pytest.raises(ArchitectureError, match=r"no images of shape \(3, 16, 16\): it wants 20 pixels"):
+        check_same(network, backbone, TASK)

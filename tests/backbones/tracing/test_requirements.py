@@ -8,7 +8,7 @@ from torch import nn
 
 from cnsn_cli.backbones.tracing.units import traced
 from cnsn_cli.errors import ArchitectureError
-from tests.backbones.test_traced import TASK, conv
+from tests.backbones.tracing.test_units import TASK, conv
 
 
 class Net(nn.Module):

@@ -1,0 +1,200 @@
+"""An architecture as a value: what builds its networks, and with which options.
+
+The registry makes it of a string, once; whoever is given it builds with it and need not look anything up
+again. Knows no other architecture and no exits. Torch is imported when something is built, not before.
+"""
+
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint
+from io import StringIO
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from cnsn_cli.errors import ArchitectureError, one_line
+from cnsn_cli.task import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from cnsn_cli.backbones.backbone import Backbone
+
+STANDARD_ARGUMENTS = ("num_classes", "in_channels", "image_size")
+RESERVED = (*STANDARD_ARGUMENTS, "variant", "pretrained")  # no options: a string cannot set them
+
+_made: "WeakSet[nn.Module]" = WeakSet()  # networks that were taken to pieces
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An architecture string that was looked up.
+
+    `text` is the string as given, `vgg16:width=0.5`, `entry` the plug-in that the string names, `variant`
+    what the plug-in is asked for (`resnet50` in `torchvision:resnet50`), and `options` what the string sets.
+    All methods import the plug-in, and so torch; they raise ArchitectureError where that fails.
+    """
+
+    text: str
+    entry: EntryPoint
+    variant: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name of the plug-in: `vgg16`, `torchvision`, or `module:function`."""
+        return self.entry.name
+
+    @property
+    def provider(self) -> str:
+        """The distribution that the plug-in comes from, with its version; else its module."""
+        dist = self.entry.dist
+        return f"{dist.name} {dist.version}" if dist else f"module {self.entry.module}"
+
+    def defaults(self) -> dict[str, Any]:
+        """The options that the plug-in has by name, and their defaults; None where there is no default."""
+        return {
+            name: None if parameter.default is parameter.empty else parameter.default
+            for name, parameter in self._parameters().items()
+            if name not in RESERVED
+            and parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        }
+
+    @property
+    def takes_any(self) -> bool:
+        """Whether the plug-in hands options on, so that nobody here knows which there are."""
+        return any(parameter.kind is parameter.VAR_KEYWORD for parameter in self._parameters().values())
+
+    def build(self, task: Task) -> "Backbone":
+        """The backbone for images and classes of `task`, with random weights.
+
+        Raises ArchitectureError where an option is unknown, and where the plug-in raises or returns something
+        that is neither a Backbone nor a network that can be made one.
+        """
+        from torch import nn
+
+        from cnsn_cli.backbones.tracing.equivalence import check_same
+
+        backbone, made = self._build(task)
+        if isinstance(made, nn.Module):
+            check_same(made, backbone, task)
+        return backbone
+
+    def build_blank(self, task: Task) -> "Backbone":
+        """The backbone on the meta device: shapes without weights. Raises like `build`."""
+        from cnsn_cli.backbones.meta import blank, emptied
+
+        with blank():  # type: ignore[no-untyped-call]
+            backbone, _ = self._build(task)
+        emptied(backbone.units, backbone.head)
+        return backbone
+
+    def pretrained(self, task: Task) -> "dict[str, Tensor]":
+        """The weights that the architecture was published with, by the names of the original network.
+
+        They may have to be fetched. Raises ArchitectureError where there are none, or where they cannot be
+        had.
+        """
+        from torch import nn
+
+        if "pretrained" not in self._parameters():
+            raise ArchitectureError(
+                f"{self.name} has no pretrained weights: give a file of weights with --init"
+            )
+        try:
+            with _quiet():
+                made = self._import_builder()(**self._arguments(task), pretrained=True)
+        except Exception as error:  # whatever a library raises that finds no network
+            raise ArchitectureError(
+                f"cannot get pretrained weights of {self.text!r}: {one_line(error)}; "
+                "--init takes a file of them"
+            ) from error
+        assert isinstance(made, nn.Module)
+        return dict(made.state_dict())
+
+    def _build(self, task: Task) -> "tuple[Backbone, object]":
+        """The backbone, and what the plug-in returned."""
+        from torch import nn
+
+        from cnsn_cli.backbones.backbone import Backbone
+        from cnsn_cli.backbones.tracing.units import traced
+
+        arguments = self._arguments(task)
+        try:
+            backbone = made = self._import_builder()(**arguments)
+            if isinstance(made, nn.Module):
+                _check_new(made)
+                backbone = traced(made, task)
+        except Exception as error:
+            reason = one_line(error)
+            raise ArchitectureError(f"cannot build {self.text!r} of {self.provider}: {reason}") from error
+        if not isinstance(backbone, Backbone):
+            kind = type(backbone).__name__
+            raise ArchitectureError(f"{self._plugin} returned {kind}, not a Backbone or a torch module")
+        return backbone, made
+
+    def _arguments(self, task: Task) -> dict[str, Any]:
+        """What the plug-in is called with: of the standard arguments those that it names."""
+        parameters = self._parameters()
+        if not self.takes_any and "num_classes" not in parameters:
+            raise ArchitectureError(f"{self._plugin} takes no num_classes")
+        self._check_options()
+        standard = {key: getattr(task, key) for key in STANDARD_ARGUMENTS if key in parameters}
+        if self.takes_any:
+            standard["num_classes"] = task.num_classes
+        if "variant" in parameters:
+            standard["variant"] = self.variant
+        elif self.variant:
+            raise ArchitectureError(
+                f"cannot read {self.variant!r} in {self.text!r}: write name:key=value,key=value"
+            )
+        return {**standard, **self.options}
+
+    def _check_options(self) -> None:
+        valid = self.defaults()
+        for key in self.options:
+            if key in RESERVED or not (self.takes_any or key in valid):
+                choices = "those of its builder" if self.takes_any else ", ".join(valid) or "none"
+                raise ArchitectureError(f"{self.name} has no option {key!r}: choose from {choices}")
+
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
+        try:
+            return inspect.signature(self._import_builder()).parameters
+        except ValueError as error:  # written in C
+            raise ArchitectureError(f"{self._plugin}: {error}") from error
+
+    def _import_builder(self) -> Callable[..., object]:
+        """The function that the plug-in is."""
+        try:
+            builder: Callable[..., object] = self.entry.load()
+        except Exception as error:
+            raise ArchitectureError(f"cannot import {self._plugin}: {one_line(error)}") from error
+        if not callable(builder):
+            raise ArchitectureError(f"{self._plugin} is no function")
+        return builder
+
+    @property
+    def _plugin(self) -> str:
+        """What messages call the plug-in."""
+        return f"plug-in {self.name!r} of {self.provider}"
+
+
+def _check_new(made: "nn.Module") -> None:
+    """Raises ValueError for a network that is in use already: its layers belong to another model."""
+    if made in _made:
+        raise ValueError("it returned the same network again: let it build a new one each time")
+    _made.add(made)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Libraries' stdout (the download URL) goes to stderr; their warnings and progress bars are dropped."""
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(sys.stderr), redirect_stderr(StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
