@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.device import Precision
+from cnsn_cli.choices import Precision
 from cnsn_cli.errors import CheckpointError, RecipeError
 from cnsn_cli.evaluation.costs import model_costs
 from cnsn_cli.files.checkpoint import load, versions
@@ -36,7 +36,7 @@ def build_network(
     if start:
         start.fill(backbone, task.num_classes)
     network = Cnsn(backbone, cuts, task, recipe.bn, recipe.step_down)
-    return network if drop is None else network.model(1)
+    return network if drop is None else network.model("submodel0")
 
 
 def load_base(path: Path, arch: str) -> Model:
