@@ -5,6 +5,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from cnsn_cli.choices import Half
 from cnsn_cli.data.datasets import load_recorded
 from cnsn_cli.data.split import Split
 from cnsn_cli.deploy.comparison import Comparison, compare, remeasured
@@ -13,7 +14,7 @@ from cnsn_cli.errors import DataError
 from cnsn_cli.evaluation.accuracy import ModelResult, evaluate
 from cnsn_cli.files.checkpoint import load, save
 from cnsn_cli.files.metadata import Metadata
-from cnsn_cli.network.dtypes import HALVES, Half, cast_weights
+from cnsn_cli.network.dtypes import HALVES, cast_weights
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.network import Model
 

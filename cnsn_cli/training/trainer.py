@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cnsn_cli import distributed
+from cnsn_cli.choices import Precision
 from cnsn_cli.data.split import Split
-from cnsn_cli.device import Precision
 from cnsn_cli.errors import TrainingError
 from cnsn_cli.evaluation.accuracy import evaluate
 from cnsn_cli.network.loss import Distillation, multi_model_loss
