@@ -18,7 +18,8 @@ from cnsn_cli.device import choose_device
 from cnsn_cli.evaluation.costs import model_costs
 from cnsn_cli.network.folding import fold
 from cnsn_cli.network.memory_format import place
-from cnsn_cli.network.network import Cnsn, Model
+from cnsn_cli.network.model import Model
+from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
 
 Forward = Callable[[Tensor], object]

@@ -21,7 +21,7 @@ from cnsn_cli.files.checkpoint import load
 from cnsn_cli.files.metadata import ModelRecord, read_metadata
 from cnsn_cli.files.onnx_model import OnnxModel
 from cnsn_cli.files.tensor_file import read_header
-from cnsn_cli.network.network import Model
+from cnsn_cli.network.model import Model
 
 COLUMNS = (
     "model", "runtime", "bytes", "/ float32", "accuracy", "median ms", "minimum ms",

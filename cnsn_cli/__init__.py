@@ -2,7 +2,7 @@
 
     import cnsn_cli
 
-    network = cnsn_cli.load("runs/demo/best.safetensors")   # a whole network: .base, .submodels[i]
+    network = cnsn_cli.load("runs/demo/best.safetensors")   # a whole network: .base, .model("submodel1")
     cnsn_cli.detach("runs/demo/best.safetensors", "submodel1", "small.safetensors")
     small = cnsn_cli.load("small.safetensors")
     logits = small(small.preprocess(image)[None])
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from cnsn_cli.evaluation.costs import count_macs
     from cnsn_cli.files.checkpoint import load
     from cnsn_cli.network.loss import multi_model_loss
-    from cnsn_cli.network.network import Cnsn, Model
+    from cnsn_cli.network.model import Model
+    from cnsn_cli.network.network import Cnsn
     from cnsn_cli.task import Task
     from cnsn_cli.training.recipe import Recipe, load_recipe
     from cnsn_cli.training.run import resume, train
@@ -37,7 +38,7 @@ _HOMES = {
     "Cnsn": "network.network",
     "CnsnError": "errors",
     "DetachPoint": "backbones.detach_points",
-    "Model": "network.network",
+    "Model": "network.model",
     "Recipe": "training.recipe",
     "Task": "task",
     "count_macs": "evaluation.costs",

@@ -1,13 +1,12 @@
-"""Where the computing happens."""
+"""Where the computing happens: the device, and in what precision. Knows no network."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from cnsn_cli.choices import Precision
 from cnsn_cli.errors import DeviceError
 
 if TYPE_CHECKING:
     import torch
-
-Precision = Literal["fp32", "bf16"]
 
 
 def choose_device(name: str = "auto") -> "torch.device":

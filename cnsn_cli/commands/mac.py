@@ -13,7 +13,8 @@ from cnsn_cli.deploy.budget import Candidate, choose
 from cnsn_cli.task import LARGEST_IMAGE, Task
 
 if TYPE_CHECKING:
-    from cnsn_cli.network.network import Cnsn, Model
+    from cnsn_cli.network.model import Model
+    from cnsn_cli.network.network import Cnsn
 
 
 def mac(

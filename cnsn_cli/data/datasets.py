@@ -5,13 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.error import URLError
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from cnsn_cli.choices import SplitName
 from cnsn_cli.data.image_files import find_images, quiet, read_image
 from cnsn_cli.data.pixels import to_pixels
 from cnsn_cli.data.split import Split, decoders, from_files, in_memory
@@ -27,7 +28,6 @@ LARGEST_DEFAULT_SIZE = 224
 PATIENCE = 30  # seconds to wait for a server that says nothing
 MEMORY_LIMIT = 2 * 2**30  # bytes of pixels in a split; beyond it images are read as they are needed
 STATISTICS_IMAGES = 60_000
-SplitName = Literal["train", "test"]
 SPLIT_WORDS = {"train": "training", "test": "test"}
 
 

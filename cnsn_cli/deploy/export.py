@@ -18,7 +18,8 @@ from cnsn_cli.files.metadata import KEY, Metadata
 from cnsn_cli.files.model_file import open_weights
 from cnsn_cli.files.onnx_model import OnnxModel, require_onnx
 from cnsn_cli.files.writer import check_output, replacing
-from cnsn_cli.network.network import Model
+from cnsn_cli.network.memory_format import contiguous
+from cnsn_cli.network.model import Model
 from cnsn_cli.task import Task
 
 TOLERANCE = 1e-4  # of the largest logit, or of 1 where all are smaller
@@ -102,7 +103,7 @@ def open_for_export(file: Path, submodel: str | None) -> tuple[Model, Metadata]:
     """One model of a file, and what an export of it says of itself. Raises CheckpointError."""
     network, metadata, header = open_weights(file)
     record = metadata.models[0] if submodel is None else metadata.find(submodel)
-    model = network.models()[metadata.models.index(record)]
+    model = network.model(record.name)
     return model, exported_metadata(metadata, model, header.sha256)
 
 
@@ -121,7 +122,7 @@ def write(
     shape = (2, *model.task.image_shape)  # of a batch of 1, torch would conclude that all have 1
     example = torch.zeros(shape, dtype=torch.uint8 if with_preprocess else torch.float32)
     network = WithPreprocessing(model) if with_preprocess else model
-    network = network.to(memory_format=torch.contiguous_format).eval()
+    network = contiguous(network).eval()
     texts = labels(metadata, with_preprocess)
     try:
         with warnings.catch_warnings():

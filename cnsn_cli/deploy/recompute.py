@@ -24,8 +24,8 @@ from cnsn_cli.files.tensor_file import TensorFile
 from cnsn_cli.files.writer import check_output
 from cnsn_cli.network.dtypes import HALVES, cast_weights
 from cnsn_cli.network.folding import check_equal, fold
-from cnsn_cli.network.memory_format import place
-from cnsn_cli.network.network import Model
+from cnsn_cli.network.memory_format import for_many_images
+from cnsn_cli.network.model import Model
 from cnsn_cli.network.recalibration import recalibrated
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _recomputed(file: TensorFile, record: ModelRecord, changes: "Changes") -> tu
     """One model of an open file, changed, with its metadata."""
     check_size(file, record, kept_names(file.header, record))
     network, whole, header = read_network(file)
-    model = network.models()[whole.models.index(record)]
+    model = network.model(record.name)
     metadata = detached_metadata(header, whole, record)
     if changes.recalibrate:
         train, _ = load_recorded("train", metadata.task, metadata.data, changes.data, changes.data_dir)
@@ -104,5 +104,5 @@ def _test_images(metadata: Metadata, changes: "Changes") -> Split | None:
 def _results(split: Split | None, *models: Model) -> list[ModelResult]:
     if split is None:
         return []
-    placed = [place(copy.deepcopy(model), torch.device("cpu")) for model in models]
+    placed = [for_many_images(copy.deepcopy(model)) for model in models]
     return [result for model in placed for result in evaluate(model, split)]

@@ -16,7 +16,8 @@ from cnsn_cli.device import choose_device
 from cnsn_cli.errors import CheckpointError
 from cnsn_cli.evaluation.costs import ModelCost, file_costs
 from cnsn_cli.files.model_file import Classifier, ModelFile, open_file
-from cnsn_cli.network.network import Cnsn, Model
+from cnsn_cli.network.model import Model
+from cnsn_cli.network.network import Cnsn
 from cnsn_cli.network.recalibration import recalibrated
 
 

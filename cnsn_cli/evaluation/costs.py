@@ -17,8 +17,10 @@ from cnsn_cli.backbones import registry
 from cnsn_cli.backbones.architecture import Architecture
 from cnsn_cli.backbones.detach_points import detach_points
 from cnsn_cli.backbones.meta import on_meta
+from cnsn_cli.choices import StepDown
 from cnsn_cli.files.model_file import ModelFile
-from cnsn_cli.network.network import Cnsn, Model, StepDown
+from cnsn_cli.network.model import Model
+from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
 
 ACTIVATIONS = (

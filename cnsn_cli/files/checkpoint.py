@@ -19,8 +19,9 @@ from cnsn_cli.files.tensor_file import Entry, Header, TensorFile
 from cnsn_cli.files.writer import replacing
 from cnsn_cli.network.dtypes import HALVES, cast_weights
 from cnsn_cli.network.folding import fold
-from cnsn_cli.network.memory_format import fastest
-from cnsn_cli.network.network import Cnsn, Model
+from cnsn_cli.network.memory_format import fastest, for_file
+from cnsn_cli.network.model import Model
+from cnsn_cli.network.network import Cnsn
 from cnsn_cli.version import __version__
 
 DTYPES = {
@@ -40,7 +41,7 @@ def versions() -> dict[str, str]:
 
 def save(path: Path, network: Cnsn | Model, metadata: Metadata) -> Metadata:
     """Write a network or a detached model; returns its metadata, with digests. Raises OutputError."""
-    tensors = {name: on_cpu(tensor) for name, tensor in network.state_dict().items()}
+    tensors = {name: for_file(tensor) for name, tensor in network.state_dict().items()}
     metadata = _with_digests(metadata, tensors)
     write_tensors(path, tensors, KEY, metadata.to_json())
     return metadata
@@ -48,7 +49,7 @@ def save(path: Path, network: Cnsn | Model, metadata: Metadata) -> Metadata:
 
 def file_size(network: Cnsn | Model, metadata: Metadata) -> int:
     """The bytes of the file that `save` would write."""
-    tensors = {name: on_cpu(tensor) for name, tensor in network.state_dict().items()}
+    tensors = {name: for_file(tensor) for name, tensor in network.state_dict().items()}
     return len(serialise(tensors, metadata={KEY: _with_digests(metadata, tensors).to_json()}))
 
 
@@ -56,14 +57,9 @@ def _with_digests(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Metadata
     return metadata.model_copy(update={"sha256": {name: digest(tensor) for name, tensor in tensors.items()}})
 
 
-def on_cpu(tensor: Tensor) -> Tensor:
-    """Detached, contiguous and on the CPU, as safetensors wants it."""
-    return tensor.detach().cpu().contiguous()
-
-
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], key: str, text: str) -> None:
     """Write tensors, with one text as metadata. Raises OutputError."""
-    content = serialise({name: on_cpu(tensor) for name, tensor in tensors.items()}, metadata={key: text})
+    content = serialise({name: for_file(tensor) for name, tensor in tensors.items()}, metadata={key: text})
     with replacing(path) as file:
         file.write(content)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from cnsn_cli import choices
 from cnsn_cli.errors import CheckpointError
 from cnsn_cli.files.tensor_file import Header, check_json
 from cnsn_cli.task import LARGEST_IMAGE, Task
@@ -41,7 +42,7 @@ class ModelRecord(BaseModel):
 class Selection(BaseModel):
     """Which images chose the epoch that a file holds."""
 
-    images: Literal["test", "validation"]
+    images: choices.Selection
     epoch: Count
 
 
@@ -69,14 +70,14 @@ class Metadata(BaseModel):
     arch: Text
     provider: Text
     task: Task
-    bn: Literal["private", "shared"]
-    step_down: Literal["patch", "stem"] = "patch"
+    bn: choices.BatchNormMode
+    step_down: choices.StepDown = "patch"
     base_frozen: bool = False
-    started_from: Literal["file", "published"] | None = None
+    started_from: choices.StartedFrom | None = None
     folded: bool = False
     recalibrated: Count = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
+    precision: choices.Precision = "fp32"
+    dtype: choices.WeightType = "float32"
     models: list[ModelRecord] = Field(min_length=1)
     data: Text | None = None
     recipe: dict[Text, Scalar | list[Scalar]] = {}

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from cnsn_cli.network.network import Cnsn, Model
+    from cnsn_cli.network.model import Model
+    from cnsn_cli.network.network import Cnsn
 
 ONNX = ".onnx"
 

@@ -2,9 +2,9 @@
 
 Base and sub-models see different inputs at the same layer, so one shared set of running statistics
 mis-normalises all of them at evaluation. The affine parameters are shared; they are what is learnt.
+`network.py` puts these layers into a network. They know how many models pass through, but not which.
 """
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -20,30 +20,26 @@ def fresh_statistics(norm: nn.Module) -> nn.Module:
     return statistics
 
 
-def with_statistics(norm: nn.Module, statistics: nn.Module) -> nn.Module:
-    """The same layer with the statistics of another model.
-
-    The copy shares the dictionaries in which torch keeps parameters and buffers, and so follows every
-    change to them: a step of the optimizer, a move to another device, loaded weights.
-    """
-    view = copy.copy(norm)
-    view._buffers = statistics._buffers
-    return view
-
-
 class SharedBatchNorm(nn.Module):
     """A BatchNorm layer through which several models pass, joined in one batch.
 
-    It stands for `norm` under the same key names, with the base-model's statistics. `private` are the
-    statistics of the sub-models. A joined batch holds an equal slice for the base-model and for each
-    sub-model, in that order; each slice is normalised as if it had come alone.
+        joined batch    [ base  | submodel0 | submodel1 ]    each slice holds the same N images
+                            |         |           |
+                        norms[0]   norms[1]    norms[2]      own statistics, the same affine parameters
+                            |         |           |
+        joined batch    [ base  | submodel0 | submodel1 ]
+
+    Each slice is normalised as if it had come alone. `norms` are the layer of each model: the first is the
+    base-model's, whose parameters and statistics this layer has under the same key names; the others are
+    views of it.
     """
 
-    def __init__(self, norm: nn.Module, private: Sequence[nn.Module]) -> None:
+    def __init__(self, norms: Sequence[nn.Module]) -> None:
         super().__init__()
-        self._parameters, self._buffers, self._modules = norm._parameters, norm._buffers, norm._modules
+        first = norms[0]
+        self._parameters, self._buffers, self._modules = first._parameters, first._buffers, first._modules
         # A tuple, because torch would register modules of a list or an attribute a second time.
-        self.norms = (norm, *(with_statistics(norm, statistics) for statistics in private))
+        self.norms = tuple(norms)
 
     def forward(self, features: Tensor) -> Tensor:
         """(models * N, c, ...) -> the same shape."""

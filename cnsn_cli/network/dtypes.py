@@ -1,18 +1,18 @@
-"""In what numbers weights are stored."""
+"""In what numbers weights are stored. `files` and `deploy` cast with it; it knows no file."""
 
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from cnsn_cli.errors import CheckpointError
 
-Half = Literal["float16", "bfloat16"]
+if TYPE_CHECKING:
+    from cnsn_cli.network.network import Network
+
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-Network = TypeVar("Network", bound=nn.Module)
 
 
-def cast_weights(network: Network, dtype: torch.dtype) -> Network:
+def cast_weights(network: "Network", dtype: torch.dtype) -> "Network":
     """Turn all parameters of `network` into `dtype`; BN statistics, which are few, stay as they are.
 
     Raises CheckpointError where a weight is too large for `dtype`.

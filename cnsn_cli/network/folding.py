@@ -1,4 +1,8 @@
-"""Folding BatchNorm into the convs before it: the same function with fewer layers, for inference."""
+"""Folding BatchNorm into the convs before it: the same function with fewer layers, for inference.
+
+`deploy` folds models that leave, and `files.checkpoint` the layers of a folded file. Folding takes one model
+by itself and finds its convs and norms from a forward pass; it knows no architecture.
+"""
 
 import copy
 
@@ -7,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cnsn_cli.errors import CheckpointError
-from cnsn_cli.network.network import Model
+from cnsn_cli.network.model import Model
 
 TOLERANCE = 1e-5  # of the largest logit
 

@@ -1,11 +1,13 @@
-"""What is minimised."""
+"""What is minimised: the loss over all models. `training` calls it; it sees logits and labels, no network."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from cnsn_cli.choices import Teacher
 
 
 class Distillation(NamedTuple):
@@ -15,7 +17,7 @@ class Distillation(NamedTuple):
     at that temperature to theirs. The teacher is the base-model, or with `chain` the model before.
     """
 
-    teacher: Literal["base", "chain"]
+    teacher: Teacher
     weight: float
     temperature: float
 

@@ -1,4 +1,8 @@
-"""How features lie in memory."""
+"""How features and weights lie in memory: channels last, where convs are fastest, or contiguous.
+
+The one place that decides it: for networks in use, for the passes through them, for exported files, for
+tensors in files and for the optimizer's momentum. It does not know what a network computes.
+"""
 
 import math
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,20 +14,25 @@ from torch.nn.modules.module import register_module_forward_hook
 from cnsn_cli.backbones.meta import on_meta
 
 if TYPE_CHECKING:
-    from cnsn_cli.network.network import Cnsn, Model
+    from cnsn_cli.network.network import Network
 
-Network = TypeVar("Network", bound="Cnsn | Model")
+Module = TypeVar("Module", bound=nn.Module)
 FEW_PIXELS, MANY_CHANNELS = 16, 256
 
 
-def place(network: Network, device: torch.device) -> Network:
-    """Move a network, with its weights in the memory format whose convs measured fastest.
-
-    That is channels last where all layers can read it, but on the CPU for units that take few pixels of many
-    channels, in batches as for training and evaluation. The forward pass brings features into the format of
-    the weights.
-    """
+def place(network: "Network", device: torch.device) -> "Network":
+    """Move a network to a device, with its weights as they are fastest there for many images at once."""
     network.to(device)
+    return for_many_images(network)
+
+
+def for_many_images(network: "Network") -> "Network":
+    """`network` with weights in the format whose convs measured fastest on its device, in large batches.
+
+    That is channels last where all layers can read it, but on the CPU contiguous for units that take few
+    pixels of many channels. The forward pass brings features into the format of the weights.
+    """
+    device = next(network.parameters()).device
     if device.type == "mps":
         return network
     fastest(network)
@@ -31,11 +40,11 @@ def place(network: Network, device: torch.device) -> Network:
         model = network.models()[0]
         for unit, (channels, *size) in zip(model.units, model.unit_shapes(), strict=True):
             if channels >= MANY_CHANNELS and math.prod(size) <= FEW_PIXELS:
-                unit.to(memory_format=torch.contiguous_format)
+                contiguous(unit)
     return network
 
 
-def fastest(network: Network) -> Network:
+def fastest(network: "Network") -> "Network":
     """`network` with weights channels last, where convs are fastest, and with them the features.
 
     Where a layer cannot read such features, as `view`, they are contiguous.
@@ -46,7 +55,7 @@ def fastest(network: Network) -> Network:
         try:
             on_meta(network.models()[0], images)
         except Exception:  # whatever the network raises
-            network.to(memory_format=torch.contiguous_format)
+            contiguous(network)
     return network
 
 
@@ -55,3 +64,30 @@ def _channels_last(module: nn.Module, inputs: Any, output: Any) -> Any:
     if isinstance(output, Tensor) and output.dim() == 4:
         return output.contiguous(memory_format=torch.channels_last)
     return output
+
+
+def contiguous(module: Module) -> Module:
+    """`module` with contiguous weights, which exported files have."""
+    return module.to(memory_format=torch.contiguous_format)
+
+
+def like_weights(features: Tensor, unit: nn.Module) -> Tensor:
+    """`features` in the memory format of the first conv of `unit`: a conv is slow where they differ."""
+    for weight in unit.parameters():
+        # A 1x1 kernel lies in every format alike, and so does one over a single channel.
+        if weight.dim() == 4 and weight.shape[1] > 1 and weight.shape[2:] != (1, 1):
+            by_channels = weight.is_contiguous(memory_format=torch.channels_last)
+            return features.contiguous(
+                memory_format=torch.channels_last if by_channels else torch.contiguous_format
+            )
+    return features
+
+
+def copy_like(parameter: Tensor, values: Tensor) -> Tensor:
+    """A copy of `values` in the memory format of `parameter`, as the optimizer makes its momentum."""
+    return torch.empty_like(parameter, requires_grad=False).copy_(values)
+
+
+def for_file(tensor: Tensor) -> Tensor:
+    """`tensor` detached, contiguous and on the CPU: safetensors takes no other."""
+    return tensor.detach().cpu().contiguous()

@@ -1,4 +1,8 @@
-"""BN statistics computed anew: for weights that have changed since, or that several models share."""
+"""BN statistics recomputed: for weights that have changed since, or that several models share.
+
+Training, evaluation and `deploy` recalibrate models, each by itself. Images come from a `Split`; nothing
+here knows files or data sets.
+"""
 
 import copy
 from collections.abc import Iterable, Iterator
@@ -10,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cnsn_cli.data.pixels import batch_size, normalise
 from cnsn_cli.data.split import Split
 from cnsn_cli.errors import CheckpointError
-from cnsn_cli.network.network import Model
+from cnsn_cli.network.model import Model
 
 
 def recalibrated(models: Iterable[Model], train: Split, batches: int) -> list[Model]:

@@ -1,8 +1,15 @@
-"""The step-down convolution: from the image to the feature map that the first kept layer expects."""
+"""The step-down convolution: from the image to the feature map that the first kept layer expects.
 
+`network.py` builds one for each sub-model, from two shapes alone. A further variant is a word in
+`choices.StepDown` and a function here.
+"""
+
+from collections.abc import Callable
 from itertools import pairwise
 
 from torch import nn
+
+from cnsn_cli.choices import StepDown
 
 Shape = tuple[int, int, int]
 KERNEL = 3
@@ -57,4 +64,4 @@ def _conv(conv: nn.Conv2d) -> nn.Sequential:
     return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(inplace=True))
 
 
-STEP_DOWNS = {"patch": patch, "stem": stem}
+STEP_DOWNS: dict[StepDown, Callable[[Shape, Shape], nn.Module]] = {"patch": patch, "stem": stem}

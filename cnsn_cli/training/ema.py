@@ -4,7 +4,8 @@ import copy
 
 import torch
 
-from cnsn_cli.network.network import Cnsn, Model
+from cnsn_cli.network.model import Model
+from cnsn_cli.network.network import Cnsn
 
 
 class Average:

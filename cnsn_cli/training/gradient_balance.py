@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from cnsn_cli import distributed
-from cnsn_cli.network.network import Cnsn, Model
+from cnsn_cli.network.model import Model
+from cnsn_cli.network.network import Cnsn
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from torch import Tensor
 from cnsn_cli import distributed
 from cnsn_cli.errors import TrainingError
 from cnsn_cli.evaluation.accuracy import ModelResult
-from cnsn_cli.network.network import Cnsn, Model
+from cnsn_cli.network.model import Model
+from cnsn_cli.network.network import Cnsn
 from cnsn_cli.training.gradient_balance import Pull
 
 

@@ -17,7 +17,7 @@ from cnsn_cli.data.split import Split
 from cnsn_cli.errors import DataError, RecipeError
 from cnsn_cli.files.metadata import Count, first_problem
 from cnsn_cli.network.memory_format import place
-from cnsn_cli.network.network import Model
+from cnsn_cli.network.model import Model
 from cnsn_cli.task import LARGEST_IMAGE
 from cnsn_cli.training.initial_weights import Start, from_file, from_publisher
 from cnsn_cli.training.recipe import Recipe

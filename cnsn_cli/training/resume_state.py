@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cnsn_cli import distributed
 from cnsn_cli.errors import CheckpointError, one_line
-from cnsn_cli.files.checkpoint import check_tensors, digest, on_cpu, read_tensors, write_tensors
+from cnsn_cli.files.checkpoint import check_tensors, digest, read_tensors, write_tensors
 from cnsn_cli.files.metadata import Count, first_problem
 from cnsn_cli.files.tensor_file import TensorFile, check_json, read_header
 from cnsn_cli.training.gradient_balance import Pull
@@ -104,7 +104,7 @@ def _without_momentum(trainer: Trainer) -> dict[str, Tensor]:
 
 def write_state(path: Path, tensors: dict[str, Tensor], state: State) -> None:
     """Write tensors and what goes with them; digests commit to both. Raises OutputError."""
-    held = {name: on_cpu(tensor) for name, tensor in tensors.items()}
+    held = {name: for_file(tensor) for name, tensor in tensors.items()}
     sha256 = {name: digest(tensor) for name, tensor in held.items()}
     text = state.model_copy(update={"sha256": sha256}).model_dump_json()
     write_tensors(path, held, KEY, f"{text_digest(text)} {text}")

@@ -10,8 +10,9 @@ import torch
 from cnsn_cli import distributed
 from cnsn_cli.backbones import registry
 from cnsn_cli.backbones.architecture import Architecture
+from cnsn_cli.choices import Precision
 from cnsn_cli.data.datasets import Dataset
-from cnsn_cli.device import Precision, choose_device, default_precision
+from cnsn_cli.device import choose_device, default_precision
 from cnsn_cli.errors import DataError, TrainingError
 from cnsn_cli.evaluation.accuracy import evaluate
 from cnsn_cli.files.checkpoint import load

@@ -6,13 +6,14 @@ import torch
 
 from cnsn_cli.backbones import registry
 from cnsn_cli.backbones.architecture import Architecture
-from cnsn_cli.device import Precision
+from cnsn_cli.choices import Precision
 from cnsn_cli.errors import CheckpointError, RecipeError
 from cnsn_cli.evaluation.costs import model_costs
 from cnsn_cli.files.checkpoint import load, versions
 from cnsn_cli.files.metadata import FORMAT, Metadata, ModelRecord, read_metadata
 from cnsn_cli.files.tensor_file import read_header
-from cnsn_cli.network.network import Cnsn, Model
+from cnsn_cli.network.model import Model
+from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
 from cnsn_cli.training.initial_weights import Start
 from cnsn_cli.training.recipe import Recipe
@@ -37,7 +38,7 @@ def build_network(
     if start:
         start.fill(backbone, task.num_classes)
     network = Cnsn(backbone, cuts, task, recipe.bn, recipe.step_down)
-    return network if drop is None else network.model(1)
+    return network if drop is None else network.model("submodel0")
 
 
 def load_base(path: Path, arch: str) -> Model:

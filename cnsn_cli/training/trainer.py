@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from cnsn_cli import distributed
+from cnsn_cli.choices import Precision
 from cnsn_cli.data.split import Split
-from cnsn_cli.device import Precision
 from cnsn_cli.errors import TrainingError
 from cnsn_cli.evaluation.accuracy import evaluate
 from cnsn_cli.network.loss import Distillation, multi_model_loss
-from cnsn_cli.network.network import Cnsn, Model
+from cnsn_cli.network.model import Model
+from cnsn_cli.network.network import Cnsn
 from cnsn_cli.network.recalibration import recalibrate
 from cnsn_cli.training.augmentation import EpochPlan, plan_epoch
 from cnsn_cli.training.ema import Average

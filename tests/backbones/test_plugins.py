@@ -285,6 +285,6 @@ run = cnsn_cli.train("twins", (1,), sys.argv[1], recipe, "run")
 cnsn_cli.detach("run/best.safetensors", "submodel0", "small.safetensors")
 small, whole = cnsn_cli.load("small.safetensors"), cnsn_cli.load("run/best.safetensors")
 images = torch.randn(4, 3, 32, 32)
-assert torch.equal(small(images), whole.submodels[0](images))
+assert torch.equal(small(images), whole.model("submodel0")(images))
 assert [cost.drops for cost in cnsn_cli.count_macs("plain:depth=8")] == list(range(8))
 """

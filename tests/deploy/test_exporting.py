@@ -22,7 +22,7 @@ from cnsn_cli.files.checkpoint import load
 from cnsn_cli.files.metadata import read_metadata
 from cnsn_cli.files.onnx_model import OnnxModel
 from cnsn_cli.files.tensor_file import read_header
-from cnsn_cli.network.network import Model
+from cnsn_cli.network.model import Model
 from tests.commands.test_cli import one_line
 from tests.conftest import lively, saved
 

@@ -12,7 +12,8 @@ from cnsn_cli.errors import DataError
 from cnsn_cli.evaluation.accuracy import evaluate, evaluate_classes, evaluate_file
 from cnsn_cli.files.checkpoint import load, save
 from cnsn_cli.network.memory_format import place
-from cnsn_cli.network.network import Cnsn, Model
+from cnsn_cli.network.model import Model
+from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
 from cnsn_cli.training.recipe import load_recipe
 from cnsn_cli.training.setup import describe

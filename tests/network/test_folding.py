@@ -8,7 +8,7 @@ from cnsn_cli.files.checkpoint import load
 from cnsn_cli.files.metadata import read_metadata
 from cnsn_cli.files.tensor_file import read_header
 from cnsn_cli.network.folding import check_equal, conv_norm_pairs, fold
-from cnsn_cli.network.network import Model
+from cnsn_cli.network.model import Model
 from cnsn_cli.task import Task
 from tests.conftest import lively
 

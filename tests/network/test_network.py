@@ -11,7 +11,7 @@ from torch import nn
 from cnsn_cli.backbones import registry
 from cnsn_cli.backbones.backbone import Backbone
 from cnsn_cli.backbones.detach_points import detach_points
-from cnsn_cli.errors import DetachPointError
+from cnsn_cli.errors import CnsnError, DetachPointError
 from cnsn_cli.network.loss import multi_model_loss
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.network.step_down import patch
@@ -162,8 +162,8 @@ def test_base_and_submodels_can_be_called():
     images = torch.randn(2, 3, 32, 32)
     base, first, second = network(images)
     torch.testing.assert_close(network.base(images), base)
-    torch.testing.assert_close(network.submodels[0](images), first)
-    torch.testing.assert_close(network.submodels[1](images), second)
+    torch.testing.assert_close(network.model("submodel0")(images), first)
+    torch.testing.assert_close(network.model("submodel1")(images), second)
     assert [(m.name, m.drops, m.first_unit) for m in network.models()] == [
         ("base", 0, 0),
         ("submodel0", 1, 1),
@@ -171,9 +171,25 @@ def test_base_and_submodels_can_be_called():
     ]
 
 
+def test_models_are_found_by_name():
+    network = build("vgg11:width=0.1", (1, 4)).eval()
+    images = torch.randn(2, 3, 32, 32)
+    names = ["base", "submodel0", "submodel1"]
+    for name, logits in zip(names, network(images), strict=True):
+        model = network.model(name)
+        assert model.name == name
+        torch.testing.assert_close(model(images), logits)
+        assert model.model(name) is model
+    for wrong in ("submodel2", "1", ""):
+        with pytest.raises(CnsnError, match=f"^no model '{wrong}': choose base, submodel0, submodel1$"):
+            network.model(wrong)
+    with pytest.raises(CnsnError, match=r"^no model 'base': choose submodel1$"):
+        network.model("submodel1").model("base")
+
+
 def test_evaluating_one_model_leaves_the_mode_of_the_network():
     network = build("vgg11:width=0.1", (1,)).train()
-    network.model(1).eval()
+    network.model("submodel0").eval()
     assert all(module.training for module in network.modules())
 
 

@@ -1,9 +1,12 @@
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
 
+from cnsn_cli.choices import StepDown
 from cnsn_cli.evaluation.costs import count_macs
-from cnsn_cli.network.step_down import patch, stem
+from cnsn_cli.network.step_down import STEP_DOWNS, patch, stem
 
 
 def convs(module: nn.Module) -> list[nn.Conv2d]:
@@ -38,3 +41,7 @@ def test_a_stem_that_cannot_halve_exactly_ends_in_a_patch():
     assert (last.kernel_size, last.stride) == ((3, 3), (1, 1))
     (only,) = convs(stem((3, 32, 32), (64, 20, 20)))  # half of 32 is too small
     assert only.stride == (1, 1)
+
+
+def test_every_word_has_a_function():
+    assert tuple(STEP_DOWNS) == get_args(StepDown)

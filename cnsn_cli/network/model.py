@@ -1,0 +1,98 @@
+"""One model by itself: what a detached file holds, and how a whole network shows one of its models.
+
+Evaluation, prediction and deployment work on it; `Cnsn.model` and `files.checkpoint` make it. It does not
+know whether its tensors are shared with a whole network.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from cnsn_cli.backbones.meta import on_meta
+from cnsn_cli.data.pixels import normalise, preprocess
+from cnsn_cli.errors import CnsnError
+from cnsn_cli.network.memory_format import like_weights
+from cnsn_cli.task import Task
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Model(nn.Module):
+    """The step-down conv (none in the base-model), the kept units and the head.
+
+    Units keep the numbers that they have in the backbone, also in the names of their tensors. `name` is
+    `base`, `submodel0`, ...; `drops` is the number of conv layers that the step-down conv stands for.
+    """
+
+    runtime = "PyTorch"
+
+    def __init__(
+        self,
+        name: str,
+        drops: int,
+        step_down: nn.Module | None,
+        units: Mapping[str, nn.Module],
+        head: nn.Module,
+        task: Task,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.drops = drops
+        self.step_down = step_down or nn.Identity()
+        self.units = nn.Sequential(OrderedDict(units))
+        self.head = head
+        self.task = task
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, C, H, W) -> logits (N, classes)."""
+        features = self.step_down(images)
+        for unit in self.units:
+            features = unit(like_weights(features, unit))
+        logits: Tensor = self.head(features)
+        return logits
+
+    def unit_shapes(self) -> list[tuple[int, ...]]:
+        """The shape (c, h, w) that each unit takes."""
+        shapes = []
+        features = on_meta(self.step_down, torch.empty(1, *self.task.image_shape, device="meta"))
+        for unit in self.units:
+            shapes.append(tuple(features.shape[1:]))
+            features = on_meta(unit, features)
+        return shapes
+
+    @property
+    def first_unit(self) -> int:
+        """The number of the first unit kept."""
+        return int(next(iter(self.units._modules)))
+
+    def inputs(self, pixels: Tensor) -> Tensor:
+        """Pixels uint8 (N, C, H, W) -> normalised images, on the device of the model."""
+        return normalise(pixels.to(next(self.parameters()).device), self.task)
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Pixels uint8 (N, C, H, W) -> logits (N, classes), on the device of the model."""
+        logits: Tensor = self(self.inputs(pixels))
+        return logits
+
+    def models(self) -> list["Model"]:
+        """This one alone, so that a detached model can be handled like a whole network."""
+        return [self]
+
+    def model(self, name: str) -> "Model":
+        """This one, if it has that name. Raises CnsnError."""
+        check_name(name, [self.name])
+        return self
+
+    def preprocess(self, image: "Image") -> Tensor:
+        """A PIL image to the normalised tensor (C, H, W) that the model takes."""
+        return preprocess(image, self.task)
+
+
+def check_name(name: str, names: Sequence[str]) -> None:
+    """Raises CnsnError with the valid names unless `name` is one of them."""
+    if name not in names:
+        raise CnsnError(f"no model {name!r}: choose {', '.join(names)}")
