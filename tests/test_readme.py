@@ -1,4 +1,4 @@
-"""What the README shows must work as it stands there."""
+"""What the README and the docs show must work as written."""
 
 import re
 import tomllib
@@ -16,8 +16,8 @@ from cnsn_cli.task import Task
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-DEPLOY, PLUGINS = ((ROOT / "docs" / f"{name}.md").read_text() for name in ("deploy", "plugins"))
-SHOWN = README + DEPLOY + PLUGINS
+PAGES = ("options", "deploy", "plugins", "RESULTS")
+SHOWN = "".join([README, *((ROOT / "docs" / f"{name}.md").read_text() for name in PAGES)])
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", SHOWN, re.M | re.S)
 
 

@@ -19,6 +19,7 @@ from cnsn_cli.errors import CheckpointError, one_line
 from cnsn_cli.files.checkpoint import check_tensors, digest, read_tensors, write_tensors
 from cnsn_cli.files.metadata import Count, first_problem
 from cnsn_cli.files.tensor_file import TensorFile, check_json, read_header
+from cnsn_cli.network.memory_format import copy_like, for_file
 from cnsn_cli.training.gradient_balance import Pull
 from cnsn_cli.training.metrics import Epoch
 from cnsn_cli.training.request import Request
@@ -146,8 +147,7 @@ def restore(path: Path, trainer: Trainer, state: State) -> None:
             trainer.average.network.load_state_dict(_part(tensors, AVERAGE))
         for name, parameter in trainer.network.named_parameters():
             if MOMENTUM + name in tensors:
-                # In the memory format of the parameter, as the optimizer made it.
-                buffer = torch.empty_like(parameter, requires_grad=False).copy_(tensors[MOMENTUM + name])
+                buffer = copy_like(parameter, tensors[MOMENTUM + name])
                 trainer.optimizer.state[parameter]["momentum_buffer"] = buffer
         _restore_progress(trainer, tensors, state)
         own = distributed.rank()

@@ -1,4 +1,4 @@
-"""Two architectures for cnsn: one that says itself where it may be cut, and one that does not care."""
+"""Two architectures for cnsn: `plain` says itself where it may be cut, `twins` leaves this to cnsn."""
 
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ def conv(channels: int, out: int, stride: int) -> nn.Sequential:
 
 
 def plain(num_classes: int, in_channels: int, image_size: int, depth: int = 6) -> Backbone:
-    """A unit is conv, BN and ReLU; every second one halves the size."""
+    """A unit is conv, BN and ReLU; every second unit halves the size."""
     units = nn.Sequential()
     for index in range(depth):
         units.append(conv(32 if index else in_channels, 32, stride=1 + index % 2))
