@@ -8,4 +8,6 @@
       memory_format   how weights and features lie in memory
     loss            what is minimised
     folding, recalibration, dtypes    what is done to a finished model
+
+None of these modules knows files, training runs or commands.
 """
