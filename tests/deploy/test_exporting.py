@@ -214,7 +214,7 @@ def test_bad_input_for_export(cnsn, checkpoint, tmp_path, monkeypatch):
     assert "give --force" in refused(checkpoint, "--to", "onnx", "-o", text)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     message = refused(checkpoint, "--to", "onnx", "-o", onnx_file)
-    assert message == "ONNX takes onnxscript: pip install 'cnsn-cli[onnx]'"
+    assert message == "ONNX needs onnxscript: pip install 'cnsn-cli[onnx]'"
     assert [path.name for path in tmp_path.iterdir()] == ["text.onnx"]
 
 
@@ -222,7 +222,7 @@ def test_bad_input_for_export(cnsn, checkpoint, tmp_path, monkeypatch):
     ("last", "reason"),
     [
         ("logits = ReduceMax<axes = [0]>(two)", "returns logits (1, 2) for 16 images, not (16, 2)"),
-        ("logits = Log(two)", "is of no use: it returns NaN or infinite logits"),
+        ("logits = Log(two)", "cannot be used: it returns NaN or infinite logits"),
     ],
 )
 def test_logits_of_strangers_that_are_none(cnsn, checkpoint, image_folder, tmp_path, last, reason):
