@@ -182,7 +182,7 @@ def _trace(module: nn.Module, task: Task) -> dict[str, Cost]:
 
 
 def _filled(tensor: torch.Tensor) -> torch.Tensor:
-    """A float32 tensor of zeros on the CPU. Integers keep their values, which may be indices, if they have any."""
+    """Zeros in float32 on the CPU. Integers may be indices: they keep their values, unless on the meta device."""
     if tensor.is_floating_point():
         return torch.zeros_like(tensor, device="cpu", dtype=torch.float32)
     return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor
