@@ -1,1 +1,1 @@
-"""From a trained network to files for devices."""
+"""From a trained network to files for devices: detached models, exports, model cards."""

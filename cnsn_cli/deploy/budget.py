@@ -1,4 +1,7 @@
-"""Choosing a model by what a device can spare, and by what its answers must be worth."""
+"""Choosing a model by limits: MACs, bytes and latency that a device allows, accuracy that a use needs.
+
+`deploy.detach` and `cnsn mac` call it. It sees figures only, and does not know files or networks.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +20,9 @@ WORDS: dict[Quantity, Callable[[float], str]] = {
 
 
 class Candidate(NamedTuple):
-    """A model with its figures; those that are not known, or were not asked for, are None.
+    """A model and its figures. A figure is None if it is unknown or was not asked for.
 
-    `bytes` are those of its tensors, `latency` is in seconds, `accuracy` 0..1.
+    `macs` are for one image, `bytes` those of the tensors. `accuracy` is 0..1, `latency` in seconds.
     """
 
     name: str
@@ -30,17 +33,18 @@ class Candidate(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The model to take, and why."""
+    """The name of the chosen model, and the reason in one sentence."""
 
     name: str
     reason: str
 
 
 def choose(candidates: Sequence[Candidate], budget: Budget) -> Choice:
-    """The most accurate candidate within the budget: accuracy is limited from below, all else from above.
+    """The most accurate candidate within the budget.
 
-    Where accuracy alone is limited, it is the one with fewest MACs; where accuracies are not known, the one
-    with most. Raises BudgetError, with what comes nearest, where none fits.
+    In a budget, accuracy has a lower limit, every other quantity an upper limit. If only accuracy is limited,
+    the choice is the candidate with fewest MACs; if an accuracy is unknown, the one with most MACs. Raises
+    BudgetError if no candidate fits; the message names the one that comes nearest.
     """
     fitting = [candidate for candidate in candidates if _excess(candidate, budget) <= 1]
     limits = " and ".join(
@@ -65,7 +69,7 @@ def _best(fitting: Sequence[Candidate], budget: Budget) -> tuple[Candidate, str]
 
 
 def _excess(candidate: Candidate, budget: Budget) -> float:
-    """By what factor a candidate misses the limit that it misses most; at most 1 where it fits."""
+    """The largest factor by which a candidate exceeds a limit; at most 1 if it keeps all limits."""
     return max(_factor(quantity, getattr(candidate, quantity), limit) for quantity, limit in budget.items())
 
 
@@ -81,7 +85,7 @@ def _bound(quantity: Quantity) -> str:
 
 
 def _figures(candidate: Candidate, budget: Budget) -> str:
-    """The quantities that are limited, and the accuracy where it is known."""
+    """The limited quantities of a candidate as text, and its accuracy if it is known."""
     quantities: dict[Quantity, None] = dict.fromkeys((*budget, "accuracy"))
     values = {quantity: getattr(candidate, quantity) for quantity in quantities}
     return ", ".join(

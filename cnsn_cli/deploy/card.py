@@ -1,6 +1,7 @@
-"""Model cards: what a file is, for people who find it on a hub, and in the fields that hubs read.
+"""Model cards: a description of a file for people who find it on a hub, and fields for the hub's programs.
 
-The fields are those of https://huggingface.co/docs/hub/model-cards, which other hubs read too.
+`cnsn card` calls this module. It reads the metadata of a file, and no weights. The fields are those of
+https://huggingface.co/docs/hub/model-cards, which other hubs read too.
 """
 
 import json
@@ -15,19 +16,19 @@ from cnsn_cli.files.tensor_file import read_header
 from cnsn_cli.files.writer import check_output, replacing, write_text
 
 PAPER = "https://doi.org/10.2991/jrnal.k.210521.012"
-LISTED = 20  # class names
+LISTED = 20  # class names in the card
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 
 def card(path: Path, license_name: str) -> str:
-    """The card of a network or a detached model in Markdown. Raises CheckpointError."""
+    """The card, in Markdown, of a network or a detached model. Raises CheckpointError."""
     return _card(read_metadata(path, read_header(path)), license_name)
 
 
 def write_folder(path: Path, folder: Path, license_name: str, force: bool = False) -> None:
-    """A folder that can be uploaded as it is: the file, its card, and its facts for programs.
+    """Write a folder that is ready for upload: a copy of the file, its card, and its facts for programs.
 
-    Raises CheckpointError for the file, OutputError where the folder cannot be written.
+    Raises CheckpointError for the file, OutputError if the folder cannot be written.
     """
     metadata = read_metadata(path, read_header(path))
     if folder.exists() and not folder.is_dir():
@@ -46,7 +47,7 @@ def write_folder(path: Path, folder: Path, license_name: str, force: bool = Fals
 
 
 def config(metadata: Metadata) -> dict[str, Any]:
-    """The facts of a file, under the names that hubs use where they have some."""
+    """The facts of a file for programs. Keys are the names that hubs use, if there are any."""
     task = metadata.task
     labels = {str(number): name for number, name in enumerate(task.class_names)}
     return {
@@ -66,9 +67,9 @@ def config(metadata: Metadata) -> dict[str, Any]:
 
 
 def training_command(metadata: Metadata) -> str | None:
-    """The command that trains such a network, with every hyper-parameter; None where that is not known.
+    """The command that trains such a network, with every hyper-parameter; None if it is not known.
 
-    A folder of images is named without the folders above it.
+    Of the path of a folder of images, only the last part is shown.
     """
     if metadata.data is None or metadata.base_frozen or metadata.started_from == "file":
         return None
@@ -120,7 +121,7 @@ def _title(metadata: Metadata) -> str:
 
 
 def _fields(metadata: Metadata, license_name: str) -> dict[str, Any]:
-    """The front matter. `datasets` has the name of a data set, or of the folder of images."""
+    """The YAML fields at the top. `datasets` holds the name of a data set, or of the folder of images."""
     data = [Path(metadata.data).name] if metadata.data else []
     results = [
         _result(model, name) for name in data for model in metadata.models if model.accuracy is not None
@@ -163,7 +164,7 @@ def _opening(metadata: Metadata) -> str:
 
 
 def _table(metadata: Metadata) -> str:
-    """A row a model, and of which images the accuracy is."""
+    """The table of costs and accuracy, one row for each model, and a note on the images of the accuracy."""
     rows = ["| model | conv layers left out | MACs | parameters | bytes | accuracy |", "|---" * 6 + "|"]
     for model in metadata.models:
         accuracy = "unknown" if model.accuracy is None else f"{model.accuracy:.2%}"
@@ -201,10 +202,10 @@ def _origin(metadata: Metadata) -> str:
 
 
 def _code(text: str) -> str:
-    """Inline code, whatever the name of a class may hold."""
+    """Inline code in Markdown; backticks in `text`, such as the name of a class, become apostrophes."""
     return f"`{_inert(text).replace('`', chr(39))}`"
 
 
 def _inert(text: str) -> str:
-    """One line of printable characters."""
+    """`text` as one line: every character that is not printable becomes a space."""
     return "".join(c if c.isprintable() else " " for c in text)

@@ -1,4 +1,7 @@
-"""What a smaller file costs and saves: two files of one model, side by side."""
+"""Two files of one model, compared: what the smaller one saves in bytes and costs in accuracy.
+
+`deploy.recompute` and `deploy.int8` call it. It does not know how the smaller file was made.
+"""
 
 import statistics
 from dataclasses import dataclass
@@ -11,7 +14,7 @@ from cnsn_cli.files.model_file import Classifier
 
 @dataclass(frozen=True)
 class Figures:
-    """The size of a file, how its model does on test images, and its median time for an image in seconds."""
+    """The size of a file; the accuracy (0..1), loss and median latency (seconds an image) of its model."""
 
     bytes: int
     accuracy: float | None
@@ -21,7 +24,10 @@ class Figures:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model in float32, and in the numbers of a smaller file: on `images` test images, on one thread."""
+    """The figures of a model in float32 (`before`) and in a smaller file (`after`).
+
+    Accuracy and loss are measured on `images` test images, latency on one thread.
+    """
 
     before: Figures
     after: Figures
@@ -31,9 +37,10 @@ class Comparison:
 def compare(
     models: tuple[Classifier, Classifier], sizes: tuple[int, int], results: list[ModelResult], images: int
 ) -> Comparison:
-    """A model and its smaller version, timed in turns for one image on one thread.
+    """Compare a model and its smaller version, which take turns to classify one image on one thread.
 
-    `sizes` are the bytes of their files. `results` are those on `images` test images, none for 0.
+    `sizes` are the bytes of their files. `results` are measured on `images` test images; they are empty if
+    `images` is 0.
     """
     figures = [
         Figures(
@@ -50,7 +57,7 @@ def compare(
 def remeasured(metadata: Metadata, dtype: str, size: int, result: ModelResult | None) -> Metadata:
     """The metadata of a detached model whose tensors became `dtype`, with `size` bytes.
 
-    Its accuracy and loss are those of `result` where they were chosen on test images too, else unknown.
+    Accuracy and loss are those of `result` if the old ones were measured on test images too, else unknown.
     """
     comparable = result if metadata.selection and metadata.selection.images == "test" else None
     figures = {"accuracy": comparable and comparable.accuracy, "loss": comparable and comparable.loss}

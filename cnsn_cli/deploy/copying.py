@@ -1,13 +1,13 @@
-"""Taking one model out of a network's file by copying bytes. It reads only what it keeps, and needs no torch.
+"""Taking one model out of a network's file by copying bytes, without torch. Only the kept bytes are read.
 
     whole file                         detached submodel1, which enters at unit 7
     units.0.* ... units.6.*
     units.7.* ... head.*          ->   units.7.* ... head.*
     submodels.1.step_down.*       ->   step_down.*
-    submodels.1.units.7...mean    ->   units.7...mean, in place of that of the base-model
+    submodels.1.units.7...mean    ->   units.7...mean, instead of the base-model's
 
-`deploy.detach` decides between this module and `deploy.recompute`, which computes. This module knows nothing
-of what the tensors mean.
+`deploy.detach` chooses between this module and `deploy.recompute`, which computes tensors. This module does
+not know what the tensors mean.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from cnsn_cli.files.writer import replacing
 
 
 def read_whole(file: TensorFile) -> Metadata:
-    """The metadata of an open file with a whole network; raises CheckpointError for any other file."""
+    """The metadata of an open file that holds a whole network. Raises CheckpointError for any other file."""
     metadata = read_metadata(file.path, file.header)
     if metadata.kind == "detached":
         raise CheckpointError(f"{file.path} is detached already: it holds {metadata.models[0].name} alone")
@@ -29,7 +29,7 @@ def read_whole(file: TensorFile) -> Metadata:
 def copy_model(file: TensorFile, whole: Metadata, model: ModelRecord, output: Path) -> Metadata:
     """Write one model of an open file to `output`; returns the metadata of the new file.
 
-    Raises CheckpointError where the file is damaged, OutputError where `output` cannot be written.
+    Raises CheckpointError if the file is damaged, OutputError if `output` cannot be written.
     """
     names = kept_names(file.header, model)
     check_size(file, model, names)
@@ -40,7 +40,7 @@ def copy_model(file: TensorFile, whole: Metadata, model: ModelRecord, output: Pa
 
 
 def check_size(file: TensorFile, model: ModelRecord, names: dict[str, str]) -> None:
-    """Raises CheckpointError where the tensors to keep are not as large as the metadata say."""
+    """Raises CheckpointError if the size of the kept tensors differs from that in the metadata."""
     entries = file.header.entries
     held = sum(entries[name].end - entries[name].start for name in names.values())
     if held != model.bytes:
@@ -51,16 +51,16 @@ def check_size(file: TensorFile, model: ModelRecord, names: dict[str, str]) -> N
 
 
 def copied_size(header: Header, whole: Metadata, model: ModelRecord) -> int:
-    """The bytes of the file that `copy_model` would write."""
+    """The size in bytes of the file that `copy_model` would write."""
     kept = kept_entries(header, kept_names(header, model))
     text = detached_metadata(header, whole, model).to_json()
     return len(new_header(kept, text)) + sum(entry.end - entry.start for entry in kept.values())
 
 
 def kept_names(header: Header, model: ModelRecord) -> dict[str, str]:
-    """New name -> name in the whole file, of all tensors that a detached model keeps.
+    """New name -> name in the whole file, for every tensor that a detached model keeps.
 
-    It keeps the units from the cut on and the head. What is private to the sub-model takes the place of the
+    The model keeps the head and the units from the cut on. Private tensors of the sub-model replace the
     base-model's tensors of the same name.
     """
     kept = {name: name for name in header.entries if _is_kept(name, model.first_unit)}
@@ -75,7 +75,7 @@ def _is_kept(name: str, first_unit: int) -> bool:
 
 
 def detached_metadata(header: Header, whole: Metadata, model: ModelRecord) -> Metadata:
-    """What the file of a detached model says of itself; its digests are those of the copied tensors."""
+    """The metadata of the file of a detached model, with the digests of the copied tensors."""
     names = kept_names(header, model)
     sha256 = {new: whole.sha256[old] for new, old in names.items() if old in whole.sha256}
     changes = {"kind": "detached", "models": [model], "sha256": sha256, "parent": header.sha256}

@@ -1,7 +1,8 @@
-"""Models of a network as files of their own: which model, from where, to where.
+"""Writing models of a network as files of their own: which model, from which file, to which file.
 
-The door for `cnsn detach` and Python users. `deploy.copying` copies bytes without torch, `deploy.recompute`
-changes tensors with it; a file is opened once here, for choosing and for writing.
+`cnsn detach` and Python users start here. `deploy.copying` copies bytes without torch; `deploy.recompute`
+changes tensors with torch. A file is opened once, for choosing a model and for writing it. This module does
+not know the file format.
 """
 
 from pathlib import Path
@@ -16,7 +17,7 @@ from cnsn_cli.files.writer import check_output
 
 
 class Changes(NamedTuple):
-    """What is recomputed in a detached model, and from which images; arguments of `detach`."""
+    """What is recomputed in a detached model, and from which images: the arguments of `detach`."""
 
     fold_bn: bool = False
     recalibrate: int = 0
@@ -45,14 +46,16 @@ def detach(
 
     checkpoint: a whole network, as `cnsn train` writes it.
     submodel: `base`, `submodel0`, `submodel1`, ..., or the number of a sub-model.
-    output: the file to write; `force` replaces what exists.
-    fold_bn: make BN part of the convs before it, where only one conv feeds it.
-    recalibrate: recompute the BN statistics from so many batches of training images; 0 keeps them.
-    data, data_dir: where these images are; by default what the network was trained on.
+    output: the file to write.
+    force: replace `output` if it exists.
+    fold_bn: make BN part of the convs before it; a BN whose input is not the output of a conv stays.
+    recalibrate: recompute the BN statistics from this number of batches of training images; 0 keeps them.
+    data: the data set of these images; None: the one that the network was trained on.
+    data_dir: the folder of downloaded data sets.
 
-    Only the bytes that are kept are read, and they are copied as they are; `fold_bn` and `recalibrate` take
-    torch and read the whole file. Raises CheckpointError where there is no such model or the checkpoint is
-    damaged, DataError for the images, OutputError where `output` may not be written.
+    Without `fold_bn` and `recalibrate`, only the bytes of the model are read, and copied unchanged. With
+    either, torch is imported and the whole file is read. Raises CheckpointError if there is no such model or
+    the checkpoint is damaged, DataError for the images, OutputError if `output` may not be written.
     """
     changes = Changes(fold_bn, recalibrate, data, data_dir)
     with TensorFile(Path(checkpoint)) as file:
@@ -62,7 +65,7 @@ def detach(
 def detach_from(
     file: TensorFile, submodel: str, output: Path, force: bool = False, changes: Changes = UNCHANGED
 ) -> Metadata:
-    """Like `detach`, from a file that is open."""
+    """Like `detach`, from an open file."""
     whole = read_whole(file)
     record = whole.find(submodel)
     check_output(output, force, file.path)
@@ -76,7 +79,10 @@ def detach_from(
 def detach_all(
     checkpoint: str | Path, folder: str | Path, force: bool = False, changes: Changes = UNCHANGED
 ) -> dict[Path, Metadata]:
-    """Write every model of a network as `<name>.safetensors` into `folder`, from one opening of its file."""
+    """Write every model of a network as `<name>.safetensors` into `folder`. The checkpoint is opened once.
+
+    Returns path -> metadata of each new file. Raises the errors of `detach`.
+    """
     folder = Path(folder)
     with TensorFile(Path(checkpoint)) as file:
         outputs = {folder / f"{model.name}.safetensors": model.name for model in read_whole(file).models}
@@ -91,15 +97,15 @@ def detach_all(
 def choose_model(checkpoint: str | Path, budget: Budget) -> Choice:
     """The most accurate model of a network within the budget.
 
-    Where the budget limits latency, models are timed: one image, one thread, on this machine. Raises
-    BudgetError where none fits.
+    If the budget limits latency, the models are timed on this machine: one image, one thread. Raises
+    BudgetError if no model fits.
     """
     with TensorFile(Path(checkpoint)) as file:
         return choose_from(file, budget)
 
 
 def choose_from(file: TensorFile, budget: Budget) -> Choice:
-    """Like `choose_model`, from a file that is open."""
+    """Like `choose_model`, from an open file."""
     models = read_whole(file).models
     latencies = _measured_latencies(file) if "latency" in budget else {}
     candidates = [Candidate(m.name, m.macs, m.bytes, m.accuracy, latencies.get(m.name)) for m in models]
@@ -107,7 +113,7 @@ def choose_from(file: TensorFile, budget: Budget) -> Choice:
 
 
 def _measured_latencies(file: TensorFile) -> dict[str, float]:
-    """Seconds for an image by the name of the model."""
+    """Name of a model -> seconds for one image."""
     from cnsn_cli.evaluation.latency import latencies
     from cnsn_cli.files.checkpoint import read_network
 

@@ -1,4 +1,8 @@
-"""Models for runtimes that know nothing of cnsn: ONNX and torch.export, checked after they are written."""
+"""Writing models for runtimes that do not know cnsn: ONNX and torch.export (.pt2).
+
+`cnsn export` and Python users start here; `deploy.int8` builds on it. Each file is loaded again and compared
+with PyTorch before it appears at its path. This module does not know where its model came from.
+"""
 
 import io
 import json
@@ -22,16 +26,16 @@ from cnsn_cli.network.memory_format import contiguous
 from cnsn_cli.network.model import Model
 from cnsn_cli.task import Task
 
-TOLERANCE = 1e-4  # of the largest logit, or of 1 where all are smaller
+TOLERANCE = 1e-4  # times the largest logit, or times 1 if all are smaller
 CHECKED_BATCHES = (1, 2, 7)
 
 
 @dataclass(frozen=True)
 class Export:
-    """A file that was written. `metadata` is what it says of itself.
+    """A file that was written, its `metadata` and its size in `bytes`.
 
-    `opset` is that of an ONNX file as it was read back, `difference` the largest between its logits and
-    PyTorch's, None where they are not meant to be the same.
+    `opset` is the operator version of an ONNX file, read from the file; None for .pt2. `difference` is the
+    largest difference between the file's logits and PyTorch's; None for int8, whose logits differ on purpose.
     """
 
     metadata: Metadata
@@ -41,7 +45,7 @@ class Export:
 
 
 class WithPreprocessing(nn.Module):
-    """A model that takes pixels uint8 (N, C, H, W): scaling and normalisation are part of it."""
+    """A model that takes pixels uint8 (N, C, H, W), because scaling and normalisation are part of it."""
 
     mean: Tensor
     std: Tensor
@@ -65,11 +69,19 @@ def export(
     with_preprocess: bool = False,
     force: bool = False,
 ) -> Export:
-    """Write one model of a network, or a detached model, for ONNX runtimes or torch.export.
+    """Write one model for ONNX runtimes or torch.export; the new file does not need cnsn.
 
-    The file takes batches of any size: images normalised to float32 (N, C, H, W), or pixels uint8
-    `with_preprocess`. It is loaded again and must return PyTorch's logits. Raises CheckpointError for `file`,
-    ExportError where the network cannot be exported or the export differs, OutputError, ExtraError.
+    file: a whole network or a detached model, as `cnsn train` or `cnsn detach` writes it.
+    to: `onnx` or `pt2` (torch.export).
+    output: the file to write; its name ends in `.onnx` or `.pt2`.
+    submodel: `base`, `submodel0`, ..., or the number of a sub-model; None: the first model of the file.
+    with_preprocess: the new file takes pixels uint8 (N, C, H, W); by default it takes images normalised to
+        float32 (N, C, H, W).
+    force: replace `output` if it exists.
+
+    The new file takes batches of any size N. It is loaded again, and its logits must equal PyTorch's. Raises
+    CheckpointError for `file`, ExportError if the network cannot be exported or the logits differ,
+    OutputError if `output` may not be written, ExtraError if the libraries for ONNX are not installed.
     """
     file, output = Path(file), Path(output)
     check_export_target(output, to, force)
@@ -80,7 +92,7 @@ def export(
 def write_checked(
     model: Model, metadata: Metadata, to: ExportFormat, output: Path, with_preprocess: bool
 ) -> Export:
-    """Write `model`, load the file again, and compare the logits; raises like `export`."""
+    """Write `model`, load the file again, and compare the logits. Raises the errors of `export`."""
     with replacing(output) as target:
         write(model, to, target, with_preprocess, metadata)
         target.flush()
@@ -91,7 +103,7 @@ def write_checked(
 
 
 def check_export_target(output: Path, to: ExportFormat, force: bool) -> None:
-    """Raises OutputError where `output` may not be written, ExtraError where libraries for it lack."""
+    """Raises OutputError if `output` may not be written, ExtraError if libraries for `to` are missing."""
     if to == "onnx":
         require_onnx()
     if output.suffix != f".{to}":
@@ -100,7 +112,7 @@ def check_export_target(output: Path, to: ExportFormat, force: bool) -> None:
 
 
 def open_for_export(file: Path, submodel: str | None) -> tuple[Model, Metadata]:
-    """One model of a file, and what an export of it says of itself. Raises CheckpointError."""
+    """One model of a file, and the metadata for an export of it. Raises CheckpointError."""
     network, metadata, header = open_weights(file)
     record = metadata.models[0] if submodel is None else metadata.find(submodel)
     model = network.model(record.name)
@@ -108,7 +120,7 @@ def open_for_export(file: Path, submodel: str | None) -> tuple[Model, Metadata]:
 
 
 def exported_metadata(metadata: Metadata, model: Model, parent: str) -> Metadata:
-    """What an exported file says of its model; digests are those of tensors that it does not hold."""
+    """The metadata of an exported file. It has no digests, because it does not hold the same tensors."""
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     record = metadata.find(model.name).model_copy(update={"bytes": size})
     changes = {"kind": "detached", "models": [record], "sha256": {}, "parent": parent, "dtype": "float32"}
@@ -118,25 +130,25 @@ def exported_metadata(metadata: Metadata, model: Model, parent: str) -> Metadata
 def write(
     model: Model, to: ExportFormat, target: BinaryIO, with_preprocess: bool, metadata: Metadata
 ) -> None:
-    """Raises ExportError where torch cannot trace or write the network."""
-    shape = (2, *model.task.image_shape)  # of a batch of 1, torch would conclude that all have 1
+    """Write `model` into `target`. Raises ExportError if torch cannot trace or write it."""
+    shape = (2, *model.task.image_shape)  # with a batch of 1, torch would fix N to 1
     example = torch.zeros(shape, dtype=torch.uint8 if with_preprocess else torch.float32)
     network = WithPreprocessing(model) if with_preprocess else model
     network = contiguous(network).eval()
     texts = labels(metadata, with_preprocess)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the insides of torch
+            warnings.simplefilter("ignore")  # torch warns about its own internals
             (_write_onnx if to == "onnx" else _write_pt2)(network, example, target, texts)
-    except OSError:  # of the file
+    except OSError:  # the file cannot be written
         raise
-    except Exception as error:  # whatever a plug-in's modules make of it
+    except Exception as error:  # modules of plug-ins may raise anything
         reason = one_line(error)[:200]
         raise ExportError(f"torch cannot export {model.name} of {metadata.arch} to {to}: {reason}") from error
 
 
 def labels(metadata: Metadata, with_preprocess: bool) -> dict[str, str]:
-    """The metadata of an exported file: what a stranger to cnsn must know in order to use it, and KEY."""
+    """The texts in an exported file: the facts that its users need without cnsn, and cnsn's own under KEY."""
     task = metadata.task
     order = "grey" if task.in_channels == 1 else "RGB"
     kind = "uint8 pixels" if with_preprocess else "float32 pixels / 255, minus mean, divided by std,"
@@ -171,23 +183,23 @@ def _write_onnx(network: nn.Module, example: Tensor, target: BinaryIO, texts: Ma
 
 
 def _forget_the_source(graph: Any) -> None:
-    """Drop torch's notes on where each node comes from: half the file, with the folders of this machine."""
+    """Drop torch's notes on the source of each node: half of the file, and it names local folders."""
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
         part.ClearField("metadata_props")
 
 
 def _write_pt2(network: nn.Module, example: Tensor, target: BinaryIO, texts: Mapping[str, str]) -> None:
     program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("N")},))
-    program.example_inputs = None  # would be written into the file
+    program.example_inputs = None  # they would be written into the file
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # has the folders of this machine
-    buffer = io.BytesIO()  # torch wants names to end in .pt2
+        node.meta.pop("stack_trace", None)  # names folders of this machine
+    buffer = io.BytesIO()  # torch accepts only names that end in .pt2
     torch.export.save(program, buffer, extra_files=dict(texts))
     target.write(buffer.getbuffer())
 
 
 def _reader(to: ExportFormat, path: Path, task: Task, with_preprocess: bool) -> Callable[[Tensor], Tensor]:
-    """The file in a fresh runtime: from pixels uint8 (N, C, H, W) to logits."""
+    """Load an exported file; returns a function from pixels uint8 (N, C, H, W) to logits (N, classes)."""
     if to == "onnx":
         return OnnxModel(path).logits
     program = torch.export.load(io.BytesIO(path.read_bytes())).module()
@@ -198,9 +210,9 @@ def _reader(to: ExportFormat, path: Path, task: Task, with_preprocess: bool) -> 
 
 @torch.inference_mode()
 def check(model: Model, exported: Callable[[Tensor], Tensor]) -> float:
-    """The largest difference of logits for random images, in batches of several sizes.
+    """The largest difference between the logits of both, for random images in batches of several sizes.
 
-    Raises ExportError where it is above TOLERANCE.
+    Raises ExportError if it is above TOLERANCE.
     """
     generator = torch.Generator().manual_seed(0)
     largest = 0.0
@@ -219,7 +231,7 @@ def check(model: Model, exported: Callable[[Tensor], Tensor]) -> float:
 
 
 def read_opset(path: Path) -> int:
-    """The version of the standard operators that an ONNX file is written in."""
+    """The version of the standard operators (opset) that an ONNX file uses."""
     import onnx
 
     versions = {entry.domain: entry.version for entry in onnx.load(path).opset_import}

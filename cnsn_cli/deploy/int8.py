@@ -1,4 +1,8 @@
-"""ONNX files with weights and activations in int8, by ONNX Runtime's own tool."""
+"""Writing ONNX files with weights and activations in int8, with ONNX Runtime's own tool.
+
+`cnsn export --quantize int8` calls it. It starts from the float32 ONNX file of `deploy.export`, and does not
+know how a PyTorch model becomes one.
+"""
 
 import logging
 from collections.abc import Iterator
@@ -38,10 +42,14 @@ def export_int8(
     data: str | None = None,
     data_dir: str | Path = "data",
 ) -> tuple[Export, Comparison]:
-    """Like `export` to ONNX, in int8: ranges of activations are those of `images` training images.
+    """Like `export` to ONNX, in int8. Returns the export, and the comparison with float32 on test images.
 
-    These, and the test images that tell what it costs, are of `data`, by default of what the network was
-    trained on. Raises like `export`, and DataError where they are gone.
+    images: the number of training images that the ranges of activations are measured on.
+    data: the data set of the training and test images; None: the one that the network was trained on.
+    data_dir: the folder of downloaded data sets.
+
+    The other arguments are those of `export`. Raises the errors of `export`, and DataError if the images are
+    not there.
     """
     file, output = Path(file), Path(output)
     check_export_target(output, "onnx", force)
@@ -58,14 +66,17 @@ def export_int8(
         metadata = remeasured(metadata, "int8", tensor_bytes(small), own)
         _relabel(small, output, labels(metadata, with_preprocess))
         exported = Export(metadata, output.stat().st_size, read_opset(output), None)
-        # ONNX Runtime fixes the number of threads when it opens a file; comparisons are on one.
+        # Opened again, because ONNX Runtime fixes the number of threads then; comparisons take one thread.
         before, after = (OnnxModel(path, threads=1) for path in (whole, output))
         sizes = whole.stat().st_size, exported.bytes
         return exported, compare((before, after), sizes, results, len(split))
 
 
 def quantize(source: Path, target: Path, sample: Split) -> None:
-    """Static quantization with a scale per channel, in the form (QDQ) that other runtimes read too."""
+    """Static quantization with one scale a channel, in the form (QDQ) that other runtimes read too.
+
+    `source` is a float32 ONNX file, `target` the int8 file to write; ranges are measured on `sample`.
+    """
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     model = OnnxModel(source)
@@ -89,7 +100,7 @@ def quantize(source: Path, target: Path, sample: Split) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the advice to optimise the network first, which torch's exporter has done."""
+    """Hides the library's advice to optimise the network first: torch's exporter has done it."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,7 +1,7 @@
-"""Detached models whose tensors are recomputed: BN statistics, BN folded into convs, two bytes a weight.
+"""Detached models whose tensors change: BN statistics recomputed, BN folded into convs, two-byte weights.
 
-`deploy.detach` calls this module for the first two, `cnsn detach --dtype` for the third. A file is read once;
-the rest happens in memory.
+`deploy.detach` calls this module for BN, `cnsn detach --dtype` for two-byte weights. A file is read once; all
+else happens in memory. This module does not know how bytes are copied.
 """
 
 import copy
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def detach_recomputed(file: TensorFile, record: ModelRecord, output: Path, changes: "Changes") -> Metadata:
-    """Write the model `record` of an open file with `changes`; `output` has been checked."""
+    """Write the model `record` of an open file with `changes`. The caller has checked `output`."""
     model, metadata = _recomputed(file, record, changes)
     return save(output, model, metadata)
 
@@ -41,11 +41,12 @@ def detach_recomputed(file: TensorFile, record: ModelRecord, output: Path, chang
 def half_from(
     file: TensorFile, submodel: str, output: Path, dtype: Half, force: bool, changes: "Changes"
 ) -> tuple[Metadata, Comparison]:
-    """Like `deploy.detach.detach_from`, with weights of two bytes; loading makes them float32 again.
+    """Like `deploy.detach.detach_from`, with weights of two bytes. Loading makes them float32 again.
 
-    Both versions are evaluated on the test images of `changes.data`, by default of what the network was
-    trained on; where these images are gone, accuracy is not known. Raises like `detach`, DataError for a
-    `changes.data` that is not there, CheckpointError where weights are too large for `dtype`.
+    Returns the metadata of the new file, and the comparison with float32. Both versions are evaluated on the
+    test images of `changes.data`, by default those of the network's own data set. If its own images are gone,
+    accuracy is unknown. Raises the errors of `detach`, DataError if `changes.data` does not exist,
+    CheckpointError if a weight is too large for `dtype`.
     """
     whole = read_whole(file)
     record = whole.find(submodel)
@@ -64,7 +65,7 @@ def half_from(
 
 
 def _recomputed(file: TensorFile, record: ModelRecord, changes: "Changes") -> tuple[Model, Metadata]:
-    """One model of an open file, changed, with its metadata."""
+    """One model of an open file with `changes` made, and its metadata."""
     check_size(file, record, kept_names(file.header, record))
     network, whole, header = read_network(file)
     model = network.model(record.name)
@@ -79,7 +80,7 @@ def _with_new_statistics(
     model: Model, metadata: Metadata, train: Split, batches: int
 ) -> tuple[Model, Metadata]:
     (model,) = recalibrated([model], train, batches)
-    # Figures of quality were measured with other statistics.
+    # The recorded accuracy and loss were measured with the old statistics.
     record = metadata.models[0].model_copy(update={"accuracy": None, "loss": None})
     return model, metadata.model_copy(update={"recalibrated": batches, "models": [record]})
 
@@ -92,7 +93,7 @@ def _folded(model: Model, metadata: Metadata) -> tuple[Model, Metadata]:
 
 
 def _test_images(metadata: Metadata, changes: "Changes") -> Split | None:
-    """The test images, or None where those that the network was trained on are gone."""
+    """The test images; None if no data set is named and the network's own one is gone."""
     try:
         return load_recorded("test", metadata.task, metadata.data, changes.data, changes.data_dir)[0]
     except DataError:

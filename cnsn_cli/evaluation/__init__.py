@@ -1,1 +1,1 @@
-"""What models are worth, and what they cost."""
+"""Measuring models: accuracy and predictions, MACs and bytes, latency."""

@@ -1,4 +1,8 @@
-"""Accuracy and loss of every model in a network."""
+"""Accuracy and loss of every model in a network or a file.
+
+Training evaluates with it after each epoch, `cnsn eval` evaluates files, and `deploy` compares smaller files
+with it. It does not know how a model was trained.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +27,7 @@ from cnsn_cli.network.recalibration import recalibrated
 
 @dataclass(frozen=True)
 class ModelResult:
-    """`accuracy` 0..1 and mean cross-entropy `loss` of one model on a split."""
+    """The `accuracy` (0..1) and the mean cross-entropy `loss` of one model on the images of a split."""
 
     name: str
     accuracy: float
@@ -32,7 +36,7 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class ClassResult:
-    """How one model does on one class: `precision`, `recall` and `f1` 0..1, over `images` of that class."""
+    """The `precision`, `recall` and `f1` (0..1) of one model on one class; the split has `images` of it."""
 
     class_name: str
     precision: float
@@ -43,9 +47,10 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class Report:
-    """How all models of a file do on `images` test images of `data`; `classes` by model, where asked for.
+    """The results of all models of a file on `images` test images of `data`.
 
-    `skipped` says of each image that was left out what is wrong with it.
+    `classes` maps the name of a model to its results for each class; it is empty unless asked for. `skipped`
+    has a line for each image that was left out, with the reason.
     """
 
     data: str
@@ -65,11 +70,17 @@ def evaluate_file(
     recalibrate: int = 0,
     skip_bad: bool = False,
 ) -> Report:
-    """Evaluate every model of a file on test images, those of the data it was trained on by default.
+    """Evaluate every model of a file on test images.
 
-    With `recalibrate`, on BN statistics computed anew from so many batches of training images; with
-    `skip_bad`, images that cannot be read are left out. Raises CheckpointError for the file, DataError for
-    the data.
+    path: a whole network, a detached model, or an exported ONNX file.
+    data: the data set; None: the one that the network was trained on.
+    data_dir: where downloaded data sets are.
+    device: `auto` (the fastest one), `cpu`, `cuda` or `mps`.
+    per_class: measure precision, recall and F1 of each class too.
+    recalibrate: recompute BN statistics from that many batches of training images first; 0: keep them.
+    skip_bad: leave out images that cannot be read.
+
+    Raises CheckpointError for the file, DataError for the data, DeviceError for the device.
     """
     file = open_file(path, choose_device(device))
     recorded = (file.metadata.task, file.metadata.data)
@@ -92,16 +103,19 @@ def _with_weights(file: ModelFile) -> Cnsn | Model:
 
 
 def evaluate(network: Cnsn | Model, split: Split) -> list[ModelResult]:
-    """Accuracy and loss of every model in `network` on the images of `split`.
+    """Accuracy and loss of every model in a network, in the order of `network.models()`.
 
-    Each model runs by itself, in eval mode, on the device that the network is on. `split` is one of the two
-    parts of a data set, such as `load_dataset(...).test`.
+    network: a whole network or a detached model, as `load` returns it.
+    split: images with labels: one part of a data set, such as `load_dataset(...).test`.
+
+    Each model runs by itself, in eval mode, on the device of the network. Accuracy is 0..1; the loss is the
+    mean cross-entropy over the images. Raises DataError if an image cannot be read.
     """
     return evaluate_models([model.eval() for model in network.models()], split)
 
 
 def evaluate_models(models: Sequence[Classifier], split: Split) -> list[ModelResult]:
-    """The same for classifiers of one task, in eval mode. Several processes share the images."""
+    """Like `evaluate`, for classifiers of one task in eval mode. Several processes share the images."""
     mine = split
     if distributed.size() > 1:
         mine = split.take(torch.arange(distributed.rank(), len(split), distributed.size()))
@@ -115,7 +129,7 @@ def evaluate_models(models: Sequence[Classifier], split: Split) -> list[ModelRes
 
 
 def evaluate_classes(model: Classifier, split: Split) -> list[ClassResult]:
-    """Precision, recall and F1 of each class."""
+    """Precision, recall and F1 of each class, in the order of the class names."""
     from sklearn.metrics import precision_recall_fscore_support
 
     predictions = predict([model], split)[0].argmax(1)

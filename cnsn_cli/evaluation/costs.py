@@ -1,6 +1,7 @@
-"""What a model costs: multiply-accumulates, operations, parameters and bytes.
+"""The costs of a model: multiply-accumulates (MACs), operations, parameters and bytes.
 
-fvcore counts on a trace of torch.jit, which torch has deprecated; whoever replaces it needs this file only.
+`cnsn mac`, training and `deploy` call this module. It knows layers and shapes, and no weights. fvcore counts
+on a trace of torch.jit, which torch has deprecated; only this file depends on it.
 """
 
 import copy
@@ -30,10 +31,11 @@ ACTIVATIONS = (
 
 
 class Cost(NamedTuple):
-    """`macs`: multiply-adds of conv and linear layers for one image.
+    """The costs of one module for one image.
 
-    `operations`, the count of the paper's table 1: MACs, plus 1 per output element of a conv with bias,
-    2 per element of BatchNorm, 1 per activation, 1 per input element of a max-pool.
+    `macs` are the multiply-adds of conv and linear layers. `operations` are the count of the paper's table 1:
+    MACs, plus 1 per output element of a conv with bias, 2 per element of BatchNorm, 1 per activation, 1 per
+    input element of a max-pool.
     """
 
     macs: int
@@ -42,7 +44,7 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelCost:
-    """The costs of one model; `parameters` are those that are learnt, `bytes` all that a file must hold."""
+    """The costs of one model. `parameters` counts what is learnt, `bytes` all tensors, BN statistics too."""
 
     name: str
     drops: int
@@ -54,7 +56,7 @@ class ModelCost:
 
 @dataclass(frozen=True)
 class LayerCost:
-    """The costs of one unit, of the head, or of a step-down conv; `shape` (c, h, w) is what it returns."""
+    """The costs of one unit, of the head, or of a step-down conv. `shape` (c, h, w) is that of its output."""
 
     name: str
     shape: tuple[int, ...]
@@ -69,10 +71,16 @@ def count_macs(
     task: Task | None = None,
     step_down: StepDown = "patch",
 ) -> list[ModelCost]:
-    """The costs of the base-model and of a sub-model at each of the `exits`, or at every detach point.
+    """The costs of the base-model and of its sub-models for one image, counted without weights.
 
-    Without `exits` the sub-models are called `drop<k>`. `task` says how large the images are (default:
-    3 x 32 x 32, 10 classes). Raises ArchitectureError and DetachPointError.
+    arch: the architecture, such as `vgg16` or `vgg16:width=0.5`.
+    exits: the numbers of convs that the sub-models drop, ascending; None: every detach point, and the
+        sub-models are called `drop<k>`.
+    task: the size and channels of the images, and the classes; None: 3 x 32 x 32 pixels, 10 classes.
+    step_down: the kind of the step-down convs, `patch` (one conv) or `stem` (several 3x3 convs).
+
+    Raises ArchitectureError if the architecture is unknown or cannot take the images, DetachPointError if
+    `exits` are not legal detach points.
     """
     return model_costs(blank_network(arch, exits, task or Task.plain(), step_down))
 
@@ -80,7 +88,7 @@ def count_macs(
 def blank_network(
     arch: str | Architecture, exits: tuple[int, ...] | None, task: Task, step_down: StepDown = "patch"
 ) -> Cnsn:
-    """A network on the meta device; without `exits`, one with every sub-model, called `drop<k>`."""
+    """A network on the meta device. `exits=None` gives it a sub-model `drop<k>` at every detach point."""
     backbone = registry.find(arch).build_blank(task)
     with torch.device("meta"):
         if exits is not None:
@@ -93,7 +101,7 @@ def blank_network(
 
 
 def model_costs(network: Cnsn | Model) -> list[ModelCost]:
-    """The costs of every model in a network. Shared parts are counted once and added up."""
+    """The costs of every model in a network. Shared units are traced once; each model adds up its parts."""
     first, *others = network.models()
     shared = _trace(first, first.task)
     costs = [_total(first, {name: shared[name] for name in _parts(first)})]
@@ -104,9 +112,9 @@ def model_costs(network: Cnsn | Model) -> list[ModelCost]:
 
 
 def file_costs(file: ModelFile) -> list[ModelCost]:
-    """The costs of every model in a file; of an exported one those that it states.
+    """The costs of every model in a file. For an exported file they are read from its metadata.
 
-    The bytes are those in the file, which may hold two a weight.
+    `bytes` are those of the tensors in the file, which may take two bytes for a weight.
     """
     if file.network is None or file.header is None:
         names = [field.name for field in fields(ModelCost)]
@@ -118,7 +126,7 @@ def file_costs(file: ModelFile) -> list[ModelCost]:
 
 
 def layer_costs(network: Cnsn | Model) -> list[LayerCost]:
-    """The costs of each part of the first model, then of the other models' step-down convs."""
+    """The costs of each part of the first model, then of the step-down conv of each other model."""
     first, *others = network.models()
     shared = _trace(first, first.task)
     layers = []
@@ -134,7 +142,7 @@ def layer_costs(network: Cnsn | Model) -> list[LayerCost]:
 
 
 def _parts(model: Model) -> dict[str, nn.Module]:
-    """Step-down conv, units and head by the name that they have in the model."""
+    """Name in the model -> step-down conv, unit or head."""
     units = {f"units.{name}": unit for name, unit in model.units.named_children()}
     step_down = {} if model.drops == 0 else {"step_down": model.step_down}
     return {**step_down, **units, "head": model.head}
@@ -160,10 +168,10 @@ def _parameters(module: nn.Module) -> int:
 
 
 def _trace(module: nn.Module, task: Task) -> dict[str, Cost]:
-    """The costs of `module`, which takes images of `task`, and of each module below it, by name."""
+    """Name -> costs, of `module` (its name is "") and of each module inside it, for one image of `task`."""
     blank = copy.deepcopy(module).eval()._apply(_filled)  # type: ignore[no-untyped-call]
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated, and fvcore rests on it
+        warnings.simplefilter("ignore")  # fvcore uses torch.jit, which is deprecated
         from fvcore.nn import FlopCountAnalysis
 
         analysis = FlopCountAnalysis(blank, torch.zeros(1, *task.image_shape))
@@ -174,14 +182,14 @@ def _trace(module: nn.Module, task: Task) -> dict[str, Cost]:
 
 
 def _filled(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor to compute with, in float32; numbers that stand for places in other tensors stay."""
+    """Zeros in float32 on the CPU. Integers may be indices: they keep their values, unless on the meta device."""
     if tensor.is_floating_point():
         return torch.zeros_like(tensor, device="cpu", dtype=torch.float32)
     return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor
 
 
 def _handles() -> dict[str, Any]:
-    """What each operator of a trace costs, as fvcore wants to be told."""
+    """Operator of a trace -> function that returns its costs, as fvcore expects it."""
     from fvcore.nn import jit_handles
 
     def macs(count: int) -> Counter[str]:

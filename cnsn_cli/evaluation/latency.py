@@ -1,7 +1,7 @@
-"""How fast models answer on the CPU of this machine.
+"""The latency of models on the CPU of this machine.
 
-`cnsn bench` times files with it; budgets and comparisons time models that are open already. Models that are
-compared take turns, so that what slows the machine down slows all alike.
+`cnsn bench` times files with it; `deploy` times models that are open already. The models take turns, so that
+a slow moment of the machine slows all of them alike. It does not know which library computes a model.
 """
 
 import math
@@ -23,9 +23,9 @@ Name = TypeVar("Name", bound=Hashable)
 
 @dataclass(frozen=True)
 class Speed:
-    """How long a model takes for a batch: the median and the 95th percentile, in seconds.
+    """The time that a model takes for a batch, in seconds: `p50` is the median, `p95` the 95th percentile.
 
-    `macs` and `accuracy` are what the file says of the model.
+    `macs` and `accuracy` are read from the metadata of the file.
     """
 
     file: Path
@@ -49,9 +49,9 @@ def bench(
     threads: Sequence[int] = (1,),
     rounds: int = ROUNDS,
 ) -> list[Speed]:
-    """Time every model in `files`, each batch size with each number of threads. PyTorch runs eagerly.
+    """Time every model in `files`, for each batch size and each number of threads. PyTorch runs eagerly.
 
-    Raises CheckpointError, and for ONNX files ExtraError.
+    Raises CheckpointError, and ExtraError for an ONNX file if ONNX Runtime is not installed.
     """
     return [
         speed
@@ -62,7 +62,7 @@ def bench(
 
 
 def _bench_together(files: Sequence[Path], batch: int, threads: int, rounds: int) -> list[Speed]:
-    # ONNX Runtime fixes the threads, and PyTorch the layout of weights, when a file is opened.
+    # Files are opened again each time: opening sets the threads of ONNX Runtime and PyTorch's weight layout.
     opened = [open_file(file, None if batch == 1 else torch.device("cpu"), threads) for file in files]
     models = [model for file in opened for model in file.models]
     records = [(file.path, record) for file in opened for record in file.metadata.models]
@@ -86,9 +86,9 @@ def _bench_together(files: Sequence[Path], batch: int, threads: int, rounds: int
 def time_models(
     models: Sequence[Classifier], batch: int = 1, threads: int = 1, rounds: int = ROUNDS
 ) -> list[list[float]]:
-    """Seconds that each model takes for a batch of random images, in each of `rounds` rounds.
+    """For each model, the seconds that it takes for a batch of random images in each of `rounds` rounds.
 
-    Preprocessing counts where it is part of a model.
+    The time includes preprocessing only if it is part of the model.
     """
     variants = {number: _forward(model, batch) for number, model in enumerate(models)}
     with _torch_threads(threads), torch.inference_mode():
@@ -97,7 +97,7 @@ def time_models(
 
 
 def latencies(models: Sequence[Classifier]) -> dict[str, float]:
-    """Median seconds for one image on one thread, by the name of the model."""
+    """Name of a model -> its median seconds for one image on one thread."""
     times = time_models(models)
     return {model.name: statistics.median(seconds) for model, seconds in zip(models, times, strict=True)}
 
@@ -108,7 +108,7 @@ def _forward(model: Classifier, batch: int) -> Callable[[], object]:
 
 
 def interleave(variants: Mapping[Name, Callable[[], object]], rounds: int) -> dict[Name, list[float]]:
-    """Seconds of each variant in `rounds` rounds A B C, A B C, ..., after one round to warm up."""
+    """Name -> seconds in each round. Rounds are A B C, A B C, ...; one more warms up and is not counted."""
     times: dict[Name, list[float]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, run in variants.items():

@@ -1,4 +1,4 @@
-"""What a model makes of pictures that nobody has labelled."""
+"""The classes that a model predicts for pictures without labels. `cnsn predict` calls it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from cnsn_cli.files.model_file import open_file
 
 @dataclass(frozen=True)
 class Guess:
-    """`probability` 0..1, as the softmax of the logits has it."""
+    """A class and its `probability` (0..1), the softmax of the logits."""
 
     class_name: str
     probability: float
@@ -21,7 +21,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest classes of a picture, likeliest first."""
+    """The most likely classes of a picture, the most likely first."""
 
     image: Path
     guesses: list[Guess]
@@ -30,9 +30,10 @@ class Prediction:
 def predict_images(
     file: Path, paths: list[Path], submodel: str | None = None, top: int = 5, device: str = "auto"
 ) -> tuple[str, list[Prediction]]:
-    """The name of the model, and its `top` classes for every picture in `paths` and in folders among them.
+    """The name of the model, and for every picture its `top` most likely classes.
 
-    Raises CheckpointError for the file, DataError for what is no picture.
+    `paths` are pictures and folders of pictures. Raises CheckpointError for `file`, DataError for a picture
+    that cannot be read, DeviceError for `device`.
     """
     chosen = choose_device(device)
     images = pictures(paths)
@@ -48,7 +49,7 @@ def predict_images(
 
 
 def pictures(paths: list[Path]) -> list[Path]:
-    """The files among `paths`, and all pictures in the folders among them and below. Raises DataError."""
+    """The files among `paths`, and all pictures in its folders and their subfolders. Raises DataError."""
     found: list[Path] = []
     for path in paths:
         if not path.exists():

@@ -1,1 +1,1 @@
-"""The file format: written whole, read once, checked before it is used."""
+"""The file format. A file is written as a whole, opened once, and checked before its weights are used."""

@@ -1,4 +1,8 @@
-"""Saving and loading networks. A file never makes code run: its architecture is looked up by name."""
+"""Saving and loading networks. A file never makes code run: its architecture is looked up by name.
+
+`training` and `deploy` save networks, and every command that computes loads them here. This module does not
+know how a network was trained.
+"""
 
 import hashlib
 import platform
@@ -31,16 +35,16 @@ DTYPES = {
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
 TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
-MOST_PARAMETERS = 10_000  # tensors, of an architecture that a file names
+MOST_PARAMETERS = 10_000  # parameter tensors that an architecture named by a file may have
 
 
 def versions() -> dict[str, str]:
-    """What a network was made with."""
+    """The versions of cnsn-cli, torch and Python that run now; a file records them."""
     return {"cnsn-cli": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def save(path: Path, network: Cnsn | Model, metadata: Metadata) -> Metadata:
-    """Write a network or a detached model; returns its metadata, with digests. Raises OutputError."""
+    """Write a network or a detached model; returns `metadata` with the digests added. Raises OutputError."""
     tensors = {name: for_file(tensor) for name, tensor in network.state_dict().items()}
     metadata = _with_digests(metadata, tensors)
     write_tensors(path, tensors, KEY, metadata.to_json())
@@ -48,7 +52,7 @@ def save(path: Path, network: Cnsn | Model, metadata: Metadata) -> Metadata:
 
 
 def file_size(network: Cnsn | Model, metadata: Metadata) -> int:
-    """The bytes of the file that `save` would write."""
+    """The size in bytes of the file that `save` would write."""
     tensors = {name: for_file(tensor) for name, tensor in network.state_dict().items()}
     return len(serialise(tensors, metadata={KEY: _with_digests(metadata, tensors).to_json()}))
 
@@ -58,14 +62,14 @@ def _with_digests(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Metadata
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], key: str, text: str) -> None:
-    """Write tensors, with one text as metadata. Raises OutputError."""
+    """Write a safetensors file with the one metadata entry `key`: `text`. Raises OutputError."""
     content = serialise({name: for_file(tensor) for name, tensor in tensors.items()}, metadata={key: text})
     with replacing(path) as file:
         file.write(content)
 
 
 class Opened(NamedTuple):
-    """A network with its weights, and what its file says of it."""
+    """A network with its weights, and the metadata and header of its file."""
 
     network: Cnsn | Model
     metadata: Metadata
@@ -73,24 +77,27 @@ class Opened(NamedTuple):
 
 
 def load(path: str | Path) -> Cnsn | Model:
-    """Read a whole network or a detached model, in eval mode on the CPU.
+    """Read a whole network or a detached model, and return it in eval mode on the CPU.
 
-    `path` names a file that `cnsn train` or `cnsn detach` wrote. Weights are float32 whatever the
-    file has, in the memory format that is fastest for a few images. Every tensor is checked against the
-    architecture before it is read, and against its digest after. Raises CheckpointError, also where a weight
-    is not finite, and ArchitectureError where the architecture is not installed.
+    path: a file that `cnsn train` or `cnsn detach` wrote.
+
+    A whole network (`Cnsn`) returns the logits of all its models, a detached one (`Model`) its own. Weights
+    are float32 even if the file holds float16 or bfloat16, in the memory format that is fastest for a few
+    images. Every tensor is checked against the architecture before it is read, and against its digest
+    afterwards. Raises CheckpointError if the file is missing, damaged, not written by cnsn or holds weights
+    that are not finite, ArchitectureError if the architecture is not installed.
     """
     return open_network(Path(path)).network
 
 
 def open_network(path: Path) -> Opened:
-    """Like `load`, with the metadata and the header of the same file."""
+    """Like `load`, but returns the metadata and the header of the file too."""
     with TensorFile(path) as file:
         return read_network(file)
 
 
 def read_network(file: TensorFile) -> Opened:
-    """The network in an open file; raises like `load`."""
+    """The network in an open file, with metadata and header. Raises the errors of `load`."""
     network, metadata = _read_blank(file)
     _fill(network, file, metadata)
     if metadata.dtype in HALVES:
@@ -99,13 +106,16 @@ def read_network(file: TensorFile) -> Opened:
 
 
 def load_blank(path: Path) -> Opened:
-    """The network that a file tells of, on the meta device, checked against the tensors in the file."""
+    """The network that a file describes, without weights (on the meta device).
+
+    Its tensors are checked against those in the file. Raises the errors of `load`.
+    """
     with TensorFile(path) as file:
         return Opened(*_read_blank(file), file.header)
 
 
 def fill(network: Cnsn | Model, path: Path) -> None:
-    """Give `network` the weights of a file that holds the same network. Raises CheckpointError."""
+    """Copy the weights of a file into `network`. Raises CheckpointError if the file holds another network."""
     with TensorFile(path) as file:
         metadata = read_metadata(path, file.header)
         check_tensors(path, file.header, network.state_dict())
@@ -116,11 +126,11 @@ def _fill(network: Cnsn | Model, file: TensorFile, metadata: Metadata) -> None:
     tensors = read_tensors(file, metadata.sha256)
     for name, tensor in tensors.items():
         if not _is_finite(tensor):
-            raise CheckpointError(f"{file.path} is of no use: tensor {name!r} holds NaN or infinite values")
+            raise CheckpointError(f"{file.path} cannot be used: tensor {name!r} holds NaN or infinite values")
     network.load_state_dict(tensors, assign=True)
     if any(buffer.is_meta for buffer in network.buffers()):
         raise CheckpointError(
-            f"{file.path} is of an architecture with a constant that is too large to be made here"
+            f"{file.path} cannot be loaded: its architecture has a constant that is too large to compute here"
         )
 
 
@@ -155,19 +165,22 @@ def _blank(path: Path, metadata: Metadata) -> Cnsn | Model:
         raise type(error)(f"{path}, made with {metadata.provider}: {error}") from error
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:  # sizes that no tensor can have
         reason = one_line(error)
-        raise CheckpointError(f"{path} tells of a network that cannot be built: {reason}") from error
+        raise CheckpointError(f"{path} describes a network that cannot be built: {reason}") from error
 
 
 @contextmanager
 def _not_larger_than(most: int) -> Iterator[None]:
-    """Stops an architecture whose options, which come from a file, ask for a giant of layers."""
+    """Raises ArchitectureError as soon as a network that is being built has more than `most` parameters.
+
+    The options of an architecture come from the file, and may ask for millions of layers.
+    """
     count = 0
 
     def counted(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
         nonlocal count
         count += 1
         if count > most:
-            raise ArchitectureError(f"it takes more than {most:,} parameter tensors")
+            raise ArchitectureError(f"its architecture has more than {most:,} parameter tensors")
 
     hook = register_module_parameter_registration_hook(counted)
     try:
@@ -179,11 +192,11 @@ def _not_larger_than(most: int) -> Iterator[None]:
 def _is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    return all(bound.isfinite() for bound in tensor.aminmax())  # one pass; NaN comes out of it
+    return all(bound.isfinite() for bound in tensor.aminmax())  # one pass; a NaN becomes both bounds
 
 
 def check_tensors(path: Path, header: Header, expected: dict[str, Tensor]) -> None:
-    """Raises CheckpointError unless a file has tensors of the names, shapes and dtypes `expected`."""
+    """Raises CheckpointError unless the tensors of a file have the names, shapes and dtypes of `expected`."""
     for name in sorted(expected.keys() | header.entries.keys()):
         if name not in header.entries:
             raise CheckpointError(f"{path} lacks tensor {name!r} of its architecture")
@@ -201,7 +214,7 @@ def check_tensors(path: Path, header: Header, expected: dict[str, Tensor]) -> No
 
 
 def read_tensors(file: TensorFile, sha256: Mapping[str, str]) -> dict[str, Tensor]:
-    """All tensors of an open file. Raises CheckpointError where one does not fit its digest."""
+    """All tensors of an open file. Raises CheckpointError if the digest of one is not that in `sha256`."""
     entries, tensors = file.header.entries, {}
     for name in sorted(entries.keys() | sha256.keys()):
         data = file.read(name) if name in entries else bytearray()
@@ -212,13 +225,13 @@ def read_tensors(file: TensorFile, sha256: Mapping[str, str]) -> dict[str, Tenso
 
 
 def read_plain(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, whoever wrote it. Raises CheckpointError."""
+    """All tensors of any safetensors file, of ours or of others. Raises CheckpointError."""
     with TensorFile(path) as file:
         return {name: _as_tensor(file.read(name), entry) for name, entry in file.header.entries.items()}
 
 
 def _as_tensor(data: bytearray, entry: Entry) -> Tensor:
-    """The tensor that `data` holds; it shares the memory."""
+    """The tensor with the bytes `data`, whose memory it shares."""
     dtype = TORCH_DTYPES[entry.dtype]
     return (
         torch.frombuffer(data, dtype=dtype).view(entry.shape)

@@ -1,4 +1,8 @@
-"""What a file of ours says about the models in it: one JSON text in the safetensors header."""
+"""The metadata of a file: facts about its models, as one JSON text in the safetensors header.
+
+`training` and `deploy` write them; every command that opens a file reads them. This module reads and checks
+the text, and does not know tensors or networks.
+"""
 
 import json
 import math
@@ -13,9 +17,9 @@ from cnsn_cli.errors import CheckpointError
 from cnsn_cli.files.tensor_file import Header, check_json
 from cnsn_cli.task import LARGEST_IMAGE, Task
 
-KEY = "cnsn"  # the only one: safetensors shuffles several keys, and files would not be reproducible
+KEY = "cnsn"  # one key only: safetensors shuffles several, and files would not be reproducible
 FORMAT = 1
-LONGEST_CLASS_NAME = 255  # as that of the folder it comes from
+LONGEST_CLASS_NAME = 255  # characters; the longest name of a folder
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Text = Annotated[str, Field(max_length=4096)]
@@ -24,7 +28,11 @@ Scalar = None | bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | Finite | T
 
 
 class ModelRecord(BaseModel):
-    """One model of a file. `first_unit` is where it enters the backbone; figures as in `ModelCost`."""
+    """One model of a file.
+
+    `first_unit` is the number of the first unit that it keeps. `macs`, `operations`, `parameters` and `bytes`
+    are as in `ModelCost`. `accuracy` is 0..1, and `loss` a mean cross-entropy; None: unknown.
+    """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -40,27 +48,34 @@ class ModelRecord(BaseModel):
 
 
 class Selection(BaseModel):
-    """Which images chose the epoch that a file holds."""
+    """Which images chose the best epoch, and the number of the epoch whose weights the file holds."""
 
     images: choices.Selection
     epoch: Count
 
 
 class _Version(BaseModel):
-    """What all formats have in common."""
+    """The one field that files of every format version have."""
 
     format: Count | None = None
 
 
 class Metadata(BaseModel):
-    """`kind` is `network` for base and sub-models together, `detached` for one model.
+    """The metadata of one file.
 
-    `provider` is the distribution that `arch` comes from. `sha256` holds a digest per tensor, `parent` that
-    of the header of the file that a model was detached from, which commits to all tensors in it, and
-    `parent_exits` are all exits there. `base_frozen` tells that the base-model was not trained but taken
-    from another file, `started_from` that weights of the original network were the first ones, `folded`
-    that BN has become part of the convs, `precision` in what the convs were trained, `recalibrated` from
-    how many batches BN statistics were computed anew, and `dtype` in what weights are stored.
+    kind: `network` (base and sub-models together) or `detached` (one model).
+    arch, provider: the architecture string, and the distribution that provides the architecture.
+    task, bn, step_down: as for `Cnsn`.
+    base_frozen: the base-model was taken from another file and not trained.
+    started_from: where the weights of the original network came from, if training started from them.
+    folded: BN is part of the convs.
+    recalibrated: the number of training batches that BN statistics were recomputed from; 0: as trained.
+    precision: the numbers that convs computed with in training.
+    dtype: the numbers that weights are stored in.
+    data, recipe, selection, versions: how the network was trained.
+    sha256: the digest of each tensor.
+    parent: the digest of the header of the file that a model was detached from; it commits to all tensors
+        of that file. `parent_exits` are the exits of that network.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -114,12 +129,12 @@ class Metadata(BaseModel):
 
 
 def read_metadata(path: Path, header: Header) -> Metadata:
-    """The metadata of a file; raises CheckpointError where they are not ours, or of another version."""
+    """The metadata of a file. Raises CheckpointError if cnsn did not write them, or wrote another version."""
     return parse_metadata(path, header.metadata.get(KEY))
 
 
 def parse_metadata(path: Path, text: str | None) -> Metadata:
-    """The metadata in what `path` holds under KEY; raises like `read_metadata`."""
+    """The metadata in `text`, which the file `path` holds under KEY. Raises the errors of `read_metadata`."""
     if text is None:
         raise CheckpointError(f"{path} was not written by cnsn: its metadata have no key {KEY!r}")
     try:
@@ -139,7 +154,7 @@ def parse_metadata(path: Path, text: str | None) -> Metadata:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first thing that is wrong, and where it stands: `models.0.macs: Input should be ...`"""
+    """The first problem and the field that has it: `models.0.macs: Input should be ...`."""
     problem = error.errors(include_input=False, include_url=False)[0]
     where = ".".join(map(str, problem["loc"]))
     return f"{where}: {problem['msg']}" if where else problem["msg"]
@@ -164,4 +179,4 @@ def _check(metadata: Metadata) -> None:
     if metadata.kind == "detached" and not re.fullmatch(r"base|submodel[0-9]+", names[0]):
         raise ValueError(f"a detached model is base or submodel<number>, not {names[0]!r}")
     if (metadata.kind == "network" and first.drops) or any(model.drops == 0 for model in metadata.models[1:]):
-        raise ValueError("base drops nothing, and every sub-model something")
+        raise ValueError("base must drop no conv layers, and every sub-model at least one")

@@ -1,7 +1,8 @@
-"""Opening whatever holds models: a network, a detached model, or an exported ONNX file.
+"""Opening any file that holds models: a whole network, a detached model, or an exported ONNX file.
 
-Whoever evaluates, times, exports or describes models opens their files here, and gets classifiers of one
-protocol. No other module looks at the suffix of a file. Torch is imported with the first model.
+Code that evaluates, times, exports or describes models opens their files here, and gets classifiers of one
+protocol. No other module looks at the suffix of a file. Torch is imported with the first model. This module
+does not know what is done with the models.
 """
 
 from collections.abc import Sequence
@@ -25,9 +26,10 @@ ONNX = ".onnx"
 
 
 class Classifier(Protocol):
-    """A model with a name, a task and logits, whatever computes them.
+    """A model with a name, a task and logits, computed by any library.
 
-    `runtime` is the library that computes. A call takes what `inputs` returns; nobody checks its logits.
+    `runtime` is the name of that library. A call takes the result of `inputs` and returns logits without a
+    check; `logits` checks them.
     """
 
     @property
@@ -40,19 +42,19 @@ class Classifier(Protocol):
     def runtime(self) -> str: ...
 
     def inputs(self, pixels: "Tensor") -> "Tensor":
-        """What the model takes, from pixels uint8 (N, C, H, W)."""
+        """Pixels uint8 (N, C, H, W) -> the tensor that the model takes."""
 
     def __call__(self, inputs: "Tensor") -> "Tensor": ...
 
     def logits(self, pixels: "Tensor") -> "Tensor":
-        """Pixels uint8 (N, C, H, W) -> logits (N, classes). Raises CheckpointError where a file has none."""
+        """Pixels uint8 (N, C, H, W) -> logits (N, classes). Raises CheckpointError if they are no logits."""
 
 
 @dataclass(frozen=True)
 class ModelFile:
     """A file that was opened once. `models` are in the order of the records in `metadata`.
 
-    `network` and `header` are those of a file of ours. An exported file has neither.
+    `network` and `header` are None for an exported file.
     """
 
     path: Path
@@ -62,22 +64,26 @@ class ModelFile:
     header: Header | None = None
 
     def find(self, name: str | None) -> Classifier:
-        """The model `base`, `submodel0` or its number; without a name the first, which is the base-model.
+        """The model called `base` or `submodel0`, or with the number `0`; None: the first model of the file.
 
-        Raises CheckpointError where there is no such model.
+        Raises CheckpointError if there is no such model.
         """
         return self.models[self.metadata.models.index(self.record(name))]
 
     def record(self, name: str | None) -> ModelRecord:
-        """What the metadata say of a model, found like `find`."""
+        """The metadata of the model that `find` returns."""
         return self.metadata.models[0] if name is None else self.metadata.find(name)
 
 
 def open_file(path: Path, device: "torch.device | None" = None, threads: int = 0) -> ModelFile:
-    """The models in a file, in eval mode: on `device`, laid out for many images; else on the CPU, for a few.
+    """Open a file; its models are in eval mode.
 
-    An exported model computes on the CPU whatever `device` is, with `threads`, by default one a core. Raises
-    CheckpointError, and for ONNX files ExtraError.
+    path: a whole network, a detached model, or an exported ONNX file.
+    device: where models are, with weights laid out for large batches; None: on the CPU, for a few images.
+        An exported model computes on the CPU in any case.
+    threads: how many threads an exported model computes with; 0: one for each core.
+
+    Raises CheckpointError, and ExtraError for an ONNX file if ONNX Runtime is not installed.
     """
     if path.suffix == ONNX:
         from cnsn_cli.files.onnx_model import OnnxModel
@@ -93,19 +99,19 @@ def open_file(path: Path, device: "torch.device | None" = None, threads: int = 0
 
 
 def open_weights(path: Path) -> "tuple[Cnsn | Model, Metadata, Header]":
-    """A network to compute with, its metadata and its header.
+    """The network in a file, its metadata and its header.
 
-    Raises CheckpointError, also for an exported file, whose weights PyTorch does not read.
+    Raises CheckpointError, also for an exported file: PyTorch does not read its weights.
     """
     if path.suffix == ONNX:
-        raise CheckpointError(f"{path} is exported already: name the file that it was made of")
+        raise CheckpointError(f"{path} is exported already: name the file that it was exported from")
     from cnsn_cli.files.checkpoint import open_network
 
     return open_network(path)
 
 
 def read_info(path: Path) -> Metadata:
-    """What a file says of its models, without a look at their weights. Raises like `open_file`."""
+    """The metadata of a file, without reading its weights. Raises the errors of `open_file`."""
     if path.suffix == ONNX:
         from cnsn_cli.files.onnx_model import OnnxModel
 

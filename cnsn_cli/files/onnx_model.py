@@ -1,4 +1,7 @@
-"""Exported networks: reading ONNX files, and running them in ONNX Runtime."""
+"""Exported models: opening ONNX files, and running them in ONNX Runtime.
+
+`files.model_file` opens files with it, and `deploy` checks its exports with it. It knows no PyTorch models.
+"""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,10 +20,10 @@ PIXELS, NORMALISED = "tensor(uint8)", "tensor(float)"
 
 
 class OnnxModel:
-    """The model in an ONNX file of ours, in ONNX Runtime on the CPU: a Classifier.
+    """The model in an ONNX file that `cnsn export` wrote, run by ONNX Runtime on the CPU: a Classifier.
 
-    `threads` is how many compute one answer; by default as many as the machine has cores. Raises
-    CheckpointError where the file is none of ours, ExtraError where ONNX Runtime is not installed.
+    `threads` is the number of threads that compute one answer; 0: one for each core. Raises CheckpointError
+    if cnsn did not write the file, ExtraError if ONNX Runtime is not installed.
     """
 
     runtime = "ONNX Runtime"
@@ -37,7 +40,7 @@ class OnnxModel:
         self.input: str = _checked_input(path, self.session, self.task)
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """Pixels uint8 (N, C, H, W) -> logits (N, classes). Raises CheckpointError where these are none."""
+        """Pixels uint8 (N, C, H, W) -> logits (N, classes). Raises CheckpointError if they are no logits."""
         logits = self(self.inputs(pixels))
         expected = (len(pixels), self.task.num_classes)
         if tuple(logits.shape) != expected:
@@ -45,27 +48,27 @@ class OnnxModel:
                 f"{self.path} returns logits {tuple(logits.shape)} for {len(pixels)} images, not {expected}"
             )
         if not logits.isfinite().all():
-            raise CheckpointError(f"{self.path} is of no use: it returns NaN or infinite logits")
+            raise CheckpointError(f"{self.path} cannot be used: it returns NaN or infinite logits")
         return logits
 
     def inputs(self, pixels: Tensor) -> Tensor:
-        """What the file takes: pixels as they are, or normalised to float32."""
+        """Pixels uint8 (N, C, H, W) -> the tensor that the file takes: the same pixels, or float32 images."""
         return pixels if self.input == PIXELS else normalise(pixels, self.task)
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """What `inputs` returns -> whatever the file makes of it."""
+        """The result of `inputs` -> the output of the file, unchecked. Raises CheckpointError if it fails."""
         try:
             (logits,) = self.session.run(None, {self.session.get_inputs()[0].name: inputs.numpy()})
-        except Exception as error:  # the classes of ONNX Runtime have no common parent of their own
+        except Exception as error:  # the errors of ONNX Runtime have no common class
             raise CheckpointError(f"{self.path} does not run: {_first_line(error)}") from error
         return torch.from_numpy(logits)
 
 
 def require_onnx() -> None:
-    """Raises ExtraError, with the remedy, unless all that ONNX takes is installed."""
+    """Raises ExtraError, with the remedy, unless all libraries for ONNX are installed."""
     missing = [name for name in LIBRARIES if find_spec(name) is None]
     if missing:
-        raise ExtraError(f"ONNX takes {', '.join(missing)}: pip install 'cnsn-cli[onnx]'")
+        raise ExtraError(f"ONNX needs {', '.join(missing)}: pip install 'cnsn-cli[onnx]'")
 
 
 def _session(path: Path, threads: int) -> Any:
@@ -76,7 +79,7 @@ def _session(path: Path, threads: int) -> Any:
         raise CheckpointError(f"cannot read {path}: no such file")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # what goes wrong is raised
+    options.log_severity_level = 4  # errors are raised, and need no log
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
@@ -84,7 +87,7 @@ def _session(path: Path, threads: int) -> Any:
 
 
 def _checked_input(path: Path, session: Any, task: Task) -> str:
-    """The type of the one input. Raises CheckpointError where shapes are not those of `task`."""
+    """The type of the one input. Raises CheckpointError if the file's shapes do not fit `task`."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     fits = len(inputs) == len(outputs) == 1 and inputs[0].type in (PIXELS, NORMALISED)
     if not (fits and tuple(inputs[0].shape[1:]) == task.image_shape):

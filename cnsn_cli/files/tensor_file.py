@@ -1,4 +1,4 @@
-"""The raw side of a safetensors file: its header and the bytes of its tensors, without torch.
+"""A safetensors file as bytes: its header and the bytes of its tensors, without torch.
 
 A file is 8 bytes of header length (little endian), a JSON header, and the bytes of the tensors one after
 the other (https://github.com/huggingface/safetensors#format):
@@ -7,9 +7,9 @@ the other (https://github.com/huggingface/safetensors#format):
               0                     data_start
                                     0        end of the first = start of the second
 
-A file is opened once, and everything is read through that one descriptor. The library's own reader takes a
-path, and copying tensors from file to file, in any dtype, needs no arrays. This module knows nothing of what
-the metadata say.
+A file is opened once, and everything is read through that one descriptor. The reader of the safetensors
+library takes a path and would open the file again; and bytes can be copied from file to file in any dtype,
+without arrays. `files.checkpoint` and `deploy` call this module. It does not know what the metadata say.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from cnsn_cli.errors import CheckpointError
 
-# Files come from strangers. These limits bound the memory and the time that reading a header can take;
-# resnet152 with a sub-model at each of its 50 detach points has 13,000 tensors and a header of 3 MB.
+# Files may come from strangers. The limits bound the memory and the time that reading a header takes.
+# Compare: resnet152 with a sub-model at each of its 50 detach points has 13,000 tensors, a header of 3 MB.
 LARGEST_HEADER = 8 * 2**20  # bytes
 MOST_VALUES = 500_000  # of JSON
 LONGEST_NAME = 512
@@ -44,7 +44,7 @@ UNSIGNED = {8: "B", 16: "H", 32: "I", 64: "Q"}  # codes of the array module by b
 
 
 class Entry(NamedTuple):
-    """A tensor in a file: its bytes lie from `start` to `end`, counted from the first tensor byte."""
+    """A tensor in a file: its bytes are from `start` to `end`, counted from `data_start`."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -53,7 +53,7 @@ class Entry(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a file says of itself. `data_start` is where tensor bytes begin, `sha256` that of the header."""
+    """The header of a file. Tensor bytes begin at byte `data_start`; `sha256` is the digest of the header."""
 
     entries: dict[str, Entry]
     metadata: dict[str, str]
@@ -62,10 +62,11 @@ class Header(NamedTuple):
 
 
 class TensorFile:
-    """A safetensors file that is open, its header checked. A context manager: leaving it closes the file.
+    """An open safetensors file whose header has been checked. As a context manager it closes the file.
 
-    A run replaces its checkpoints after every epoch. The descriptor stays with the file that was opened, so
-    header and tensors always belong together. Raises CheckpointError unless it is whole and well formed.
+    A training run replaces its checkpoints after every epoch. An open descriptor keeps the old file, so
+    header and tensors always belong together. Raises CheckpointError unless the file is complete and well
+    formed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,7 +85,7 @@ class TensorFile:
         self._file.close()
 
     def read(self, name: str) -> bytearray:
-        """The bytes of a tensor. Raises CheckpointError where the file has been cut since it was opened."""
+        """The bytes of a tensor. Raises CheckpointError if the file became shorter after it was opened."""
         entry = self.header.entries[name]
         data, position = bytearray(entry.end - entry.start), 0
         for chunk in self.chunks(name):
@@ -93,25 +94,25 @@ class TensorFile:
         return data
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        """The bytes of a tensor in pieces of CHUNK bytes; raises like `read`."""
+        """The bytes of a tensor in pieces of CHUNK bytes. Raises the errors of `read`."""
         entry = self.header.entries[name]
         return _chunks(self._file, self.path, self.header.data_start + entry.start, entry.end - entry.start)
 
 
 def read_header(path: Path) -> Header:
-    """The header alone; raises like TensorFile."""
+    """The header of a file, which is closed again. Raises the errors of TensorFile."""
     with TensorFile(path) as file:
         return file.header
 
 
 def _open(path: Path) -> BinaryIO:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for a writer
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would block until somebody writes
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
-        return open(descriptor, "rb", buffering=0)  # what is read is what is asked for
+        return open(descriptor, "rb", buffering=0)  # unbuffered: no byte is read in vain
     os.close(descriptor)
     if stat.S_ISDIR(mode):
         raise CheckpointError(
@@ -153,7 +154,7 @@ def _raw_header(path: Path, file: BinaryIO, size: int) -> bytes:
 
 
 def check_json(text: str) -> None:
-    """Raises ValueError where parsing `text` could take much more memory than an honest file needs."""
+    """Raises ValueError if `text` has more values than any honest file: parsing it could fill the memory."""
     if sum(map(text.count, ",[{")) > MOST_VALUES:
         raise ValueError(f"its JSON has more than {MOST_VALUES:,} values")
 
@@ -172,7 +173,7 @@ def _parse(text: str) -> tuple[dict[str, Entry], dict[str, str]]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise ValueError("a name stands twice in its header")
+        raise ValueError("its header lists a name twice")
     return content
 
 
@@ -196,20 +197,20 @@ def _is_size(value: object) -> bool:
 
 
 def _check_layout(entries: dict[str, Entry], size: int) -> None:
-    """Tensors must follow each other without holes, up to the end of the file."""
+    """Raises ValueError unless the tensors follow each other without holes up to the end of the file."""
     position = 0
     for start, end in sorted((entry.start, entry.end) for entry in entries.values()):
         if start != position:
             raise ValueError(f"its tensors leave a hole or overlap at byte {position}")
         position = end
     if position != size:
-        raise ValueError(f"it holds {size} bytes of tensors where its header tells of {position}")
+        raise ValueError(f"it holds {size} bytes of tensors, but its header lists {position}")
 
 
 def all_finite(dtype: str, data: bytes) -> bool:
-    """False where a float in `data` is infinite or NaN: all bits of its exponent are ones.
+    """False if a float in `data` is infinite or NaN, that is, if all bits of its exponent are ones.
 
-    A look at the highest byte of each value settles it for weights that are not above 1e38.
+    Fast path: the highest byte of each value is enough to tell for weights that are not above 1e38.
     """
     if dtype not in EXPONENTS:
         return True
@@ -224,10 +225,11 @@ def all_finite(dtype: str, data: bytes) -> bool:
 def copy_tensors(
     source: TensorFile, names: Mapping[str, str], target: BinaryIO, metadata: str, sha256: Mapping[str, str]
 ) -> None:
-    """Write a file with the tensors of `source` whose names are the values of `names`, under its keys.
+    """Copy some tensors of `source` into a new file.
 
-    Only their bytes are read. Raises CheckpointError where they do not fit `sha256`, digests by new name,
-    and where they hold values that are not finite.
+    `names` maps each new name to the name in `source`; `sha256` maps each new name to the expected digest.
+    Only the bytes of these tensors are read. Raises CheckpointError if a digest differs or a value is not
+    finite.
     """
     kept = kept_entries(source.header, names)
     target.write(new_header(kept, metadata))
@@ -241,18 +243,18 @@ def copy_tensors(
             raise CheckpointError(f"{source.path} is damaged: tensor {names[name]!r} is not as it was saved")
         if not finite:
             raise CheckpointError(
-                f"{source.path} is of no use: tensor {names[name]!r} holds NaN or infinite values"
+                f"{source.path} cannot be used: tensor {names[name]!r} holds NaN or infinite values"
             )
 
 
 def kept_entries(header: Header, names: Mapping[str, str]) -> dict[str, Entry]:
-    """The entries of the tensors that are the values of `names`, by its keys, in the order of their bytes."""
+    """New name -> entry, in the order of the bytes. `names` maps new names to names in `header`."""
     kept = {new: header.entries[old] for new, old in names.items()}
     return dict(sorted(kept.items(), key=lambda item: (item[1].start, item[0])))
 
 
 def new_header(entries: Mapping[str, Entry], metadata: str) -> bytes:
-    """The first bytes of a file that holds the tensors `entries` one after the other, up to the first."""
+    """The bytes of a new file before its first tensor: length and header. Tensors follow in this order."""
     content: dict[str, Any] = {"__metadata__": {"cnsn": metadata}}
     position = 0
     for name, entry in entries.items():

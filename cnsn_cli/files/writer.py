@@ -1,4 +1,7 @@
-"""The one writer: files appear whole or not at all, and never by accident on top of others."""
+"""The one writer: a file appears complete or not at all, and replaces another one only if asked to.
+
+Every module that writes results calls it. It does not know what is in the files.
+"""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +14,7 @@ from cnsn_cli.errors import OutputError
 
 
 def check_output(path: Path, force: bool, source: Path | None = None) -> None:
-    """Raises OutputError where `path` cannot be written, is `source`, or exists and `force` is not given."""
+    """Raises OutputError if `path` cannot be written, is `source`, or exists and `force` is False."""
     if source is not None and path.exists() and path.samefile(source):
         raise OutputError(f"{path} is the checkpoint itself: give another name")
     if path.is_dir():
@@ -26,11 +29,10 @@ def check_output(path: Path, force: bool, source: Path | None = None) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Yields a new file beside `path`, which takes its place when all went well and is on the disk.
+    """Yields a temporary file in the same folder; at the end it is synced to disk and renamed to `path`.
 
-    Raises OutputError where the system refuses. Whenever the process or the machine stops, `path` holds
-    either what stood there before or all of the new content. Of several processes only the first one writes,
-    and the others wait for it.
+    If the process or the machine stops, `path` has either its old content or all of the new one. Of several
+    processes only the first one writes; the others wait for it. Raises OutputError if the system refuses.
     """
     if not distributed.is_first():
         with open(os.devnull, "wb") as nowhere:
@@ -39,7 +41,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         return
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
-        with open(temporary, "xb") as file:  # with permissions by the umask
+        with open(temporary, "xb") as file:  # the umask sets its permissions
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -59,7 +61,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove_leftovers(folder: Path, names: tuple[str, ...]) -> None:
-    """Remove what writes of the files `names` left behind that were killed. Nobody may be writing them."""
+    """Remove the temporary files that killed processes left behind while they wrote the files `names`.
+
+    The caller makes sure that no process is writing these files.
+    """
     for name in names:
         for path in folder.glob(f".{name}.*.tmp"):
             path.unlink()

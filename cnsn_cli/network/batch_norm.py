@@ -1,8 +1,8 @@
 """BatchNorm with statistics per model, for layers that several models share.
 
 Base and sub-models see different inputs at the same layer, so one shared set of running statistics
-mis-normalises all of them at evaluation. The affine parameters are shared; they are what is learnt.
-`network.py` puts these layers into a network. They know how many models pass through, but not which.
+mis-normalises all of them at evaluation. The affine parameters, which are learnt, are shared.
+`network.py` puts these layers into a network. A layer knows how many models pass through it, not which.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def fresh_statistics(norm: nn.Module) -> nn.Module:
-    """A module that holds nothing but a copy of the running statistics of `norm`."""
+    """A module that holds a copy of the running statistics of `norm`, and nothing else."""
     statistics = nn.Module()
     for name, buffer in norm._buffers.items():
         persistent = name not in norm._non_persistent_buffers_set
@@ -29,9 +29,9 @@ class SharedBatchNorm(nn.Module):
                             |         |           |
         joined batch    [ base  | submodel0 | submodel1 ]
 
-    Each slice is normalised as if it had come alone. `norms` are the layer of each model: the first is the
-    base-model's, whose parameters and statistics this layer has under the same key names; the others are
-    views of it.
+    Each slice is normalised as if it were the whole batch. `norms` holds one BN layer for each model. The
+    first belongs to the base-model; this layer has its parameters and statistics under the same key names.
+    The others are views of the first.
     """
 
     def __init__(self, norms: Sequence[nn.Module]) -> None:

@@ -1,4 +1,4 @@
-"""In what numbers weights are stored. `files` and `deploy` cast with it; it knows no file."""
+"""The numbers that weights are stored in. `files` and `deploy` call this module; it does not know files."""
 
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,9 @@ HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def cast_weights(network: "Network", dtype: torch.dtype) -> "Network":
-    """Turn all parameters of `network` into `dtype`; BN statistics, which are few, stay as they are.
+    """Cast all parameters of `network` to `dtype`, in place. BN statistics, which are few, keep their dtype.
 
-    Raises CheckpointError where a weight is too large for `dtype`.
+    Raises CheckpointError if a weight is too large for `dtype`.
     """
     largest = torch.finfo(dtype).max
     for name, parameter in network.named_parameters():

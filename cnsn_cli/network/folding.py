@@ -1,7 +1,7 @@
 """Folding BatchNorm into the convs before it: the same function with fewer layers, for inference.
 
-`deploy` folds models that leave, and `files.checkpoint` the layers of a folded file. Folding takes one model
-by itself and finds its convs and norms from a forward pass; it knows no architecture.
+`deploy` folds detached models, and `files.checkpoint` builds the layers of a folded file with it. Folding
+takes one model by itself and finds its convs and BN layers in a forward pass; it does not know architectures.
 """
 
 import copy
@@ -17,7 +17,7 @@ TOLERANCE = 1e-5  # of the largest logit
 
 
 def fold(model: Model) -> Model:
-    """A copy, in eval mode, in which each BN that takes what a conv returns has become part of that conv."""
+    """A copy of `model`, in eval mode. Each BN that takes the output of a conv becomes part of that conv."""
     folded = copy.deepcopy(model).eval()
     for conv_name, norm_name in conv_norm_pairs(model):
         conv, norm = folded.get_submodule(conv_name), folded.get_submodule(norm_name)
@@ -27,10 +27,10 @@ def fold(model: Model) -> Model:
 
 
 def conv_norm_pairs(model: Model) -> list[tuple[str, str]]:
-    """The names of convs and of the BNs behind them, as a forward pass on the meta device meets them."""
+    """The names of each conv and of the BN after it, in the order of a forward pass on the meta device."""
     blank = copy.deepcopy(model).to("meta").eval()
     names = {module: name for name, module in blank.named_modules()}
-    returned: dict[int, tuple[nn.Module, Tensor]] = {}  # tensors are kept, so that no id is used twice
+    returned: dict[int, tuple[nn.Module, Tensor]] = {}  # holds the tensors: ids must stay unique
     pairs = []
 
     def remember(conv: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -43,14 +43,14 @@ def conv_norm_pairs(model: Model) -> list[tuple[str, str]]:
     for module in names:
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(remember)
-        elif type(module) is nn.BatchNorm2d and module.track_running_stats:  # others may do more, or less
+        elif type(module) is nn.BatchNorm2d and module.track_running_stats:  # subclasses may do more
             module.register_forward_pre_hook(look_up)
     blank(torch.empty(1, *model.task.image_shape, device="meta"))
     return pairs
 
 
 def check_equal(model: Model, folded: Model) -> None:
-    """Raises CheckpointError unless both return the same logits for 8 random images, up to TOLERANCE."""
+    """Raises CheckpointError if the logits of both for 8 random images differ by more than TOLERANCE."""
     images = torch.randn(8, *model.task.image_shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected, found = model.eval()(images), folded(images)

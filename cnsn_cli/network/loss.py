@@ -1,4 +1,4 @@
-"""What is minimised: the loss over all models. `training` calls it; it sees logits and labels, no network."""
+"""The loss over all models. `training` minimises it. It sees logits and labels, not networks."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,10 +11,11 @@ from cnsn_cli.choices import Teacher
 
 
 class Distillation(NamedTuple):
-    """Sub-models learn from a better model beside the labels (Hinton et al. 2015).
+    """Sub-models learn from the labels and from a better model, the teacher (Hinton et al. 2015).
 
-    Their loss is (1 - `weight`) * cross-entropy + `weight` * `temperature`^2 * KL, from the teacher's softmax
-    at that temperature to theirs. The teacher is the base-model, or with `chain` the model before.
+    The loss of a sub-model is (1 - `weight`) * cross-entropy + `weight` * `temperature`^2 * KL. KL is the
+    divergence of the sub-model's softmax from the teacher's softmax, both at that temperature. `teacher` is
+    `base` (the base-model teaches every sub-model) or `chain` (each model teaches the next one).
     """
 
     teacher: Teacher
@@ -29,11 +30,15 @@ def multi_model_loss(
     distillation: Distillation | None = None,
     scales: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Eq. 1 of the paper: the base-model's loss plus the mean of the sub-models'.
+    """Eq. 1 of the paper: the loss of the base-model plus the mean loss of the sub-models.
 
-    `logits` are (N, classes) of the base-model, sub-model 0, 1, ...; `targets` class numbers (N,) or
-    probabilities (N, classes). `scales` weigh the sub-models, 1 each by default. Returns the sum and the loss
-    of each model (models,), not weighted.
+    logits: (N, classes) of the base-model, sub-model 0, 1, ...
+    targets: class numbers (N,) or probabilities (N, classes).
+    label_smoothing: the share of the target that is spread over all classes, 0..1; 0 by default.
+    distillation: how sub-models learn from a teacher; None: from the labels alone.
+    scales: one weight for the loss of each sub-model; None: 1 each.
+
+    Returns the weighted total (a scalar), and the loss of each model without weights (models,).
     """
     losses = [F.cross_entropy(scores, targets, label_smoothing=label_smoothing) for scores in logits]
     if distillation:
@@ -50,7 +55,7 @@ def multi_model_loss(
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 * KL(teacher || student) of logits (N, classes) at temperature T; the teacher learns nothing."""
+    """T^2 * KL(teacher || student) of logits (N, classes) at temperature T; the teacher gets no gradient."""
     log_student = F.log_softmax(student / temperature, 1)
     log_teacher = F.log_softmax(teacher.detach() / temperature, 1)
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)

@@ -1,7 +1,8 @@
 """How features and weights lie in memory: channels last, where convs are fastest, or contiguous.
 
-The one place that decides it: for networks in use, for the passes through them, for exported files, for
-tensors in files and for the optimizer's momentum. It does not know what a network computes.
+This module alone decides on the memory format: of networks that run, of features that pass through them,
+of exported files, of tensors in files and of the optimizer's momentum. It does not know what a network
+computes.
 """
 
 import math
@@ -21,16 +22,16 @@ FEW_PIXELS, MANY_CHANNELS = 16, 256
 
 
 def place(network: "Network", device: torch.device) -> "Network":
-    """Move a network to a device, with its weights as they are fastest there for many images at once."""
+    """Move a network to a device and lay its weights out for large batches, as `for_many_images` does."""
     network.to(device)
     return for_many_images(network)
 
 
 def for_many_images(network: "Network") -> "Network":
-    """`network` with weights in the format whose convs measured fastest on its device, in large batches.
+    """Lay out the weights of `network` for large batches, in the format that measured fastest on its device.
 
-    That is channels last where all layers can read it, but on the CPU contiguous for units that take few
-    pixels of many channels. The forward pass brings features into the format of the weights.
+    The format is channels last if all layers can read it. On the CPU, units whose features have few pixels
+    and many channels are contiguous instead. The forward pass brings features into the format of the weights.
     """
     device = next(network.parameters()).device
     if device.type == "mps":
@@ -45,36 +46,36 @@ def for_many_images(network: "Network") -> "Network":
 
 
 def fastest(network: "Network") -> "Network":
-    """`network` with weights channels last, where convs are fastest, and with them the features.
+    """Lay out the weights of `network` channels last, where convs are fastest; features follow the weights.
 
-    Where a layer cannot read such features, as `view`, they are contiguous.
+    If a layer cannot read such features (`Tensor.view` cannot), all weights are contiguous instead.
     """
     network.to(memory_format=torch.channels_last)
     images = torch.empty(1, *network.task.image_shape, device="meta")
     with register_module_forward_hook(_channels_last):
         try:
             on_meta(network.models()[0], images)
-        except Exception:  # whatever the network raises
+        except Exception:  # layers may raise anything
             contiguous(network)
     return network
 
 
 def _channels_last(module: nn.Module, inputs: Any, output: Any) -> Any:
-    """On the meta device convs return contiguous features whatever they get."""
+    """Make features channels last, as on a real device: on the meta device convs return contiguous ones."""
     if isinstance(output, Tensor) and output.dim() == 4:
         return output.contiguous(memory_format=torch.channels_last)
     return output
 
 
 def contiguous(module: Module) -> Module:
-    """`module` with contiguous weights, which exported files have."""
+    """Make the weights of `module` contiguous, as exported files have them."""
     return module.to(memory_format=torch.contiguous_format)
 
 
 def like_weights(features: Tensor, unit: nn.Module) -> Tensor:
-    """`features` in the memory format of the first conv of `unit`: a conv is slow where they differ."""
+    """`features` in the memory format of the first conv of `unit`: a conv is slow if the formats differ."""
     for weight in unit.parameters():
-        # A 1x1 kernel lies in every format alike, and so does one over a single channel.
+        # A 1x1 kernel, or a kernel over one channel, is the same in both formats and does not show which.
         if weight.dim() == 4 and weight.shape[1] > 1 and weight.shape[2:] != (1, 1):
             by_channels = weight.is_contiguous(memory_format=torch.channels_last)
             return features.contiguous(
@@ -89,5 +90,5 @@ def copy_like(parameter: Tensor, values: Tensor) -> Tensor:
 
 
 def for_file(tensor: Tensor) -> Tensor:
-    """`tensor` detached, contiguous and on the CPU: safetensors takes no other."""
+    """`tensor` detached, contiguous and on the CPU: safetensors accepts no other."""
     return tensor.detach().cpu().contiguous()

@@ -1,7 +1,7 @@
-"""One model by itself: what a detached file holds, and how a whole network shows one of its models.
+"""One model by itself: the content of a detached file, or one model of a whole network.
 
-Evaluation, prediction and deployment work on it; `Cnsn.model` and `files.checkpoint` make it. It does not
-know whether its tensors are shared with a whole network.
+Evaluation, prediction and deployment use it; `Cnsn.model` and `files.checkpoint` make it. A model does not
+know whether it shares its tensors with a whole network.
 """
 
 from collections import OrderedDict
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class Model(nn.Module):
     """The step-down conv (none in the base-model), the kept units and the head.
 
-    Units keep the numbers that they have in the backbone, also in the names of their tensors. `name` is
-    `base`, `submodel0`, ...; `drops` is the number of conv layers that the step-down conv stands for.
+    Units keep their numbers from the backbone, also in the names of their tensors. `name` is `base`,
+    `submodel0`, ...; `drops` is the number of conv layers that the step-down conv replaces.
     """
 
     runtime = "PyTorch"
@@ -56,7 +56,7 @@ class Model(nn.Module):
         return logits
 
     def unit_shapes(self) -> list[tuple[int, ...]]:
-        """The shape (c, h, w) that each unit takes."""
+        """The shape (c, h, w) of the features that each unit takes."""
         shapes = []
         features = on_meta(self.step_down, torch.empty(1, *self.task.image_shape, device="meta"))
         for unit in self.units:
@@ -66,7 +66,7 @@ class Model(nn.Module):
 
     @property
     def first_unit(self) -> int:
-        """The number of the first unit kept."""
+        """The number of the first unit that this model keeps."""
         return int(next(iter(self.units._modules)))
 
     def inputs(self, pixels: Tensor) -> Tensor:
@@ -79,11 +79,11 @@ class Model(nn.Module):
         return logits
 
     def models(self) -> list["Model"]:
-        """This one alone, so that a detached model can be handled like a whole network."""
+        """A list of this model alone, so that a detached model can be handled like a whole network."""
         return [self]
 
     def model(self, name: str) -> "Model":
-        """This one, if it has that name. Raises CnsnError."""
+        """This model, if `name` is its name. Raises CnsnError otherwise."""
         check_name(name, [self.name])
         return self
 

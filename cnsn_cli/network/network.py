@@ -5,10 +5,11 @@
              +-> step-down of submodel0 ------------+                        |         base, submodel0, ...
              +-> step-down of submodel1 -------------------------------------+
 
-To join is to append features to the batch, which holds N images a model from there on.
+Join: the features of a sub-model are appended to the batch. From there on the batch holds N images of each
+model that has joined.
 
-`training.setup` and `files.checkpoint` build networks; every command works on them. A network does not know
-how it is trained, saved or measured.
+`training.setup` and `files.checkpoint` build networks; every command uses them. A network does not know how
+it is trained, saved or measured.
 """
 
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -35,7 +36,7 @@ Network = TypeVar("Network", bound="Cnsn | Model")
 
 
 class Private(nn.Module):
-    """What is private to a sub-model: its step-down conv, and its BN statistics in the shared layers."""
+    """The tensors of one sub-model alone: its step-down conv, and its BN statistics in the shared layers."""
 
     def __init__(self, name: str, point: DetachPoint, step_down: nn.Module) -> None:
         super().__init__()
@@ -58,10 +59,13 @@ class Private(nn.Module):
 class Cnsn(nn.Module):
     """A base-model with a sub-model at each of the `exits`; all weights but the step-down convs are shared.
 
-    `bn="private"` gives each model its own BN statistics, `bn="shared"` one running set for all;
-    `step_down` is what the step-down convs are made of. The network takes over the modules of `backbone`,
-    which must not be used for anything else. Raises DetachPointError where `exits` are no legal detach
-    points, ArchitectureError for too small images.
+    backbone: the units and the head. The network takes them over; do not use them for anything else.
+    exits: the numbers of convs that the sub-models drop, ascending; () for the base-model alone.
+    task: the classes, and the size and channels of the images.
+    bn: `private` gives each model its own BN statistics, `shared` gives all models one set.
+    step_down: the kind of the step-down convs, `patch` (one conv) or `stem` (several 3x3 convs).
+
+    Raises DetachPointError if `exits` are not legal detach points, ArchitectureError for too small images.
     """
 
     def __init__(
@@ -78,7 +82,7 @@ class Cnsn(nn.Module):
         self.base_frozen = False
         self.exits = exits
         points = choose_exits(detach_points(backbone, task.image_shape), exits)
-        self.units = nn.Sequential(*backbone.units)  # numbered by position, whatever they were called
+        self.units = nn.Sequential(*backbone.units)  # numbered, whatever their names were
         self.head = backbone.head
         build = STEP_DOWNS[step_down]
         self.submodels = nn.ModuleList(
@@ -108,10 +112,11 @@ class Cnsn(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images (N, C, H, W) -> logits (N, classes) of the base-model, sub-model 0, 1, ...
 
-        The units run once, in order. Where a sub-model joins, its step-down features are appended to
-        the batch; as all layers but BN treat samples independently, the result is that of separate passes.
+        The units run once, in order. Where a sub-model joins, its step-down features are appended to the
+        batch. All layers but BN treat samples independently, and BN layers normalise each model's slice by
+        itself: the logits are those of separate passes.
         """
-        # Step-downs run first, for a unit of somebody else's may change the images that it is given.
+        # Step-downs run first, because the first unit of a plug-in may change the images in place.
         joining = {private.first_unit: private.step_down(images) for private in self._privates()}
         features = images
         for index, unit in enumerate(self.units):
@@ -123,11 +128,11 @@ class Cnsn(nn.Module):
 
     @property
     def base(self) -> Model:
-        """The base-model, as `model` gives it."""
+        """The base-model: a view, as `model` returns it."""
         return self.model("base")
 
     def models(self) -> list[Model]:
-        """The base-model, sub-model 0, 1, ..., as `model` gives them."""
+        """The base-model, sub-model 0, 1, ...: views, as `model` returns them."""
         return [self.model(name) for name in self._names()]
 
     def model(self, name: str) -> Model:
@@ -141,7 +146,7 @@ class Cnsn(nn.Module):
         private = self._privates()[index - 1] if index else None
         units = {
             number: view_of_model(unit, index)
-            for number, unit in self.units._modules.items()  # named_children would leave out repetitions
+            for number, unit in self.units._modules.items()  # named_children skips repeated modules
             if unit is not None and (private is None or int(number) >= private.first_unit)
         }
         step_down = view_of_model(private.step_down, index) if private else None
@@ -153,15 +158,15 @@ class Cnsn(nn.Module):
         return ["base", *(private.name for private in self._privates())]
 
     def freeze_base(self) -> None:
-        """From here on, training changes step-down convs and the sub-models' BN statistics alone."""
+        """From now on training changes only the step-down convs and the BN statistics of the sub-models."""
         self.base_frozen = True
         for part in (self.units, self.head):
             part.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Cnsn":
-        """As in torch; but a frozen base-model stays in eval mode: the units before the first exit, and its
-        BN statistics everywhere.
+        """Like torch's `train`, but a frozen base-model stays in eval mode: the units before the first exit,
+        and its BN statistics everywhere.
         """
         super().train(mode)
         if self.base_frozen:
@@ -171,7 +176,7 @@ class Cnsn(nn.Module):
             for module in (*self.units.modules(), *self.head.modules()):
                 if isinstance(module, SharedBatchNorm):
                     module.norms[0].eval()
-                elif module._buffers:  # they are those of all models
+                elif module._buffers:  # statistics that all models share
                     module.training = False
         return self
 

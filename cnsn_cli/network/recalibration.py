@@ -1,7 +1,7 @@
-"""BN statistics recomputed: for weights that have changed since, or that several models share.
+"""BN statistics measured again: for weights that changed after the last measurement, or are shared by models.
 
-Training, evaluation and `deploy` recalibrate models, each by itself. Images come from a `Split`; nothing
-here knows files or data sets.
+Training, evaluation and `deploy` call this module; each model is recalibrated by itself. Images come from a
+`Split`; this module does not know files or data sets.
 """
 
 import copy
@@ -18,7 +18,7 @@ from cnsn_cli.network.model import Model
 
 
 def recalibrated(models: Iterable[Model], train: Split, batches: int) -> list[Model]:
-    """Copies of models with BN statistics of their own; raises CheckpointError where BN is folded."""
+    """Copies of `models`, recalibrated. Raises CheckpointError if a model has no BN layers."""
     copies = [copy.deepcopy(model) for model in models]
     for model in copies:
         if not any(isinstance(module, _BatchNorm) for module in model.modules()):
@@ -31,9 +31,9 @@ def recalibrated(models: Iterable[Model], train: Split, batches: int) -> list[Mo
 def recalibrate(models: Iterable[Model], train: Split, batches: int) -> None:
     """Replace the running statistics of each model by the averages over `batches` batches of images.
 
-    These are training images as they are, without augmentation, and the same ones at every call. Averages
-    are cumulative, so that the order of the batches does not matter. Dropout and the like do what they do in
-    evaluation, and so all models are left in eval mode.
+    The images are training images without augmentation, the same ones at every call. The averages are
+    cumulative, so that the order of the batches does not matter. Dropout and similar layers run in eval mode;
+    afterwards all models are in eval mode.
     """
     for model in models:
         norms = [module for module in model.eval().modules() if isinstance(module, _BatchNorm)]
@@ -48,9 +48,9 @@ def recalibrate(models: Iterable[Model], train: Split, batches: int) -> None:
 
 
 def calibration_images(model: Model, train: Split, batches: int) -> Iterator[Tensor]:
-    """Normalised images (n, C, H, W) from all over the training images, on the model's device.
+    """Batches of normalised images (n, C, H, W), drawn from all training images, on the model's device.
 
-    Batches are of one size, give or take an image: averages over batches count each alike.
+    The sizes of batches differ by at most one image, because averages give each batch the same weight.
     """
     device = next(model.parameters()).device
     size = batch_size(model.task)

@@ -1,7 +1,7 @@
 """The step-down convolution: from the image to the feature map that the first kept layer expects.
 
-`network.py` builds one for each sub-model, from two shapes alone. A further variant is a word in
-`choices.StepDown` and a function here.
+`network.py` builds one for each sub-model. A new variant is a word in `choices.StepDown` and a function here.
+This module knows two shapes, and no architecture.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ FEWEST_CHANNELS = 8
 def patch(image_shape: Shape, feature_shape: Shape) -> nn.Sequential:
     """Images (N, C, S, S) -> features (N, c, f, f): a conv without padding, then BN and ReLU.
 
-    Per axis, stride = S // f and kernel = S - (f - 1) * stride; where f divides S the kernel is the
-    stride, as in the paper.
+    Per axis, stride = S // f and kernel = S - (f - 1) * stride. If f divides S, the kernel equals the stride,
+    as in the paper.
     """
     (channels, height, width), (out, target_height, target_width) = image_shape, feature_shape
     stride = height // target_height, width // target_width
@@ -29,11 +29,12 @@ def patch(image_shape: Shape, feature_shape: Shape) -> nn.Sequential:
 
 
 def stem(image_shape: Shape, feature_shape: Shape) -> nn.Sequential:
-    """The same from several 3x3 convs of stride 2, each with BN and ReLU; a `patch` where none fits.
+    """Images (N, C, S, S) -> features (N, c, f, f): several 3x3 convs of stride 2, each with BN and ReLU.
 
-    Convs halve the image while it stays as large as the features; if it is larger then, a `patch` takes the
-    last step. The last conv doubles the channels and those before it quadruple them, so that most of the
-    MACs lie where the image is small: VGG-16, k=7 takes 3 -> 32 -> 128 -> 256 channels.
+    Convs halve the image as long as it stays at least as large as the features. If it is still larger than
+    the features then, a `patch` takes the last step; if no conv fits, a `patch` does everything. The last
+    conv doubles the channels and the convs before it quadruple them, so that most MACs are spent where the
+    image is small: VGG-16 with k=7 takes 3 -> 32 -> 128 -> 256 channels.
     """
     (channels, *size), (out, *target) = image_shape, feature_shape
     sizes = _halvings(size, target)
@@ -51,7 +52,7 @@ def stem(image_shape: Shape, feature_shape: Shape) -> nn.Sequential:
 
 
 def _halvings(size: list[int], target: list[int]) -> list[list[int]]:
-    """The sizes that 3x3 convs of stride 2 with padding 1 lead through, none smaller than `target`."""
+    """The size after each 3x3 conv of stride 2 with padding 1, as long as none is smaller than `target`."""
     half = [(side + 1) // 2 for side in size]
     if size == target or any(side < goal for side, goal in zip(half, target, strict=True)):
         return []

@@ -1,9 +1,9 @@
 """A view shares all tensors with the whole network, and is a network of its own in every other respect.
 
-The whole network is seen through views as one of its models, which can be called, switched to evaluation,
-folded or saved by itself. Views follow every change of the tensors: a step of the optimizer, a move to
-another device, loaded weights. (Hooks are the exception: torch keeps them where a view finds them too, so a
-hook on either runs in both.) `network.py` makes the views; this module does not know what a sub-model is.
+A view is one model of the whole network. It can be called, switched to evaluation, folded or saved by
+itself. It follows every change of the tensors: a step of the optimizer, a move to another device, loaded
+weights. Hooks are the exception: a view shares the hooks of the network, so a hook on either runs in both.
+`network.py` makes the views; this module does not know what a sub-model is.
 """
 
 from torch import nn
@@ -13,7 +13,7 @@ from cnsn_cli.network.batch_norm import SharedBatchNorm
 
 
 def view_of_model(module: nn.Module, index: int) -> nn.Module:
-    """`module` of a whole network, with the BN statistics of model `index`: 0 is the base-model."""
+    """A view of `module` with the BN statistics of model `index`; the base-model is 0, sub-model 0 is 1."""
 
     def norm_of_model(part: nn.Module) -> nn.Module | None:
         return shared_copy(part.norms[index]) if isinstance(part, SharedBatchNorm) else None

@@ -1,4 +1,4 @@
-"""Choosing by limits, among the models of the paper's table 1 with latencies of our own."""
+"""Choosing by limits, among the models of the paper's table 1 with made-up latencies."""
 
 import json
 

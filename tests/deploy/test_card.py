@@ -1,4 +1,4 @@
-"""Model cards: what hubs and people read is what is in the file."""
+"""Model cards: hubs and people read what the file says."""
 
 import json
 import re
@@ -105,7 +105,7 @@ def test_the_example_in_the_card_runs(small, image_folder, tmp_path, monkeypatch
 
 
 def test_names_stay_names(small):
-    """A class called like Markdown, a field or an escape sequence is none."""
+    """Class names that look like Markdown, a field or an escape sequence have no effect."""
 
     def change(content, metadata):
         metadata["task"]["class_names"] = ["`x` <b>", "a\n---\nlicense: mine\x1b[31m"]
@@ -117,7 +117,7 @@ def test_names_stay_names(small):
 
 
 def test_a_model_has_no_name_of_its_own(cnsn, small):
-    """It stands in what many commands print, and a terminal would obey it."""
+    """Many commands print the name of a model, and a terminal would obey escape sequences in it."""
     rewrite(small, lambda content, metadata: metadata["models"][0].update(name="x\x1b]0;mine\x07\n---"))
     message = one_line(cnsn("card", small))
     assert message.endswith(r"a detached model is base or submodel<number>, not 'x\x1b]0;mine\x07\n---'")

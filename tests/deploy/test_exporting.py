@@ -1,4 +1,4 @@
-"""Exported files are the same network, also for those who have never heard of cnsn."""
+"""Exported files compute the same network, also on machines without cnsn."""
 
 import copy
 import json
@@ -50,7 +50,7 @@ for name in sys.argv[1:]:
 
 
 def write_cases(path: Path, model: Model, with_preprocess: bool = False) -> None:
-    """Images of several batch sizes, and the logits of PyTorch."""
+    """Write images in several batch sizes, and PyTorch's logits for them, beside `path`."""
     generator, cases = torch.Generator().manual_seed(3), {}
     for batch in BATCHES:
         pixels = torch.randint(256, (batch, *model.task.image_shape), dtype=torch.uint8, generator=generator)
@@ -62,7 +62,7 @@ def write_cases(path: Path, model: Model, with_preprocess: bool = False) -> None
 
 
 def check_as_a_stranger(files: list[Path], folder: Path) -> None:
-    """In a fresh process that cannot import cnsn_cli."""
+    """Compare files with their cases, in a fresh process that cannot import cnsn_cli."""
     words = [sys.executable, "-c", STRANGER, *map(str, files)]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -214,7 +214,7 @@ def test_bad_input_for_export(cnsn, checkpoint, tmp_path, monkeypatch):
     assert "give --force" in refused(checkpoint, "--to", "onnx", "-o", text)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     message = refused(checkpoint, "--to", "onnx", "-o", onnx_file)
-    assert message == "ONNX takes onnxscript: pip install 'cnsn-cli[onnx]'"
+    assert message == "ONNX needs onnxscript: pip install 'cnsn-cli[onnx]'"
     assert [path.name for path in tmp_path.iterdir()] == ["text.onnx"]
 
 
@@ -222,7 +222,7 @@ def test_bad_input_for_export(cnsn, checkpoint, tmp_path, monkeypatch):
     ("last", "reason"),
     [
         ("logits = ReduceMax<axes = [0]>(two)", "returns logits (1, 2) for 16 images, not (16, 2)"),
-        ("logits = Log(two)", "is of no use: it returns NaN or infinite logits"),
+        ("logits = Log(two)", "cannot be used: it returns NaN or infinite logits"),
     ],
 )
 def test_logits_of_strangers_that_are_none(cnsn, checkpoint, image_folder, tmp_path, last, reason):
@@ -242,7 +242,7 @@ def test_logits_of_strangers_that_are_none(cnsn, checkpoint, image_folder, tmp_p
 
 
 def strange_onnx(path: Path, shape: tuple[int | str, ...], metadata: dict[str, str]) -> Path:
-    """A file that negates its input."""
+    """Write an ONNX file that negates its input."""
     value = (onnx.TensorProto.FLOAT, shape)
     ends = [onnx.helper.make_tensor_value_info(name, *value) for name in ("x", "y")]
     node = onnx.helper.make_node("Neg", ["x"], ["y"])

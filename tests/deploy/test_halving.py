@@ -1,4 +1,4 @@
-"""`cnsn detach --dtype`: two bytes a weight."""
+"""`cnsn detach --dtype`: weights of two bytes."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def detach_half(checkpoint, submodel, output, dtype, **changes):
 
 
 def rounded(values: torch.Tensor, dtype: str) -> np.ndarray:
-    """float16 by numpy; bfloat16 by its definition, the upper half of a float32 rounded to even."""
+    """`values` rounded to `dtype`: float16 by numpy; bfloat16 as the upper half of a float32."""
     array = values.detach().numpy()
     if dtype == "float16":
         return array.astype(np.float16).astype(np.float32)
@@ -78,7 +78,7 @@ def test_folded_too(checkpoint, tmp_path):
     half = tmp_path / "half.safetensors"
     metadata, comparison = detach_half(checkpoint, "1", half, "float16", fold_bn=True)
     assert metadata.folded
-    assert metadata.models[0].bytes == 2 * metadata.models[0].parameters  # nothing else is left
+    assert metadata.models[0].bytes == 2 * metadata.models[0].parameters  # no BN statistics are left
     assert evaluate_file(half, device="cpu").results[0].accuracy == comparison.after.accuracy
 
 
@@ -108,7 +108,7 @@ def test_without_the_test_images_accuracy_is_unknown(cnsn, checkpoint, image_fol
     assert "no data set or folder 'gone'" in one_line(cnsn(*words, "--data", "gone", "--force"))
     found = cnsn(*words, "--data", image_folder, "--force").out
     assert "accuracy on 16 test images" in found
-    # Of other images than those which the file says it was chosen on.
+    # The accuracy on --data is printed but not recorded: the file records only that on its own data set.
     assert read_metadata(half, read_header(half)).models[0].accuracy is None
 
 

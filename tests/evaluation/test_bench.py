@@ -15,7 +15,7 @@ from tests.commands.test_cli import one_line
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The n-th thing that is timed takes n seconds."""
+    """A clock on which the n-th call that is timed takes n seconds."""
     ticks = itertools.chain.from_iterable((1000 * n, 1000 * n + n) for n in itertools.count(1))
     monkeypatch.setattr("cnsn_cli.evaluation.latency.time.perf_counter", lambda: next(ticks))
 
@@ -29,7 +29,7 @@ def test_variants_take_turns_and_warm_up(clock):
 
 def test_figures_by_hand(clock, checkpoint):
     speeds = bench([checkpoint], (2,), (1,), rounds=10)
-    # Model 0 of 3 takes 4, 7, ... 31 s after the warm-up: the median is 17.5, of 10 the 10th is 31.
+    # After the warm-up, model 0 of 3 takes 4, 7, ..., 31 s: the median is 17.5 s, the longest is 31 s.
     assert [(s.p50, s.p95) for s in speeds] == [(17.5, 31), (18.5, 32), (19.5, 33)]
     assert speeds[0].images_per_second == 2 / 17.5
 
@@ -55,7 +55,7 @@ def test_the_table(cnsn, checkpoint):
     out = cnsn("bench", checkpoint, "--rounds", 1).out
     assert "timed in turns" in out
     assert "submodel1" in out
-    assert "best.safetensors" not in out  # a single file needs no name
+    assert "best.safetensors" not in out  # the table names files only if there are several
 
 
 def test_bad_input_for_bench(cnsn, tmp_path):

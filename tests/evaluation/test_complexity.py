@@ -1,4 +1,4 @@
-"""Counts by hand, and against torch's own flop counter."""
+"""Costs: compared with counts by hand, and with torch's own flop counter."""
 
 import pytest
 import torch

@@ -20,7 +20,7 @@ from cnsn_cli.training.setup import describe
 
 
 class Brightness(nn.Module):
-    """Logits (0, 0, x) with x the mean of an image on a scale of 0 to 1, minus one half, times 10."""
+    """A head with the logits (0, -1, x), where x = 10 * (mean of the image, 0..1, - 0.5)."""
 
     def forward(self, images):
         brightness = (images.mean((1, 2, 3)) - 0.5) * 10
@@ -107,7 +107,7 @@ def test_api_of_the_whole_and_the_detached(checkpoint, image_folder, tmp_path):
 
 
 def test_memory_formats_do_not_tell_a_detached_model_from_the_submodel(tmp_path):
-    """At this width some units take 256 channels of 4 x 4 pixels, which evaluation lays out otherwise."""
+    """At this width some units take 256 channels of 4 x 4 pixels, which evaluation lays out contiguously."""
     task = Task.plain()
     torch.manual_seed(0)
     network = Cnsn(registry.find("vgg16:width=0.5").build(task), (2, 9), task)

@@ -1,4 +1,4 @@
-"""`cnsn predict`, against what eval and the network itself say."""
+"""`cnsn predict`, compared with `cnsn eval` and with the logits of the network."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.commands.test_cli import one_line
 
 @pytest.fixture
 def files(checkpoint, tmp_path):
-    """Sub-model 1 in every kind of file that is read, with the words that choose it."""
+    """Every kind of file that holds submodel1 -> the options that choose it."""
     detach(checkpoint, "1", tmp_path / "small.safetensors")
     export(checkpoint, "onnx", tmp_path / "small.onnx", "1")
     export(checkpoint, "onnx", tmp_path / "pixels.onnx", "1", with_preprocess=True)
@@ -58,7 +58,7 @@ def test_a_table_of_files_and_folders_in_order(cnsn, checkpoint, image_folder, t
     out = cnsn("predict", checkpoint, named, tmp_path, "--top", 1).out
     shown = [line.split()[0] for line in out.splitlines()[3:]]
     assert shown == [str(named), str(named), str(tmp_path / "deep" / "a.jpeg")]
-    assert cnsn("predict", checkpoint, named).out.count("%") == 2  # there are no more classes
+    assert cnsn("predict", checkpoint, named).out.count("%") == 2  # the data set has two classes
 
 
 def test_bad_input_for_predict(cnsn, checkpoint, tmp_path):

@@ -1,4 +1,4 @@
-"""Files: what is written is read back, what is detached is equal, what is broken is refused."""
+"""Files: saved tensors are read back, detached models equal the sub-models, broken files are refused."""
 
 import errno
 import io
@@ -30,7 +30,7 @@ TASK = Task(("cat", "dog", "eel"), 32, 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 
 
 def write(path: Path, arch: str, exits: tuple[int, ...], bn: str = "private") -> Cnsn:
-    """A network whose statistics are not those of a fresh one, in a file."""
+    """Save a network whose BN statistics are not the initial ones."""
     torch.manual_seed(0)
     network = Cnsn(registry.find(arch).build(TASK), exits, TASK, bn)
     for _ in range(2):
@@ -251,7 +251,7 @@ def test_an_architecture_that_is_not_installed(checkpoint, tmp_path):
         (struct.pack("<Q", 2) + b"[]", "is broken or truncated"),
         (struct.pack("<Q", 8) + b"not json", "is broken or truncated"),
         (struct.pack("<Q", 200_000) + b'{"a":' + b"[" * 199_995, "is broken or truncated"),
-        (struct.pack("<Q", 2) + b"{}" + b"more", "its header tells of 0"),
+        (struct.pack("<Q", 2) + b"{}" + b"more", "its header lists 0"),
     ],
 )
 def test_other_files_are_refused(tmp_path, content, message):
@@ -283,7 +283,7 @@ def test_a_name_that_stands_twice_is_refused(checkpoint, tmp_path):
     (length,) = struct.unpack("<Q", data[:8])
     raw = b'{"head.1.bias":{},' + data[9 : 8 + length]
     path.write_bytes(struct.pack("<Q", len(raw)) + raw + data[8 + length :])
-    with pytest.raises(CheckpointError, match="a name stands twice in its header"):
+    with pytest.raises(CheckpointError, match="its header lists a name twice"):
         load(path)
 
 
@@ -297,7 +297,7 @@ def test_detach_refuses_metadata_that_do_not_fit(checkpoint, tmp_path):
 
 
 def test_no_more_bytes_are_read_than_are_kept(checkpoint, tmp_path, monkeypatch):
-    """Damage alone would not show a read that is thrown away."""
+    """The test with damaged tensors would miss bytes that are read and then ignored."""
     read, opened = [], []
 
     class Counting(io.FileIO):
@@ -318,7 +318,7 @@ def test_no_more_bytes_are_read_than_are_kept(checkpoint, tmp_path, monkeypatch)
     whole = read_header(checkpoint)
     kept = metadata.models[0].bytes
     assert sum(read) == kept + 2 * whole.data_start + header.data_start
-    assert len(opened) == 1 + 2  # the checkpoint once, by detach; and by the two lines above
+    assert len(opened) == 1 + 2  # detach opens the checkpoint once; the two lines above open a file each
 
 
 def test_other_things_than_files_are_refused(checkpoint, tmp_path):

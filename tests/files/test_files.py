@@ -1,4 +1,4 @@
-"""What is written appears whole or not at all; a run folder has one owner."""
+"""A written file appears complete or not at all; only one run at a time uses a folder."""
 
 import os
 import signal
@@ -81,7 +81,7 @@ def test_a_second_run_in_a_folder_is_refused(cnsn, tmp_path):
         f"cnsn: another run is at work in {tmp_path}: wait until it ends, or give --out another folder\n"
     )
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
-    with locked(tmp_path):  # the first has let go
+    with locked(tmp_path):  # the lock is free again
         pass
 
 
@@ -112,7 +112,7 @@ with locked(Path(sys.argv[1])):
 
 
 def test_a_killed_run_leaves_no_lock_behind(tmp_path):
-    """Not even for the seconds by which workers outlive it."""
+    """The lock is free at once, although the workers live some seconds longer than the run."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -144,8 +144,8 @@ def test_free_space_is_checked_before_the_first_epoch(cnsn, tmp_path, monkeypatc
     words = ("train", "--arch", "vgg11:width=0.25", "--exits", "", "--data", "digits", "--recipe", "quick")
     result = cnsn(*words, "--out", tmp_path / "run")
     assert result.code == 1
-    # 579,786 weights and 1,376 statistics of 4 bytes, 8 counters of 8. Best, last, twice that for the state,
-    # and as much for its second copy: six times, and 1 MiB.
+    # 579,786 weights and 1,376 statistics of 4 bytes each, 8 counters of 8 bytes each. The sum counts six
+    # times: best, last, twice for the state, twice for the state's second copy. Then 1 MiB is added.
     assert f"the files of the run take 14.3 MiB, and {tmp_path}/run has 3.0 MiB free: make room" in result.err
     assert "epoch" not in result.err
 

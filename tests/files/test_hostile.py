@@ -1,4 +1,4 @@
-"""Files of strangers: each limit of the format, weights that are no numbers, names that steer terminals."""
+"""Files of strangers: each limit of the format, weights that are not finite, names that control terminals."""
 
 import ast
 import json
@@ -71,7 +71,7 @@ HEADERS = {
     "a dtype of lists": (file_of('{"a":' + tensor(dtype=[]) + "}", bytes(4)), "'a' has an impossible"),
     "beyond the end": (
         file_of('{"a":' + tensor(shape=[9], data_offsets=[0, 36]) + "}", bytes(4)),
-        "tells of 36",
+        "lists 36",
     ),
     "a hole": (file_of('{"a":' + tensor(data_offsets=[4, 8]) + "}", bytes(8)), "a hole or overlap at byte 0"),
 }
@@ -178,7 +178,7 @@ def giant(num_classes, in_channels, image_size, depth=2, width=2):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("depth=1000000000", "it takes more than 10,000 parameter tensors"),
+        ("depth=1000000000", "its architecture has more than 10,000 parameter tensors"),
         ("width=1099511627776", "that its architecture does not know"),
         ("width=9223372036854775807", "cannot be built|cannot build"),
     ],
@@ -212,13 +212,13 @@ def test_huge_tasks_are_refused(checkpoint, tmp_path, field, value):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["units.7.0.weight", "submodels.1.units.7.1.running_var"])
 def test_weights_that_are_no_numbers_are_refused(cnsn, checkpoint, tmp_path, name, value):
-    """With a digest that fits: whoever wrote them meant it."""
+    """The digest fits such a weight, so the digest does not reveal it."""
     path, small = tmp_path / "x.safetensors", tmp_path / "small.safetensors"
     metadata, tensors = read_metadata(checkpoint, read_header(checkpoint)), load_file(checkpoint)
     tensors[name].view(-1)[-1] = value
     metadata.sha256[name] = digest(tensors[name])
     write_tensors(path, tensors, KEY, metadata.to_json())
-    message = f"cnsn: {path} is of no use: tensor '{name}' holds NaN or infinite values\n"
+    message = f"cnsn: {path} cannot be used: tensor '{name}' holds NaN or infinite values\n"
     assert cnsn("eval", path).err == message
     assert cnsn("detach", path, "--submodel", 1, "-o", small).err == message
     assert cnsn("detach", path, "--submodel", 1, "-o", small, "--fold-bn").err == message
@@ -232,7 +232,7 @@ FLOATS |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_all_finite_is_that_of_torch_for_every_pattern_of_high_bits(dtype):
-    """16 bits hold the sign, the exponent and some of the mantissa of every dtype; the rest is 0, or ones."""
+    """The highest 16 bits hold sign, exponent and part of the mantissa; all other bits are 0, then 1."""
     size = FLOATS[dtype].itemsize
     patterns = np.arange(2**8, dtype=np.uint8) if size == 1 else np.arange(2**16, dtype=np.uint16)
     for rest in (0, 0xFF):
@@ -246,7 +246,7 @@ def test_all_finite_is_that_of_torch_for_every_pattern_of_high_bits(dtype):
 
 
 def sealed(folder: Path, **changes: object) -> Path:
-    """A state with digests that fit, and odd metadata."""
+    """Change the metadata of a training state, and write it with digests that fit."""
     path = folder / "state.safetensors"
     write_state(path, load_file(path), read_state(path).model_copy(update=changes))
     return path
@@ -288,13 +288,13 @@ def test_a_state_with_other_images(checkpoint, tmp_path):
         read_state(sealed(folder, request=request))
 
 
-EVIL = "\x1b[31m[red]\u202e\n"  # a colour, markup of rich, and what turns text around
+EVIL = "\x1b[31m[red]\u202e\n"  # a colour, markup of rich, and a character that reverses text
 INERT = "\\x1b[31m[red]\\u202e\\n"
 
 
 @pytest.fixture
 def evil(checkpoint: Path, image_folder: Path, tmp_path: Path) -> Path:
-    """A file and a folder of images with names that would steer a terminal."""
+    """A file and a folder of images whose names would control a terminal."""
     shutil.copytree(image_folder, tmp_path / EVIL)
     for split in ("train", "test"):
         (tmp_path / EVIL / split / "dark").rename(tmp_path / EVIL / split / EVIL)
@@ -343,7 +343,7 @@ def test_names_of_strangers_are_printed_inert(cnsn, evil, tmp_path):
         assert "Traceback" not in shown
         assert "\x1b" not in shown
         if result.code == 2:
-            continue  # the usage panel is Typer's, about the user's own words
+            continue  # Typer's usage panel repeats the words that the user typed
         assert "\u202e" not in shown
         assert INERT in shown, (command, shown)
         if result.code == 1:
@@ -359,7 +359,7 @@ FORBIDDEN_CALLS = re.compile(
 
 
 def forbidden(source: str) -> list[str]:
-    """What in a module could run code out of a file."""
+    """The imports, calls and arguments in a module that could run code from a file."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -384,5 +384,5 @@ SOURCES = sorted([*(ROOT / "cnsn_cli").rglob("*.py"), *(ROOT / "architectures").
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_in_the_package_runs_code_out_of_files(path):
-    """torchvision's CIFAR reader unpickles too, but only files whose MD5 it has checked."""
+    """Allowed: torchvision's CIFAR reader unpickles, but only files whose MD5 it has checked."""
     assert forbidden(path.read_text()) == []

@@ -24,7 +24,7 @@ def test_folding_changes_no_logit(arch, exits):
         folded, expected = fold(model), model(images)
         assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
         assert (folded(images) - expected).abs().max() <= 1e-5 * expected.abs().max()
-        assert torch.equal(model(images), expected)  # the model itself stays
+        assert torch.equal(model(images), expected)  # fold does not change its argument
 
 
 def test_a_folded_file(checkpoint, tmp_path):

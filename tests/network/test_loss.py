@@ -49,12 +49,12 @@ def test_distillation_by_hand():
     ]
     assert student.grad.flatten().tolist() == pytest.approx(expected)
     by_labels = [p - y for p, y in zip(softmax([2.0, 0.0, -1.0]), labels, strict=True)]
-    assert base.grad.flatten().tolist() == pytest.approx(by_labels)  # it learns from the labels alone
+    assert base.grad.flatten().tolist() == pytest.approx(by_labels)  # base has no teacher
 
 
 @pytest.mark.parametrize(("teacher", "expected"), [("base", 0), ("chain", 1)])
 def test_who_teaches_the_second_submodel(teacher, expected):
-    """Alone with its teacher, a student with the teacher's logits has a loss of 0."""
+    """With weight 1, a student whose logits equal the teacher's has a loss of 0."""
     logits = [leaf(2.0, 0.0), leaf(-1.0, 3.0)]
     student = logits[expected].detach().clone().requires_grad_()
     settings = Distillation(teacher, 1.0, 3.0)

@@ -9,14 +9,14 @@ from cnsn_cli.task import Task
 
 
 class View(nn.Module):
-    """It cannot read features that lie channels last."""
+    """`view` cannot read channels-last features."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return features.view(len(features), -1)
 
 
 def network(flatten: nn.Module) -> Cnsn:
-    """Its last unit takes 4 x 4 pixels of 256 channels."""
+    """A network whose last unit takes 4 x 4 pixels of 256 channels."""
     units = nn.Sequential(nn.Conv2d(3, 256, 2, 2), nn.Conv2d(256, 4, 3, padding=1))
     return Cnsn(Backbone(units, nn.Sequential(flatten, nn.Linear(64, 10)), (1, 1)), (1,), Task.plain(10, 8))
 

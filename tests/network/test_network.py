@@ -36,7 +36,7 @@ def build(arch: str, exits: tuple[int, ...], bn: str = "private", seed: int = 0)
 
 
 def separate_models(arch: str, exits: tuple[int, ...], network: Cnsn) -> list[nn.Sequential]:
-    """The models as the paper has them, each with modules of its own: plain torch, nothing of ours."""
+    """The models as the paper describes them: separate modules in plain torch, without our network code."""
     backbone = registry.find(arch).build(TASK)
     state = network.state_dict()
     for part, module in (("units.", backbone.units), ("head.", backbone.head)):
@@ -51,7 +51,10 @@ def separate_models(arch: str, exits: tuple[int, ...], network: Cnsn) -> list[nn
 
 
 def shared_name(name: str, drops_units: int, units: int) -> str:
-    """The name in the network of a tensor of a separate model; its step-down conv is position 0."""
+    """The network's name for a tensor called `name` in a separate model.
+
+    A sub-model that drops `drops_units` units has its step-down conv at position 0.
+    """
     position, _, rest = name.partition(".")
     unit = int(position) - 1 + drops_units if drops_units else int(position)
     return f"units.{unit}.{rest}" if unit < units else f"head.{rest}"
@@ -109,7 +112,7 @@ def test_shared_statistics_are_updated_by_each_model_in_turn():
     network = build("vgg11:width=0.1", (1, 4), bn="shared").double().train()
     models = separate_models("vgg11:width=0.1", (1, 4), network)
     images = torch.randn(4, 3, 32, 32, dtype=torch.double)
-    # The statistics that enter and leave unit 7, the last, when base, 0 and 1 pass one after the other.
+    # The running statistics of unit 7, the last one, after base, submodel0 and submodel1 have passed in turn.
     mean, var = torch.zeros(51, dtype=torch.double), torch.ones(51, dtype=torch.double)
     seen = []
     for model in models:
@@ -227,7 +230,7 @@ def test_a_norm_in_the_head_is_shared_too():
     def backbone():
         torch.manual_seed(0)
         units = nn.Sequential(*(nn.Conv2d(3 if i == 0 else 4, 4, 3, padding=1) for i in range(3)))
-        # The norm is number 0, so that no number of a unit can be mistaken for its place.
+        # The BN is number 0 in the head, so that a mix-up of its number with the number of a unit shows.
         head = nn.Sequential(nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7))
         return Backbone(units, head, (1, 1, 1))
 
@@ -243,7 +246,7 @@ def test_a_norm_in_the_head_is_shared_too():
 
 
 def test_a_norm_without_running_statistics():
-    """It normalises each model's slice by itself, in evaluation too."""
+    """Such a BN layer normalises each model's slice by itself, in evaluation too."""
     norm = nn.BatchNorm2d(4, track_running_stats=False)
     units = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Sequential(nn.Conv2d(4, 4, 3), norm))
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 7))
@@ -254,7 +257,7 @@ def test_a_norm_without_running_statistics():
 
 
 def repeating_backbone() -> Backbone:
-    """One ReLU and one pool, used again and again; names are letters and not numbers."""
+    """A backbone that repeats one ReLU and one pool; the names of units are letters, not numbers."""
     torch.manual_seed(0)
     relu, pool = nn.ReLU(), nn.MaxPool2d(2)
     convs = [
@@ -292,7 +295,7 @@ def test_torch_compile_takes_the_one_pass_as_one_graph():
 
 
 def test_a_depthwise_conv_does_not_change_how_features_lie_in_memory():
-    """A kernel over one channel is contiguous in every format, and tells of none."""
+    """A kernel over one channel is contiguous in both formats, and does not show which one is wanted."""
     units = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, groups=4))
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
     base = Cnsn(Backbone(units, head, (1, 1)), (), Task.plain()).base

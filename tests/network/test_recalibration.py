@@ -69,7 +69,7 @@ def test_models_get_statistics_of_their_own_and_the_network_keeps_its(images, bn
 
 
 def test_eval_and_detach_recalibrate(cnsn, image_folder, tmp_path):
-    """On networks whose running statistics are useless; a detached file agrees with what eval said."""
+    """On a network with shared statistics, which are poor, `detach` gives the loss that `eval` gave."""
     recipe = load_recipe("quick", {"epochs": 2, "lr": 0.02, "batch_size": 8, "bn": "shared"})
     train(TINY, (1, 4), str(image_folder), recipe, tmp_path / "run")
     path, small = tmp_path / "run" / "last.safetensors", tmp_path / "small.safetensors"

@@ -53,7 +53,7 @@ def test_a_view_with_other_layers_leaves_the_network():
 
 
 def test_statistics_gathered_by_a_view_are_those_of_the_network():
-    """And no others change: those of the other models are theirs."""
+    """Only the statistics of that model change."""
     network = build().train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network.model("submodel1")(torch.randn(4, 3, 32, 32))
@@ -64,7 +64,7 @@ def test_statistics_gathered_by_a_view_are_those_of_the_network():
 
 
 def test_a_norm_with_layers_of_its_own_is_seen_alone():
-    """As timm's, which hold their activation: each model switches its own."""
+    """BN layers of timm hold their activation: each model switches the mode of its own copy."""
 
     class NormAct(nn.BatchNorm2d):
         def __init__(self, channels: int) -> None:
