@@ -1,4 +1,7 @@
-"""The device that computes, and its default precision. Training and evaluation call it. It knows no network."""
+"""The device that computes, and its default precision. Training and evaluation call this module.
+
+It does not know networks.
+"""
 
 from typing import TYPE_CHECKING
 
