@@ -1,9 +1,9 @@
-"""What does each option of a recipe give or cost every model?
+"""How much accuracy does each option of a recipe give or cost each model?
 
     python benchmarks/ablation.py cifar10-jpeg --jobs 2 --seeds 0
 
-Trains a narrow VGG-16 with exits 2 and 7 on 20,000 training images, once for every row and seed, and measures
-it on 5,000 other training images after the last epoch. Rows that are there already are not trained again.
+For every row and seed the script trains a narrow VGG-16 with exits 2 and 7 on 20,000 training images, and
+measures it on 5,000 other training images after the last epoch. Finished runs are not trained again.
 """
 
 import argparse
@@ -20,13 +20,13 @@ from pathlib import Path
 
 RECIPE = Path(__file__).with_suffix(".toml")
 ARCH = "vgg16:width=0.25"
-TRAIN, HELD_OUT = 2000, 500  # images of a class
+TRAIN, HELD_OUT = 2000, 500  # images a class
 SUBMODELS = ("--exits", "2,7")
 STEM = ("--step-down", "stem")
 NESTEROV = ("--nesterov",)
 LINEAR = ("--schedule", "linear")
 DISTILL = ("--distill", "base")
-COLUMNS = ("", "2", "7")  # convs that the models drop
+COLUMNS = ("", "2", "7")  # --drop of the model in each column
 ROWS: dict[str, tuple[str, ...]] = {
     "reference": SUBMODELS,
     "baseline": ("--exits", ""),
@@ -59,7 +59,7 @@ ROWS: dict[str, tuple[str, ...]] = {
 
 
 def subset(data: Path, folder: Path) -> Path:
-    """A folder with the first images of each class: `train/` to fit, `val/` to measure."""
+    """Fill `folder` with links to the first images of each class: `train/` to train, `val/` to measure."""
     for source in sorted((data / "train").iterdir()):
         files = sorted(source.iterdir())
         parts = {"train": files[:TRAIN], "val": files[TRAIN : TRAIN + HELD_OUT]}
@@ -94,7 +94,7 @@ def run(row: str, seed: int, data: Path, out: Path) -> None:
 
 
 def accuracies(out: Path) -> list[float]:
-    """Of base, k=2 and k=7 after the last epoch, in %."""
+    """The accuracy in % of base, k=2 and k=7 after the last epoch."""
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     return [round(100 * result["accuracy"], 2) for result in last["results"]]
 
@@ -109,7 +109,7 @@ def table(rows: Sequence[str], seeds: Sequence[int], runs: Path) -> str:
 
 
 def _in_columns(row: str, cells: list[str]) -> list[str]:
-    """A sub-model alone stands in its own column."""
+    """Pad a row with empty cells; a sub-model that was trained alone goes into its own column."""
     before = COLUMNS.index(ROWS[row][1]) if "--drop" in ROWS[row] else 0
     return [*[""] * before, *cells, *[""] * (len(COLUMNS) - before - len(cells))]
 

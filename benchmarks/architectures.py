@@ -2,8 +2,8 @@
 
 python benchmarks/architectures.py
 
-Each is built without weights for images of the size that it is published for. It takes 10 minutes on 2 cores,
-and 10 GB of memory for the largest.
+Each network is built without weights, for images of the size that it is published for. The script takes 10
+minutes on 2 cores; the largest network takes 10 GB of memory.
 """
 
 import sys
@@ -42,7 +42,7 @@ TIMM = [
 
 
 def row(library: str, name: str) -> str:
-    """A line of the table; a network that cannot be cut has a reason in place of figures."""
+    """A line of the table. For a network that cannot be cut, it has the reason instead of figures."""
     size = image_size(library, name)
     task = Task.plain(classes=1000, image_size=size)
     try:

@@ -1,11 +1,11 @@
-"""A training epoch with its data loading: ours against the loop that everybody copies.
+"""The time of a training epoch with its data loading: cnsn against the usual PyTorch loop.
 
 plain  torchvision.datasets.CIFAR10 in memory, PIL transforms, DataLoader with 2 workers, and the paper's
        literal training step (one forward pass per model)
 cnsn   the epoch of cnsn: pixels in memory, augmentation on whole batches, one forward pass
 
-Both see the same images (--data, an image folder such as CIFAR-10 as JPEG files, read into memory before the
-clock starts), the same batch size and the same number of images an epoch.
+Both train on the same images, with the same batch size and number of images an epoch. --data names an image
+folder, such as CIFAR-10 as JPEG files; it is read into memory before the clock starts.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from cnsn_cli.training.trainer import Epoch, Trainer
 
 
 def in_cifar10(split: MemorySplit, dataset: Dataset) -> CIFAR10:
-    """Our pixels in torchvision's class, which is what reads and transforms them."""
+    """Our pixels in torchvision's data set class, so that torchvision's code reads and transforms them."""
     cifar = CIFAR10.__new__(CIFAR10)
     cifar.data = split.pixels.permute(0, 2, 3, 1).contiguous().numpy()
     cifar.targets = split.labels.tolist()
@@ -58,7 +58,7 @@ def our_epochs(dataset: Dataset, width: float, batch: int, device: torch.device)
     backbone = registry.find(f"vgg16:width={width}").build(dataset.task)
     network = place(Cnsn(backbone, (2, 7), dataset.task), device)
     recipe = load_recipe("paper", {"batch_size": batch, "epochs": 1000})
-    few = dataset.test.take(torch.arange(1))  # the evaluation is not part of the comparison
+    few = dataset.test.take(torch.arange(1))  # keeps the evaluation, which is not compared, short
     trainer = Trainer(network, dataset.train, few, recipe, default_precision(device), device.type == "cuda")
     for event in trainer.run():
         if isinstance(event, Epoch):

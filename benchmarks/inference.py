@@ -1,8 +1,8 @@
-"""Latency and throughput of the base-model, k=2 and k=7 of VGG-16, as they are and with folded BN.
+"""Latency and throughput of the base-model, k=2 and k=7 of VGG-16, unchanged and with folded BN.
 
-The ratios stand beside the ratios of MACs: dropping layers saves what it should where they agree. `convs`
-are the bare convolutions of a model on inputs of the same shapes and nothing else, a floor up to noise. At
-batch 1 the networks are as `cnsn_cli.load` gives them, at batch 64 as `cnsn eval` places them.
+The table shows ratios of times beside ratios of MACs. If both agree, dropping layers saves the time that it
+should. `convs` runs only the convolutions of a model, on inputs of the same shapes: no model can be faster,
+up to noise. At batch 1 weights are laid out as by `cnsn_cli.load`, at batch 64 as by `cnsn eval`.
 """
 
 import argparse
@@ -28,7 +28,7 @@ Forward = Callable[[Tensor], object]
 def variants(width: float, batch: int) -> tuple[dict[str, Forward], dict[str, int]]:
     task, device = Task.plain(), choose_device()
     network = Cnsn(registry.find(f"vgg16:width={width}").build(task), (2, 7), task)
-    network(torch.randn(8, 3, 32, 32))  # statistics that are not those of a fresh network
+    network(torch.randn(8, 3, 32, 32))  # changes the initial BN statistics
 
     def laid_out(model: Cnsn | Model) -> Cnsn | Model:
         if batch > 1:

@@ -1,7 +1,7 @@
-"""What ONNX Runtime and int8 gain: every model of a network in eager PyTorch, and exported in two ways.
+"""The gain of ONNX Runtime and of int8: each model in eager PyTorch, as ONNX, and as int8 ONNX.
 
-The three answer one image in turns, on one thread, as `cnsn_cli.load` and `cnsn export` give them.
-`x PyTorch` says how many times as fast, by medians and by minima.
+The three versions, as `cnsn_cli.load` and `cnsn export` make them, take turns to classify one image on one
+thread. `x PyTorch` is the time of PyTorch divided by that of the version, by medians and by minima.
 """
 
 import argparse

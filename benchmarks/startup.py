@@ -1,6 +1,6 @@
-"""How long people wait before anything happens: whole processes, from start to exit.
+"""Start-up time of commands: whole processes, from start to exit.
 
-`bare` is a Typer app with the same commands and options as cnsn and nothing in them. `copy` is a copy of the
+`bare` is a Typer app with the commands and options of cnsn, whose commands do nothing. `copy` copies the
 bytes that `detach` keeps, with fsync.
 """
 
@@ -37,7 +37,7 @@ app(prog_name="bare")
 
 
 def bare_app() -> str:
-    """The source of an app with our commands and options, without a single import of ours."""
+    """The source of an app with the commands and options of cnsn that does not import cnsn."""
     from cnsn_cli.main import app
 
     return BARE.format(
@@ -82,7 +82,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def peak_of_detach(words: list[str]) -> float:
-    """MiB that `cnsn detach` had in memory at most."""
+    """The peak memory of `cnsn detach` in MiB."""
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); sys.argv = {words!r}\n"
         "from cnsn_cli.main import app; from timing import peak_rss\n"

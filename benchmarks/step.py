@@ -1,11 +1,11 @@
-"""One training step of VGG-16 with exits 2,7: ours against three ways to write it in plain PyTorch.
+"""The time of one training step of VGG-16 with exits 2,7: cnsn against three ways in plain PyTorch.
 
 a  the paper's literal way: one forward pass per model through the same modules, losses summed, one backward
-b  one backward per model, as slimmable networks do it
+b  one backward pass per model, as slimmable networks do it
 c  the three networks trained separately
-d  ours, as it trains by default: on CUDA in bf16 and compiled
+d  cnsn with its defaults: on CUDA in bf16 and compiled
 
-`convs` are the bare convolutions of d, forward and backward of the same shapes and nothing else: the floor.
+`convs` runs only the convolutions of d, forward and backward, with the same shapes: the lower bound.
 """
 
 import argparse
@@ -40,7 +40,7 @@ Step = Callable[[], object]
 
 
 def plain_vgg16(width: float) -> tuple[nn.ModuleList, nn.Module]:
-    """VGG-16 as anybody writes it; a unit a conv."""
+    """VGG-16 in plain PyTorch: one unit for each conv, and the head."""
     units, channels = nn.ModuleList(), 3
     for out, convs in zip((64, 128, 256, 512, 512), (2, 2, 3, 3, 3), strict=True):
         for index in range(convs):
@@ -144,7 +144,7 @@ def ours(width: float, images: Tensor, labels: Tensor) -> Step:
 
 
 def bare_convs(width: float, images: Tensor, labels: Tensor) -> Step:
-    """Every conv of ours with an input of the right shape; the input of a first layer needs no gradient."""
+    """A step that runs each conv of cnsn's network on features of its shape; images need no gradient."""
     task = Task.plain()
     network = place(Cnsn(registry.find(f"vgg16:width={width}").build(task), EXITS, task), images.device)
     seen: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
@@ -183,7 +183,7 @@ def random_batch(batch: int) -> tuple[Tensor, Tensor]:
 
 
 def peak_memory(step: Step) -> float:
-    """MiB of tensors that one step holds at most, beyond those that were there before it."""
+    """The peak memory in MiB of the tensors that one step allocates."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -1,4 +1,4 @@
-"""Interleaved rounds, medians and minima, and where they are written down."""
+"""Helpers of the benchmarks: interleaved rounds, ratios, tables, and RESULTS.md, which holds the results."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ Times = dict[str, list[float]]
 
 
 def ratio(times: Times, name: str, reference: str) -> float:
-    """Median time of `reference` over that of `name`, so that more is faster."""
+    """The median time of `reference` divided by that of `name`: above 1, `name` is faster."""
     return statistics.median(times[reference]) / statistics.median(times[name])
 
 
@@ -26,7 +26,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def machine() -> str:
-    """The processor, the cores in use and the versions of what was measured."""
+    """The processor, its cores, the threads or GPU that torch uses, and the versions of torch and Python."""
     import torch
 
     model = platform.processor() or platform.machine()
@@ -41,16 +41,14 @@ def machine() -> str:
 
 
 def peak_rss() -> float:
-    """MiB that this process had in memory at most. (getrusage would count the parent's too.)"""
+    """The peak memory of this process in MiB. (getrusage would count its parent's memory too.)"""
     found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
     return int(found[1]) / 1024 if found else 0.0
 
 
 def report(section: str, text: str, write: bool) -> None:
-    """Print the results; with `write`, put them in place of the section of RESULTS.md too."""
-    words = [
-        Path(word).name if Path(word).exists() else word for word in sys.argv
-    ]  # no folders of this machine
+    """Print the results; with `write`, also replace the section of this name in RESULTS.md."""
+    words = [Path(word).name if Path(word).exists() else word for word in sys.argv]  # without local folders
     command = " ".join(words)
     body = f"## {section}\n\n`python benchmarks/{command}`, on {machine()}, commit {_commit()}\n\n{text}\n"
     print(body)

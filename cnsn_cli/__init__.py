@@ -1,4 +1,4 @@
-"""Train one convolutional network, take smaller ones out of it.
+"""Train one convolutional network, and take smaller ones out of it.
 
     import cnsn_cli
 
@@ -7,7 +7,7 @@
     small = cnsn_cli.load("small.safetensors")
     logits = small(small.preprocess(image)[None])
 
-Names are resolved when they are first used, because importing torch takes seconds.
+A name is imported when it is first used, because importing torch takes seconds.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""`python -m cnsn_cli`."""
+"""Runs the command line for `python -m cnsn_cli`."""
 
 from cnsn_cli.main import main
 

@@ -1,6 +1,6 @@
-"""The words that users choose from, each in this one place: recipes, files, options and code share them.
+"""The words that users choose from. Recipes, files, options and code share them: each is written once, here.
 
-A new word is added here, and where its meaning is written; this module knows no meaning.
+A new word is added here and where its meaning is implemented. This module does not know what a word means.
 """
 
 from typing import Literal
@@ -12,10 +12,10 @@ Flip = Literal["none", "random", "alternating"]
 Mix = Literal["none", "mixup", "cutmix"]
 Teacher = Literal["base", "chain"]
 Distill = Literal["none", Teacher]
-Precision = Literal["fp32", "bf16"]  # of the convs in a training step
+Precision = Literal["fp32", "bf16"]  # what convs compute with in a training step
 Half = Literal["float16", "bfloat16"]
-WeightType = Literal["float32", Half, "int8"]  # of the weights in a file
-Selection = Literal["test", "validation"]  # which images choose the best epoch
-StartedFrom = Literal["file", "published"]  # where the first weights came from
+WeightType = Literal["float32", Half, "int8"]  # what weights are stored as in a file
+Selection = Literal["test", "validation"]  # the images that choose the best epoch
+StartedFrom = Literal["file", "published"]  # the source of the first weights
 SplitName = Literal["train", "test"]
 ExportFormat = Literal["onnx", "pt2"]

@@ -1,4 +1,7 @@
-"""Where the computing happens: the device, and in what precision. Knows no network."""
+"""The device that computes, and its default precision. Training and evaluation call this module.
+
+It does not know networks.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def choose_device(name: str = "auto") -> "torch.device":
-    """`cpu`, `cuda`, `mps`, or with `auto` the fastest that is there. Raises DeviceError."""
+    """The device `cpu`, `cuda` or `mps`; `auto` is the fastest one on this machine.
+
+    Raises DeviceError if this machine has no such device.
+    """
     import torch
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -23,5 +29,5 @@ def choose_device(name: str = "auto") -> "torch.device":
 
 
 def default_precision(device: "torch.device") -> Precision:
-    """bf16 on CUDA, which has units for it; fp32 elsewhere."""
+    """bf16 on CUDA, which has hardware for it; fp32 elsewhere."""
     return "bf16" if device.type == "cuda" else "fp32"

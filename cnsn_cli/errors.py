@@ -1,18 +1,20 @@
-"""What cnsn raises. Each message is one line: the value, the limit, and the valid choices or the remedy.
+"""The errors of cnsn. A message is one line: the value, the limit, and the valid choices or the remedy.
+
+Every module raises them, and `main` prints them. This module imports nothing.
 
 CnsnError
 ├── ArchitectureError   an architecture that is unknown, broken, or cannot take the image size
-├── DetachPointError    exits that are no legal detach points
+├── DetachPointError    exits that are not legal detach points
 ├── RecipeError         a hyper-parameter that is unknown or out of range
 ├── DataError           a data set that is missing, empty or unreadable
-├── CheckpointError     a file that is missing, broken, or not ours
+├── CheckpointError     a file that is missing, broken, or not written by cnsn
 ├── BudgetError         limits that no model keeps
-├── DeviceError         a device that this machine lacks
-├── ExportError         a network that cannot be exported, or an export that is not the same network
+├── DeviceError         a device that this machine does not have
+├── ExportError         a network that cannot be exported, or an export whose logits differ
 ├── ExtraError          an optional library that is not installed
 ├── OutputError         a file or folder that would be overwritten, or cannot be written
-├── ProcessError        several processes that cannot go on together
-└── TrainingError       a training run that cannot go on
+├── ProcessError        several processes that cannot continue together
+└── TrainingError       a training run that cannot continue
 """
 
 
@@ -25,7 +27,7 @@ class ArchitectureError(CnsnError):
 
 
 class DetachPointError(CnsnError):
-    """Exits that are no legal detach points of the architecture."""
+    """Exits that are not legal detach points of the architecture."""
 
 
 class RecipeError(CnsnError):
@@ -37,7 +39,7 @@ class DataError(CnsnError):
 
 
 class CheckpointError(CnsnError):
-    """A file that is missing, broken, or not one of ours."""
+    """A file that is missing, broken, or not written by cnsn."""
 
 
 class BudgetError(CnsnError):
@@ -45,11 +47,11 @@ class BudgetError(CnsnError):
 
 
 class DeviceError(CnsnError):
-    """A device that this machine lacks."""
+    """A device that this machine does not have."""
 
 
 class ExportError(CnsnError):
-    """A network that cannot be exported, or an export that is not the same network."""
+    """A network that cannot be exported, or an export whose logits differ."""
 
 
 class ExtraError(CnsnError):
@@ -61,13 +63,13 @@ class OutputError(CnsnError):
 
 
 class ProcessError(CnsnError):
-    """Several processes that cannot go on together."""
+    """Several processes that cannot continue together."""
 
 
 class TrainingError(CnsnError):
-    """A training run that cannot go on."""
+    """A training run that cannot continue."""
 
 
 def one_line(error: Exception) -> str:
-    """What somebody else's error says, as part of a message of ours."""
+    """The text of another library's error in one line, for use inside a message of cnsn."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,7 @@
-"""What a network is for: its classes, and the images that it takes."""
+"""The task of a network: its classes, and the images that it takes.
+
+Data sets define a task, files record it, and networks are built for it. It holds no images.
+"""
 
 from dataclasses import dataclass
 
@@ -7,9 +10,10 @@ LARGEST_IMAGE = 1024  # pixels a side
 
 @dataclass(frozen=True)
 class Task:
-    """Classes by name, and square images of `image_size` pixels a side.
+    """The names of the classes, and the format of the images.
 
-    `mean` and `std` are per channel, on pixel values scaled to 0..1.
+    Images are square, with `image_size` pixels a side. `mean` and `std` normalise each channel, after pixel
+    values have been scaled to 0..1.
     """
 
     class_names: tuple[str, ...]
@@ -20,7 +24,7 @@ class Task:
 
     @classmethod
     def plain(cls, classes: int = 10, image_size: int = 32, in_channels: int = 3) -> "Task":
-        """A task without data behind it: numbered classes, pixels not normalised."""
+        """A task without a data set: the classes are numbered, and pixels are not normalised."""
         names = tuple(map(str, range(classes)))
         return cls(names, image_size, in_channels, (0.0,) * in_channels, (1.0,) * in_channels)
 
@@ -30,5 +34,5 @@ class Task:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """The shape (C, H, W) of one image."""
         return self.in_channels, self.image_size, self.image_size

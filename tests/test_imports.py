@@ -15,7 +15,8 @@ import cnsn_cli
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cnsn_cli"
 
-# A room imports from the floors below it, and from itself. Rooms on one floor know nothing of each other.
+# A room is a package or a ground module. It imports from itself and from the floors listed before its own;
+# rooms on the same floor do not import each other.
 FLOORS = [
     {"version", "errors", "choices"},
     {"task", "device", "distributed"},
@@ -28,9 +29,9 @@ FLOORS = [
     {"main"},
     {"__main__"},
 ]
-FACE = "__init__"  # imports from every room, when somebody asks for a name
+FACE = "__init__"  # imports from any room, when a public name is used
 
-# Commands that need no torch start without it.
+# Modules that commands without torch import: no heavy library at module level.
 LIGHT = {"backbones/arch_string", "backbones/architecture", "backbones/plugins", "backbones/registry"}
 LIGHT |= {"files/tensor_file", "files/writer", "files/metadata", "files/model_file"}
 LIGHT |= {"training/recipe", "training/run_folder", "training/plot"}
@@ -56,7 +57,7 @@ def sources() -> dict[str, ast.Module]:
     return {
         str(file.relative_to(PACKAGE).with_suffix("")): ast.parse(file.read_text())
         for file in sorted(PACKAGE.rglob("*.py"))
-        if "architectures" not in file.parts  # a link in some checkouts
+        if "architectures" not in file.parts  # a symbolic link in some checkouts
     }
 
 
@@ -124,7 +125,7 @@ def test_public_names():
 
 
 def test_the_three_lists_of_public_names_agree():
-    """`__all__`, the table of homes, and the imports that type checkers read."""
+    """The lists are `__all__`, the table `_HOMES`, and the imports that type checkers read."""
     (block,) = (node for node in sources()[FACE].body if isinstance(node, ast.If))
     typed = {
         alias.name: node.module
@@ -140,14 +141,14 @@ def test_the_three_lists_of_public_names_agree():
 
 
 def test_every_package_is_installed():
-    """setuptools lists packages one by one, because architectures/ lies elsewhere."""
+    """pyproject.toml lists packages one by one, because architectures/ is outside of cnsn_cli/."""
     listed = set(re.findall(r'^    "(cnsn_cli[\w.]*)",$', (ROOT / "pyproject.toml").read_text(), re.M))
     found = {".".join(file.parent.relative_to(ROOT).parts) for file in PACKAGE.rglob("*.py")}
     assert listed == found | {"cnsn_cli.architectures"}
 
 
 def test_git_sees_every_source_file():
-    """An unanchored line such as `data/` in .gitignore hides packages of that name."""
+    """A line such as `data/` in .gitignore, without a leading slash, would hide the package of that name."""
     files = [str(file) for folder in ("cnsn_cli", "tests") for file in (ROOT / folder).rglob("*.py")]
     files = [file for file in files if "cnsn_cli/architectures" not in file]
     words = ["git", "-C", str(ROOT), "check-ignore", "--no-index", *files]

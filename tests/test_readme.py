@@ -38,7 +38,7 @@ def test_the_python_example_and_the_accuracy_of_quick(tmp_path, monkeypatch):
 
 
 def test_exported_files_run_as_shown(checkpoint, image_folder, tmp_path, monkeypatch, capsys):
-    """The examples for ONNX Runtime and .pt2; those for OpenVINO and ExecuTorch were tried by hand."""
+    """Runs the examples for ONNX Runtime and .pt2. Those for OpenVINO and ExecuTorch were run by hand."""
     for to in ("onnx", "pt2"):
         export(checkpoint, to, tmp_path / f"small.{to}")
     (image,) = (image_folder / "test" / "dark").glob("03.png")
@@ -53,7 +53,7 @@ def test_exported_files_run_as_shown(checkpoint, image_folder, tmp_path, monkeyp
 
 
 def test_the_plugin_examples(distribution):
-    """Those of the tutorial; the package in examples/ has both, and the same project file."""
+    """Builds the two plug-ins of the tutorial; its pyproject.toml is that of the package in examples/."""
     text = block("toml", "my-nets")
     assert tomllib.loads(text) == tomllib.loads((ROOT / "examples/my-nets/pyproject.toml").read_text())
     entry_points = tomllib.loads(text)["project"]["entry-points"]["cnsn.architectures"]

@@ -183,7 +183,7 @@ def _write_onnx(network: nn.Module, example: Tensor, target: BinaryIO, texts: Ma
 
 
 def _forget_the_source(graph: Any) -> None:
-    """Drop torch's notes on the source of each node: half of the file, and it names local folders."""
+    """Drop torch's notes on the source of each node, which take half of the file and name local folders."""
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
         part.ClearField("metadata_props")
 

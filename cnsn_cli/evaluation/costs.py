@@ -182,7 +182,7 @@ def _trace(module: nn.Module, task: Task) -> dict[str, Cost]:
 
 
 def _filled(tensor: torch.Tensor) -> torch.Tensor:
-    """Zeros in float32 on the CPU. Integers may be indices: they keep their values, unless on the meta device."""
+    """Zeros in float32 on the CPU. Integers may be indices: they keep their values if they have any."""
     if tensor.is_floating_point():
         return torch.zeros_like(tensor, device="cpu", dtype=torch.float32)
     return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor
