@@ -6,7 +6,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from cnsn_cli import distributed
 from cnsn_cli.errors import OutputError
 
 
@@ -27,14 +26,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """Yields a new file beside `path`, which takes its place when all went well and is on the disk.
 
     Raises OutputError where the system refuses. Whenever the process or the machine stops, `path` holds
-    either what stood there before or all of the new content. Of several processes only the first one writes,
-    and the others wait for it.
+    either what stood there before or all of the new content.
     """
-    if not distributed.is_first():
-        with open(os.devnull, "wb") as nowhere:
-            yield nowhere
-        distributed.wait_for_all()
-        return
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         with open(temporary, "xb") as file:  # with permissions by the umask
@@ -48,7 +41,6 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             os.unlink(temporary)
-    distributed.wait_for_all()
 
 
 def write_text(path: Path, text: str) -> None:

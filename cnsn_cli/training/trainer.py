@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cnsn_cli import distributed
+from cnsn_cli.choices import Precision
 from cnsn_cli.data.split import Split
-from cnsn_cli.device import Precision
 from cnsn_cli.errors import TrainingError
 from cnsn_cli.evaluation.accuracy import evaluate
 from cnsn_cli.network.loss import Distillation, multi_model_loss
@@ -18,8 +18,9 @@ from cnsn_cli.network.network import Cnsn, Model
 from cnsn_cli.network.recalibration import recalibrate
 from cnsn_cli.training.augmentation import EpochPlan, plan_epoch
 from cnsn_cli.training.ema import Average
-from cnsn_cli.training.gradient_balance import Pull, measure, undo_in_step_downs
-from cnsn_cli.training.metrics import Epoch, Meter, Step, finite
+from cnsn_cli.training.gradient_balance import measure, undo_in_step_downs
+from cnsn_cli.training.meter import Meter, finite
+from cnsn_cli.training.metrics import Epoch, Pull, Step
 from cnsn_cli.training.recipe import Recipe
 
 CHECK_EVERY = 0.5  # seconds between two looks at the losses; each one waits for the device
