@@ -2,10 +2,11 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cnsn_cli.choices import Half
 from cnsn_cli.commands.options import (
     Data,
     DataDir,
@@ -43,7 +44,7 @@ def detach(
     ] = False,
     recalibrate: Recalibrate = 0,
     dtype: Annotated[
-        Literal["float16", "bfloat16"] | None,
+        Half | None,
         typer.Option(help="Store weights in two bytes instead of four, and measure what that costs."),
     ] = None,
     data: Data = None,
