@@ -1,20 +1,124 @@
-"""What is trained: a network with sub-models, one sub-model alone, or sub-models on a finished base-model."""
+"""The network, the data and the weights that a run needs before its first step.
 
+A network with sub-models, one sub-model alone, or sub-models on a finished base-model. `run` calls this; it
+knows nothing of the run folder.
+"""
+
+import os
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from cnsn_cli import distributed
 from cnsn_cli.backbones import registry
-from cnsn_cli.device import Precision
-from cnsn_cli.errors import CheckpointError, RecipeError
+from cnsn_cli.choices import Precision
+from cnsn_cli.data.datasets import Dataset, load_dataset
+from cnsn_cli.data.split import Split
+from cnsn_cli.errors import CheckpointError, DataError, RecipeError
 from cnsn_cli.evaluation.costs import model_costs
 from cnsn_cli.files.checkpoint import load, versions
 from cnsn_cli.files.metadata import FORMAT, Metadata, ModelRecord, read_metadata
 from cnsn_cli.files.tensor_file import read_header
+from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.network import Cnsn, Model
 from cnsn_cli.task import Task
-from cnsn_cli.training.initial_weights import Start
+from cnsn_cli.training.initial_weights import Start, from_file, from_publisher
 from cnsn_cli.training.recipe import Recipe
+from cnsn_cli.training.request import Request
+from cnsn_cli.training.trainer import Trainer
+
+
+class Prepared(NamedTuple):
+    """All that a run needs before its first step; weights `drawn` although others were asked for."""
+
+    trainer: Trainer
+    dataset: Dataset
+    drawn: tuple[str, ...] = ()
+
+
+def prepare(request: Request, resumed: bool = False) -> Prepared:
+    """Everything for a run, which if `resumed` gets its weights elsewhere.
+
+    Raises a CnsnError where it cannot start.
+    """
+    registry.find(request.arch)
+    _check_start(request)
+    if request.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
+        torch.use_deterministic_algorithms(True)
+    base = load_base(Path(request.freeze_base), request.arch) if request.freeze_base else None
+    dataset = _data(request, base)
+    start = None if resumed else _start(request, dataset)
+    fitted, held_out = split_off(dataset, request.recipe)
+    network = place(_network(request, dataset, base, start), torch.device(request.device))
+    trainer = Trainer(network, fitted, held_out, request.recipe, request.precision, request.compiled)
+    if not distributed.is_first():
+        torch.manual_seed(request.recipe.seed + 2**32 * distributed.rank())  # dropout of its own
+    return Prepared(trainer, dataset, start.drawn if start else ())
+
+
+def _data(request: Request, base: Model | None) -> Dataset:
+    with distributed.first_ahead():  # it may have to download
+        dataset = load_dataset(
+            request.data, request.data_dir, request.image_size, request.in_channels, request.skip_bad
+        )
+    return _for_base(dataset, base, request) if base else dataset
+
+
+def _network(request: Request, dataset: Dataset, base: Model | None, start: Start | None) -> Cnsn | Model:
+    arch, exits, recipe = request.arch, request.exits, request.recipe
+    if base:
+        return build_around(base, arch, exits, recipe)
+    return build_network(arch, exits, dataset.task, recipe, request.drop, start)
+
+
+def _check_start(request: Request) -> None:
+    given = {"--init": request.init, "--pretrained": request.pretrained, "--freeze-base": request.freeze_base}
+    several = [option for option, value in given.items() if value]
+    if len(several) > 1:
+        raise RecipeError(f"{' and '.join(several)} both say what a network starts with: give one of them")
+
+
+def _start(request: Request, dataset: Dataset) -> Start | None:
+    if request.pretrained:
+        with distributed.first_ahead():  # it may have to download
+            return from_publisher(request.arch, dataset.task)
+    return from_file(Path(request.init)) if request.init else None
+
+
+def _for_base(dataset: Dataset, base: Model, request: Request) -> Dataset:
+    """The data set normalised as `base` knows it. Raises DataError where its images or classes differ."""
+    for words, found, wanted in (
+        ("classes", dataset.task.class_names, base.task.class_names),
+        ("pixels a side", dataset.task.image_size, base.task.image_size),
+        ("channels", dataset.task.in_channels, base.task.in_channels),
+    ):
+        if found != wanted:
+            raise DataError(
+                f"{request.data} has {words} {found}, {request.freeze_base} was trained on {wanted}"
+            )
+    return replace(dataset, task=base.task)
+
+
+def split_off(dataset: Dataset, recipe: Recipe) -> tuple[Split, Split]:
+    """The images to train on and those that choose the best epoch: the test images without `val_split`."""
+    if recipe.selection == "test":
+        return dataset.train, dataset.test
+    from sklearn.model_selection import train_test_split
+
+    labels = dataset.train.labels
+    try:
+        fitted, held_out = train_test_split(
+            torch.arange(len(labels)), test_size=recipe.val_split, stratify=labels, random_state=recipe.seed
+        )
+    except ValueError as error:
+        raise RecipeError(
+            f"val_split = {recipe.val_split} of {len(labels)} images leaves a part with fewer images than "
+            f"the {dataset.task.num_classes} classes"
+        ) from error
+    return dataset.train.take(fitted), dataset.train.take(held_out)
 
 
 def build_network(
