@@ -6,16 +6,19 @@ Each takes an equal share of every batch. Where there is one process, all this d
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 from cnsn_cli.errors import DeviceError, ProcessError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+P = ParamSpec("P")
+T = TypeVar("T")
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = timedelta(seconds=20)  # for an answer in a step; torchrun may take 30 more to end a process
 PATIENCE = timedelta(minutes=30)  # for a process that reads or writes while the others wait
@@ -161,6 +164,21 @@ def wait_for_all() -> None:
         names = [f"wait{_meeting.waits} {number}" for number in range(size())]
         _meeting.store.set(names[rank()], "")
         _meeting.store.wait(names, PATIENCE)
+
+
+def first_only(function: Callable[P, T]) -> Callable[P, T | None]:
+    """A decorator for what touches the folder of a run: the first process alone does it.
+
+    The others wait until it is done, and get None.
+    """
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T | None:
+        result = function(*args, **kwargs) if is_first() else None
+        wait_for_all()
+        return result
+
+    return call
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cnsn_cli.choices import ExportFormat
 from cnsn_cli.commands.options import Data, DataDir, Force, Json, Plugin, Submodel
 from cnsn_cli.commands.output import print_comparison, print_json, printable
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def export(
     file: Annotated[Path, typer.Argument(help="A network, or a detached model.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
-    to: Annotated[Literal["onnx", "pt2"], typer.Option(help="For ONNX runtimes, or for torch.export.")],
+    to: Annotated[ExportFormat, typer.Option(help="For ONNX runtimes, or for torch.export.")],
     submodel: Submodel = None,
     with_preprocess: Annotated[
         bool, typer.Option("--with-preprocess", help="Take pixels 0 to 255: normalise inside the file.")

@@ -1,18 +1,22 @@
 """`cnsn mac`: what models cost, before or after training."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cnsn_cli.backbones.registry import find_typed
-from cnsn_cli.commands.options import SIDE, Json, MaxBytes, MaxMacs, Plugin, limits, parse_exits
+from cnsn_cli.choices import StepDown
+from cnsn_cli.commands.options import Json, MaxBytes, MaxMacs, Plugin, limits, parse_exits
 from cnsn_cli.commands.output import print_json, print_models, print_table
-from cnsn_cli.deploy.budget import Candidate, choose
+from cnsn_cli.deploy.budget import Candidate, Choice, choose
 from cnsn_cli.task import LARGEST_IMAGE, Task
+from cnsn_cli.training.arguments import help_of
 
 if TYPE_CHECKING:
+    from cnsn_cli.evaluation.costs import LayerCost, ModelCost
     from cnsn_cli.network.model import Model
     from cnsn_cli.network.network import Cnsn
 
@@ -24,7 +28,7 @@ def mac(
         str | None, typer.Option(help="Detach points such as 2,7; default: all of them, as drop<k>.")
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(min=1, max=LARGEST_IMAGE, help=SIDE, show_default="32")
+        int | None, typer.Option(min=1, max=LARGEST_IMAGE, help=help_of("image_size"), show_default="32")
     ] = None,
     classes: Annotated[
         int | None, typer.Option(min=1, max=100_000, help="Number of classes.", show_default="10")
@@ -33,7 +37,7 @@ def mac(
         int | None, typer.Option(min=1, max=64, help="Channels of the images.", show_default="3")
     ] = None,
     step_down: Annotated[
-        Literal["patch", "stem"] | None,
+        StepDown | None,
         typer.Option(help="What step-down convs are made of.", show_default="patch"),
     ] = None,
     max_macs: MaxMacs = None,
@@ -46,39 +50,69 @@ def mac(
 
     With limits, tell which model to take, or for --arch where to cut: the largest that keeps them.
     """
+    planned = (exits, image_size, classes, in_channels, step_down)
+    _check_source(checkpoint, arch, planned)
+    budget = limits(max_macs, max_bytes)
+    from cnsn_cli.evaluation.costs import layer_costs, model_costs
+
+    if checkpoint is not None:
+        network, accuracies = _loaded(checkpoint)
+    else:
+        task = Task.plain(classes or 10, image_size or 32, in_channels or 3)
+        network, accuracies = _planned(arch or "", exits, task, step_down or "patch")
+    costs = model_costs(network)
+    candidates = [Candidate(c.name, c.macs, c.bytes, a) for c, a in zip(costs, accuracies, strict=True)]
+    choice = choose(candidates, budget) if budget else None
+    parts = layer_costs(network) if layers else None
+    if json:
+        _print_json(costs, parts, choice)
+    else:
+        _print_tables(str(checkpoint or arch), costs, parts, choice)
+
+
+def _check_source(checkpoint: Path | None, arch: str | None, planned: Sequence[object]) -> None:
     if (checkpoint is None) == (arch is None):
         raise typer.BadParameter("give a checkpoint or --arch")
-    if checkpoint is not None and (exits, image_size, classes, in_channels, step_down) != (None,) * 5:
+    if checkpoint is not None and any(value is not None for value in planned):
         raise typer.BadParameter(
             "--exits, --image-size, --classes, --in-channels and --step-down go with --arch: "
             "a checkpoint knows its own"
         )
-    budget = limits(max_macs, max_bytes)
-    cuts = None if exits is None else parse_exits(exits)
-    from cnsn_cli.evaluation.costs import blank_network, layer_costs, model_costs
+
+
+def _loaded(checkpoint: Path) -> "tuple[Cnsn | Model, list[float | None]]":
+    """The network in a file, and the accuracy of each of its models where the file knows it."""
     from cnsn_cli.files.checkpoint import load_blank
 
-    if arch is not None:
-        task = Task.plain(classes or 10, image_size or 32, in_channels or 3)
-        network: Cnsn | Model = blank_network(find_typed(arch), cuts, task, step_down or "patch")
-        accuracies: list[float | None] = [None] * len(network.models())
-    else:
-        network, metadata, _ = load_blank(checkpoint or Path())
-        accuracies = [model.accuracy for model in metadata.models]
-    costs = model_costs(network)
-    candidates = [Candidate(c.name, c.macs, c.bytes, a) for c, a in zip(costs, accuracies, strict=True)]
-    choice = choose(candidates, budget) if budget else None
-    parts = layer_costs(network) if layers else []
-    if json:
-        content: dict[str, Any] = {"models": [asdict(cost) for cost in costs]}
-        if layers:
-            content["layers"] = [asdict(part) for part in parts]
-        print_json(content | ({"chosen": choice._asdict()} if choice else {}))
-        return
-    print_models([asdict(cost) for cost in costs], str(checkpoint or arch))
+    network, metadata, _ = load_blank(checkpoint)
+    return network, [model.accuracy for model in metadata.models]
+
+
+def _planned(
+    arch: str, exits: str | None, task: Task, step_down: StepDown
+) -> "tuple[Cnsn | Model, list[float | None]]":
+    """A network that nobody has trained, so that no accuracy is known."""
+    cuts = None if exits is None else parse_exits(exits)
+    from cnsn_cli.evaluation.costs import blank_network
+
+    network = blank_network(find_typed(arch), cuts, task, step_down)
+    return network, [None] * len(network.models())
+
+
+def _print_json(costs: "list[ModelCost]", parts: "list[LayerCost] | None", choice: Choice | None) -> None:
+    content: dict[str, Any] = {"models": [asdict(cost) for cost in costs]}
+    if parts is not None:
+        content["layers"] = [asdict(part) for part in parts]
+    print_json(content | ({"chosen": choice._asdict()} if choice else {}))
+
+
+def _print_tables(
+    title: str, costs: "list[ModelCost]", parts: "list[LayerCost] | None", choice: Choice | None
+) -> None:
+    print_models([asdict(cost) for cost in costs], title)
     if choice:
         print(f"chosen: {choice.reason}")
-    if layers:
+    if parts is not None:
         rows = [
             (p.name, " x ".join(map(str, p.shape)), f"{p.macs:,}", f"{p.operations:,}", f"{p.parameters:,}")
             for p in parts

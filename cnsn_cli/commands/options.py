@@ -10,6 +10,7 @@ import typer
 from cnsn_cli.backbones.plugins import use_plugin
 from cnsn_cli.deploy.budget import Budget, Quantity
 from cnsn_cli.task import LARGEST_IMAGE
+from cnsn_cli.training.arguments import help_of
 
 
 def parse_exits(text: str) -> tuple[int, ...]:
@@ -85,12 +86,12 @@ Data = Annotated[
     typer.Option(help="cifar10, cifar100, digits or a folder; default: what it was trained on."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace what exists.")]
+Force = Annotated[bool, typer.Option("--force", help=help_of("force"))]
 Submodel = Annotated[
     str | None, typer.Option(help="Of a network: a number such as 1, or base.", show_default="base")
 ]
-DataDir = Annotated[Path, typer.Option(help="Where CIFAR lies, or is downloaded to.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+DataDir = Annotated[Path, typer.Option(help=help_of("data_dir"))]
+Device = Annotated[str, typer.Option(help=help_of("device"))]
 Recalibrate = Annotated[
     int,
     typer.Option(
@@ -99,9 +100,5 @@ Recalibrate = Annotated[
         show_default=False,
     ),
 ]
-SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="Leave out images that cannot be read, and list them.")
-]
-SIDE = "Side of the images in pixels."
-ImageSize = Annotated[int | None, typer.Option(min=1, max=LARGEST_IMAGE, help=SIDE)]
-InChannels = Annotated[int, typer.Option(min=1, max=64, help="Channels of the images: 3, or 1 for grey.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help=help_of("skip_bad"))]
+ImageSize = Annotated[int | None, typer.Option(min=1, max=LARGEST_IMAGE, help=help_of("image_size"))]

@@ -4,90 +4,68 @@ import re
 import shlex
 import sys
 from contextlib import contextmanager
+from dataclasses import Field
 from datetime import datetime
+from inspect import Parameter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from cnsn_cli import distributed
-from cnsn_cli.backbones.registry import find_typed
-from cnsn_cli.commands.hyperparameters import with_hyperparameters
-from cnsn_cli.commands.options import (
-    DataDir,
-    Device,
-    Force,
-    ImageSize,
-    InChannels,
-    Json,
-    Plugin,
-    SkipBad,
-    parse_exits,
-)
+from cnsn_cli.backbones import registry
+from cnsn_cli.commands.hyperparameters import given_hyperparameters, with_hyperparameters
+from cnsn_cli.commands.listed import option, with_listed
+from cnsn_cli.commands.options import Json, Plugin, parse_exits
 from cnsn_cli.commands.output import print_json, print_models, printable
+from cnsn_cli.training.arguments import TYPED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cnsn_cli.backbones.architecture import Architecture
     from cnsn_cli.training.recipe import Recipe
     from cnsn_cli.training.run import Run, Watch
 
+Exits = tuple[int, ...]
+NOT_WITH_RESUME = {"out", "force", "classes"}
+
+
+def _option(argument: "Field[Any]") -> Parameter:
+    """An argument of `train` as an option."""
+    said, kind = argument.metadata, argument.type
+    flags = said.get("flags", f"--{argument.name.replace('_', '-')}")
+    if Path in get_args(kind):  # it takes text too
+        kind = Path | None
+    shown = typer.Option(
+        *flags.split(),
+        help=said["description"],
+        show_default=said.get("default", True),
+        min=said.get("ge"),
+        max=said.get("le"),
+    )
+    return option(argument.name, Annotated[kind, shown], argument.default)
+
 
 @with_hyperparameters
+@with_listed("listed", [_option(argument) for argument in TYPED])
 def train(
     context: typer.Context,
-    overrides: dict[str, Any],
+    *,
     arch: Annotated[
         str | None, typer.Option(help="An architecture, such as vgg16:width=0.5; see cnsn archs.")
     ] = None,
     exits: Annotated[
         str | None, typer.Option(help='Detach points such as 2,7; "" trains the plain baseline.')
     ] = None,
-    drop: Annotated[
-        int | None,
-        typer.Option(help="In place of --exits: train the sub-model at this detach point alone."),
-    ] = None,
-    freeze_base: Annotated[
-        Path | None, typer.Option(help="A file whose base-model gets sub-models and stays as it is.")
-    ] = None,
-    init: Annotated[
-        Path | None,
-        typer.Option(help="Start with the weights in this .safetensors file, of the original network."),
-    ] = None,
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Start with the weights that torchvision or timm publish.")
-    ] = False,
     data: Annotated[
         str, typer.Option(help="cifar10, cifar100, digits, or a folder with train/ and test/ or val/.")
     ] = "cifar10",
-    data_dir: DataDir = Path("data"),
     recipe: Annotated[str, typer.Option(help="paper, best, fast, quick, or a TOML file.")] = "paper",
     out: Annotated[
         Path | None, typer.Option(help="The run folder.", show_default="runs/<arch>-<data>-<time>")
     ] = None,
-    force: Force = False,
-    skip_bad: SkipBad = False,
-    device: Device = "auto",
-    precision: Annotated[
-        Literal["fp32", "bf16"] | None, typer.Option(show_default="bf16 on CUDA, else fp32")
-    ] = None,
-    compiled: Annotated[
-        bool | None,
-        typer.Option(
-            "--compile/--no-compile", help="Let torch.compile fuse the forward pass.", show_default="on CUDA"
-        ),
-    ] = None,
-    image_size: ImageSize = None,
-    in_channels: InChannels = 3,
-    classes: Annotated[
-        int | None, typer.Option(min=1, help="Number of classes; an error where the data has others.")
-    ] = None,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="Repeatable bit for bit on CUDA too, and slower.")
-    ] = False,
-    save_every: Annotated[
-        str, typer.Option(help="Save the state after so many steps (500) or minutes (10m) too.")
-    ] = "10m",
+    listed: dict[str, Any],
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the run in this folder, which knows all the rest.")
     ] = None,
@@ -96,38 +74,36 @@ def train(
     ] = False,
     plugin: Plugin = None,
     json: Json = False,
+    hyperparameters: dict[str, Any],
 ) -> None:
     """Train a network together with its sub-models, and write a run folder."""
-    architecture = None if arch is None else find_typed(arch)
-    cuts = parse_exits(exits or "")
-    options: dict[str, Any] = {
-        "drop": drop,
-        "freeze_base": None if freeze_base is None else str(freeze_base),
-        "init": None if init is None else str(init),
-        "pretrained": pretrained,
-        "data_dir": str(data_dir),
-        "image_size": image_size,
-        "in_channels": in_channels,
-        "device": device,
-        "precision": precision,
-        "compiled": compiled,
-        "deterministic": deterministic,
-        "save_every": save_every,
-        "skip_bad": skip_bad,
-    }
-    if resume is not None:
+    architecture = None if arch is None else registry.find_typed(arch)
+    overrides = given_hyperparameters(hyperparameters)
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in listed.items()}
+    cuts = None if exits is None else parse_exits(exits)
+    if resume is None:
+        run = _start(architecture, cuts, data, recipe, out, options, overrides)
+    else:
         given = _given(context)
-        if wrong := given & {"out", "force", "classes"}:
-            raise typer.BadParameter(
-                f"--resume goes without {', '.join(f'--{name}' for name in sorted(wrong))}"
-            )
         own = {"arch": arch, "exits": cuts, "data": data, **options}
         changes = {name: value for name, value in own.items() if name in given}
-        another = recipe if "recipe" in given else None
-        report(_resume(resume, changes, another, overrides, override), json)
-        return
+        run = _resume(resume, changes, recipe if "recipe" in given else None, overrides, override)
+    report(run, json)
+
+
+def _start(
+    arch: "Architecture | None",
+    exits: Exits | None,
+    data: str,
+    recipe: str,
+    out: Path | None,
+    options: dict[str, Any],
+    overrides: dict[str, Any],
+) -> "Run":
+    """Begin a run."""
+    drop, freeze_base = options["drop"], options["freeze_base"]
     if arch is None and freeze_base is not None:
-        arch = _arch_of(freeze_base)
+        arch = registry.find(_arch_of(Path(freeze_base)))
     if arch is None or (exits is None) == (drop is None):
         raise typer.BadParameter("give --arch and --exits, --arch and --drop, or --resume")
     if drop is not None and freeze_base is not None:
@@ -135,27 +111,19 @@ def train(
     from cnsn_cli.training.recipe import load_recipe
     from cnsn_cli.training.run import train as run
 
-    chosen = load_recipe(recipe, overrides, baseline=not cuts and drop is None)
-    folder = out or default_folder(arch, data)
+    chosen = load_recipe(recipe, overrides, baseline=not exits and drop is None)
+    folder = out or default_folder(arch.text, data)
     with _watched(folder, chosen) as watch:
-        finished = run(
-            architecture or arch,
-            cuts,
-            data,
-            chosen,
-            folder,
-            classes=classes,
-            force=force,
-            watch=watch,
-            **options,
-        )
-    report(finished, json)
+        return run(arch, exits or (), data, chosen, folder, watch=watch, **options)
 
 
 def _given(context: typer.Context) -> set[str]:
-    """The names of the options that stand on the command line."""
+    """The names of the options that stand on the command line; with --resume some may not."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
-    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+    given = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+    if wrong := given & NOT_WITH_RESUME:
+        raise typer.BadParameter(f"--resume goes without {', '.join(f'--{name}' for name in sorted(wrong))}")
+    return given
 
 
 def _arch_of(checkpoint: Path) -> str:

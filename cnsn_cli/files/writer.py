@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from cnsn_cli import distributed
 from cnsn_cli.errors import OutputError
 
 
@@ -31,14 +30,9 @@ def check_output(path: Path, force: bool, source: Path | None = None) -> None:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Yields a temporary file in the same folder; at the end it is synced to disk and renamed to `path`.
 
-    If the process or the machine stops, `path` has either its old content or all of the new one. Of several
-    processes only the first one writes; the others wait for it. Raises OutputError if the system refuses.
+    If the process or the machine stops, `path` has either its old content or all of the new one. Raises
+    OutputError if the system refuses.
     """
-    if not distributed.is_first():
-        with open(os.devnull, "wb") as nowhere:
-            yield nowhere
-        distributed.wait_for_all()
-        return
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         with open(temporary, "xb") as file:  # the umask sets its permissions
@@ -52,7 +46,6 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             os.unlink(temporary)
-    distributed.wait_for_all()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,7 +4,6 @@ Late in training the base-model is nearly right and its gradient small, while a 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,21 +11,7 @@ from torch import Tensor
 from cnsn_cli import distributed
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
-
-
-@dataclass(frozen=True)
-class Pull:
-    """The gradients of a sub-model and of the base-model in the parameters that both use.
-
-    `scale` is the weight that the recipe gives the sub-model's; `norm` and `base_norm` are Euclidean, without
-    it; `cosine` lies between -1 and 1.
-    """
-
-    name: str
-    scale: float
-    norm: float
-    base_norm: float
-    cosine: float
+from cnsn_cli.training.metrics import Pull
 
 
 def undo_in_step_downs(network: Cnsn | Model, scales: Sequence[float]) -> None:

@@ -1,56 +1,35 @@
-"""What happens while a network trains, and what is measured on the way."""
+"""What a training run tells of, and metrics.jsonl: written and read here alone.
 
-import math
-import time
-from dataclasses import dataclass
+The trainer makes the events, the recorder writes a line an epoch, `resume_state` and `plot` read them. This
+module does not import torch, because `plot` does not.
+"""
 
-import torch
-from torch import Tensor
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
-from cnsn_cli import distributed
-from cnsn_cli.errors import TrainingError
-from cnsn_cli.evaluation.accuracy import ModelResult
-from cnsn_cli.network.model import Model
-from cnsn_cli.network.network import Cnsn
-from cnsn_cli.training.gradient_balance import Pull
+from pydantic import BaseModel
+
+from cnsn_cli.choices import Selection
+
+if TYPE_CHECKING:
+    from cnsn_cli.evaluation.accuracy import ModelResult
+    from cnsn_cli.training.meter import Meter
 
 
-class Meter:
-    """Losses and accuracies of an epoch so far. They stay on the device until somebody asks.
+@dataclass(frozen=True)
+class Pull:
+    """The gradients of a sub-model and of the base-model in the parameters that both use.
 
-    `losses` (models,) are summed over `batches`, `correct` (models,) counts right answers. Of several
-    processes each has its own, on its share of every batch.
+    `scale` is the weight that the recipe gives the sub-model's; `norm` and `base_norm` are Euclidean, without
+    it; `cosine` lies between -1 and 1.
     """
 
-    def __init__(self, network: Cnsn | Model, batch_size: int) -> None:
-        self.names = [model.name for model in network.models()]
-        self.batch_size = batch_size
-        self.batches = 0
-        device = next(network.parameters()).device
-        self.losses = torch.zeros(len(self.names), device=device)
-        self.correct = torch.zeros_like(self.losses)
-        self.start = time.perf_counter()
-
-    def add(self, losses: Tensor, correct: Tensor) -> None:
-        self.batches += 1
-        self.losses = self.losses + losses
-        self.correct = self.correct + correct
-
-    def combine(self) -> None:
-        """Take in what the other processes have seen."""
-        self.losses, self.correct = distributed.mean(self.losses), distributed.mean(self.correct)
-
-    def results(self) -> list[ModelResult]:
-        images = self.batches * self.batch_size / distributed.size()
-        losses = (self.losses / self.batches).tolist()
-        accuracies = (self.correct / images).tolist()
-        return [ModelResult(*row) for row in zip(self.names, accuracies, losses, strict=True)]
-
-    def seconds(self) -> float:
-        return time.perf_counter() - self.start
-
-    def images_per_second(self) -> float:
-        return self.batches * self.batch_size / self.seconds()
+    name: str
+    scale: float
+    norm: float
+    base_norm: float
+    cosine: float
 
 
 @dataclass(frozen=True)
@@ -60,7 +39,7 @@ class Step:
     epoch: int
     step: int
     steps: int
-    meter: Meter
+    meter: "Meter"
 
 
 @dataclass(frozen=True)
@@ -74,22 +53,45 @@ class Epoch:
     lr: float
     seconds: float
     images_per_second: float
-    train: list[ModelResult]
-    results: list[ModelResult]
+    train: "list[ModelResult]"
+    results: "list[ModelResult]"
     pulls: list[Pull]
+
+
+class Result(BaseModel):
+    """A ModelResult in a line."""
+
+    name: str
+    accuracy: float
+    loss: float
+
+
+class Line(BaseModel):
+    """A line of metrics.jsonl: an Epoch, and which images its `results` are of."""
+
+    epoch: int
+    lr: float
+    seconds: float
+    images_per_second: float
+    train: list[Result]
+    results: list[Result]
+    pulls: list[Pull]
+    selection: Selection
 
     @property
     def mean_accuracy(self) -> float:
         """Over all models; the best epoch is the one where it is highest."""
         return sum(result.accuracy for result in self.results) / len(self.results)
 
+    def to_json(self) -> str:
+        """The line with its end."""
+        return json.dumps(self.model_dump()) + "\n"
 
-def finite(results: list[ModelResult], epoch: int, lr: float) -> list[ModelResult]:
-    """The same results; raises TrainingError where a loss is not finite."""
-    for result in results:
-        if not math.isfinite(result.loss):
-            raise TrainingError(
-                f"the loss of {result.name} became {result.loss} in epoch {epoch} at a learning rate of "
-                f"{lr:g}: lower --lr or lengthen --warmup-epochs"
-            )
-    return results
+
+def line_of(epoch: Epoch, selection: Selection) -> Line:
+    return Line(**asdict(epoch), selection=selection)
+
+
+def parse(text: str) -> list[Line]:
+    """The lines of metrics.jsonl. Raises pydantic's ValidationError."""
+    return [Line.model_validate_json(line) for line in text.splitlines()]

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from cnsn_cli.errors import CheckpointError, OutputError
 from cnsn_cli.files.metadata import Metadata, ModelRecord, read_metadata
 from cnsn_cli.files.tensor_file import read_header
 from cnsn_cli.files.writer import replacing
+from cnsn_cli.training.metrics import Line, parse
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,21 +35,6 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "cnsn",  # equal runs, equal files
     "text.parse_math": False,
 }
-
-
-class Result(BaseModel):
-    """How a model did in an epoch."""
-
-    name: str
-    accuracy: float
-
-
-class Line(BaseModel):
-    """What a picture takes of a line of metrics.jsonl."""
-
-    epoch: int
-    train: list[Result]
-    results: list[Result]
 
 
 class Story(NamedTuple):
@@ -102,7 +88,7 @@ def read_story(path: Path, name: str) -> Story:
 
 def _read_epochs(path: Path, names: list[str]) -> list[Line]:
     try:
-        lines = [Line.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError, UnicodeDecodeError) as error:
         reason = str(error).split("\n")[0]
         raise CheckpointError(f"{path} does not tell of epochs: {reason}") from error

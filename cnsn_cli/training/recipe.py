@@ -5,7 +5,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from cnsn_cli.choices import BatchNormMode, Distill, Flip, Mix, Schedule, Selection, StepDown
 from cnsn_cli.errors import RecipeError
 
 Scale = Annotated[float, Field(ge=1e-6, le=1e6)]  # gradients are multiplied by it, and divided again
@@ -34,21 +35,21 @@ class Recipe(BaseModel):
     nesterov: bool = False
     weight_decay: float = Field(ge=0)
     decay_norms: bool = True
-    schedule: Literal["step", "cosine", "linear"]
+    schedule: Schedule
     milestones: tuple[PositiveInt, ...] = ()
     gamma: float = Field(0.1, gt=0, le=1)
     warmup_epochs: float = Field(0, ge=0)
     label_smoothing: float = Field(0, ge=0, lt=1)
     ema: float = Field(0, ge=0, lt=1)
     crop_padding: int = Field(0, ge=0, le=256)
-    flip: Literal["none", "random", "alternating"] = "none"
+    flip: Flip = "none"
     cutout: int = Field(0, ge=0, le=1024)
-    mix: Literal["none", "mixup", "cutmix"] = "none"
+    mix: Mix = "none"
     mix_alpha: float = Field(1, gt=0)
     val_split: float = Field(0, ge=0, lt=1)
-    bn: Literal["private", "shared"] = "private"
-    step_down: Literal["patch", "stem"] = "patch"
-    distill: Literal["none", "base", "chain"] = "none"
+    bn: BatchNormMode = "private"
+    step_down: StepDown = "patch"
+    distill: Distill = "none"
     distill_weight: float = Field(0.5, ge=0, le=1)
     temperature: float = Field(2, ge=0.01, le=1000)
     gradient_scale: tuple[Scale, ...] = Field((1.0,), min_length=1)
@@ -64,7 +65,7 @@ class Recipe(BaseModel):
         return self
 
     @property
-    def selection(self) -> Literal["test", "validation"]:
+    def selection(self) -> Selection:
         """Which images choose the best epoch."""
         return "validation" if self.val_split else "test"
 

@@ -1,16 +1,16 @@
 """Writes the folder of a run."""
 
-import json
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 
+from cnsn_cli import distributed
 from cnsn_cli.backbones.architecture import Architecture
 from cnsn_cli.evaluation.accuracy import ModelResult
 from cnsn_cli.files.checkpoint import save
 from cnsn_cli.files.metadata import ModelRecord, Selection
 from cnsn_cli.files.writer import write_text
-from cnsn_cli.training.metrics import Epoch, Step
+from cnsn_cli.training.metrics import Epoch, Line, Result, Step, line_of
 from cnsn_cli.training.request import Request
 from cnsn_cli.training.resume_state import STATE, State, environment, save_state
 from cnsn_cli.training.run_folder import check_space
@@ -45,9 +45,9 @@ class Recorder:
     def start(self) -> None:
         """Write all that it takes to go on, should the run be killed from here on."""
         self.save_state()
-        write_text(self.folder / "recipe.toml", self.trainer.recipe.to_toml())
+        self._write("recipe.toml", self.trainer.recipe.to_toml())
         if self.metrics:
-            write_text(self.folder / "metrics.jsonl", self.metrics)
+            self._write("metrics.jsonl", self.metrics)
 
     def take(self, event: Step | Epoch) -> None:
         """Write all after an epoch, the state last: where it says that the run is finished, all is there."""
@@ -76,16 +76,22 @@ class Recorder:
         self.steps, self.saved = 0, time.monotonic()
 
     def _record(self, epoch: Epoch) -> None:
-        self._save("last.safetensors", epoch)
-        if self.best is None or epoch.mean_accuracy > self.best.mean_accuracy:
-            self.best = epoch
-            self._save("best.safetensors", epoch)
-        self.metrics += json.dumps({**asdict(epoch), "selection": self.trainer.recipe.selection}) + "\n"
-        write_text(self.folder / "metrics.jsonl", self.metrics)
+        line = line_of(epoch, self.trainer.recipe.selection)
+        self._save("last.safetensors", line)
+        if self.best is None or line.mean_accuracy > self.best.mean_accuracy:
+            self.best = line
+            self._save("best.safetensors", line)
+        self.metrics += line.to_json()
+        self._write("metrics.jsonl", self.metrics)
 
-    def _save(self, name: str, epoch: Epoch) -> None:
-        selection = Selection(images=self.trainer.recipe.selection, epoch=epoch.epoch)
-        models = with_results(self.metadata.models, epoch.results)
+    @distributed.first_only
+    def _write(self, name: str, text: str) -> None:
+        write_text(self.folder / name, text)
+
+    @distributed.first_only
+    def _save(self, name: str, line: Line) -> None:
+        selection = Selection(images=line.selection, epoch=line.epoch)
+        models = with_results(self.metadata.models, line.results)
         metadata = self.metadata.model_copy(update={"models": models, "selection": selection})
         save(self.folder / name, self.trainer.trained, metadata)
 
@@ -97,7 +103,7 @@ def file_sizes(trainer: Trainer) -> dict[str, int]:
     return {"best.safetensors": weights, "last.safetensors": weights, STATE: held * weights}
 
 
-def with_results(models: list[ModelRecord], results: list[ModelResult]) -> list[ModelRecord]:
+def with_results(models: list[ModelRecord], results: Sequence[ModelResult | Result]) -> list[ModelRecord]:
     return [
         model.model_copy(update={"accuracy": result.accuracy, "loss": result.loss})
         for model, result in zip(models, results, strict=True)

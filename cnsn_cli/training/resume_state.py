@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from cnsn_cli import distributed
@@ -20,8 +20,7 @@ from cnsn_cli.files.checkpoint import check_tensors, digest, read_tensors, write
 from cnsn_cli.files.metadata import Count, first_problem
 from cnsn_cli.files.tensor_file import TensorFile, check_json, read_header
 from cnsn_cli.network.memory_format import copy_like, for_file
-from cnsn_cli.training.gradient_balance import Pull
-from cnsn_cli.training.metrics import Epoch
+from cnsn_cli.training.metrics import Line, Pull, parse
 from cnsn_cli.training.request import Request
 from cnsn_cli.training.trainer import Trainer
 
@@ -29,7 +28,6 @@ KEY = "cnsn-state"
 STATE = "state.safetensors"
 NETWORK, MOMENTUM, AVERAGE = "network.", "momentum.", "average."
 RANDOM, RANDOM_CUDA, LOSSES, CORRECT = "random", "random.cuda", "losses", "correct"
-EPOCH = TypeAdapter(Epoch)
 
 
 class State(BaseModel):
@@ -67,9 +65,9 @@ class State(BaseModel):
                 raise ValueError(f"metrics of epoch {epoch.epoch} are not those of {', '.join(models)}")
         return self
 
-    def epochs(self) -> list[Epoch]:
+    def epochs(self) -> list[Line]:
         """What the lines of `metrics` say."""
-        return [EPOCH.validate_json(line) for line in self.metrics.splitlines()]
+        return parse(self.metrics)
 
 
 def environment(device: torch.device) -> dict[str, str]:
@@ -103,6 +101,7 @@ def _without_momentum(trainer: Trainer) -> dict[str, Tensor]:
     return tensors | {name: distributed.gather(tensor) for name, tensor in own.items()}
 
 
+@distributed.first_only
 def write_state(path: Path, tensors: dict[str, Tensor], state: State) -> None:
     """Write tensors and what goes with them; digests commit to both. Raises OutputError."""
     held = {name: for_file(tensor) for name, tensor in tensors.items()}

@@ -3,28 +3,27 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from cnsn_cli import distributed
 from cnsn_cli.backbones import registry
-from cnsn_cli.backbones.architecture import Architecture
-from cnsn_cli.choices import Precision
+from cnsn_cli.choices import Selection
 from cnsn_cli.data.datasets import Dataset
-from cnsn_cli.device import choose_device, default_precision
+from cnsn_cli.device import choose_device
 from cnsn_cli.errors import DataError, TrainingError
-from cnsn_cli.evaluation.accuracy import evaluate
-from cnsn_cli.files.checkpoint import load
+from cnsn_cli.evaluation.accuracy import ModelResult, evaluate
+from cnsn_cli.files.checkpoint import fill
 from cnsn_cli.files.metadata import ModelRecord
-from cnsn_cli.network.memory_format import place
+from cnsn_cli.training.arguments import Arguments, called_like, ignore
 from cnsn_cli.training.metrics import Epoch, Step
 from cnsn_cli.training.plot import draw
-from cnsn_cli.training.recipe import Recipe
 from cnsn_cli.training.recorder import Recorder, with_results
-from cnsn_cli.training.request import Prepared, Request, prepare
+from cnsn_cli.training.request import Request, decide
 from cnsn_cli.training.resume_state import STATE, differences, environment, read_state, restore
 from cnsn_cli.training.run_folder import PLOT, locked, refuse_existing
+from cnsn_cli.training.setup import Prepared, prepare
 from cnsn_cli.training.signals import Stopped, listening
 
 # What a run cannot change on its way: the shape of the network, and where steps and images stand.
@@ -46,7 +45,7 @@ class Started:
     held_out_images: int
     steps_per_epoch: int
     steps_done: int
-    selection: Literal["test", "validation"]
+    selection: Selection
     device: torch.device
     skipped: tuple[str, ...]
     drawn: tuple[str, ...]
@@ -58,104 +57,56 @@ class Run:
 
     folder: Path
     best_epoch: int
-    selection: Literal["test", "validation"]
+    selection: Selection
     models: list[ModelRecord]
 
 
 Watch = Callable[[Started | Step | Epoch], None]
 
 
-def train(
-    arch: str | Architecture,
-    exits: tuple[int, ...],
-    data: str,
-    recipe: Recipe,
-    out: str | Path,
-    *,
-    drop: int | None = None,
-    freeze_base: str | Path | None = None,
-    init: str | Path | None = None,
-    pretrained: bool = False,
-    data_dir: str | Path = "data",
-    image_size: int | None = None,
-    in_channels: int = 3,
-    classes: int | None = None,
-    device: str = "auto",
-    precision: Precision | None = None,
-    compiled: bool | None = None,
-    deterministic: bool = False,
-    save_every: str = "10m",
-    force: bool = False,
-    skip_bad: bool = False,
-    watch: Watch = lambda event: None,
-) -> Run:
-    """Train a network and write the run folder `out`; `watch` is told of every event.
+@called_like(Arguments)
+def train(asked: Arguments) -> Run:
+    """Train a network and write a run folder.
 
-    With `drop` in place of `exits`, the sub-model at that detach point is trained alone. `freeze_base` names
-    a file whose base-model gets sub-models, and stays as it is. A network starts with the weights in the
-    safetensors file `init`, or with those that it was published with if `pretrained`. With `skip_bad`,
-    images that cannot be read are left out. On CUDA `precision` is bf16 and the forward pass `compiled` where
-    nothing else is asked for, and `deterministic` makes results repeatable there. The state is saved after
-    every epoch and after every `save_every` steps (`500`) or minutes (`10m`). Raises a CnsnError, and Stopped
+    The state is saved after every epoch too; `resume` goes on from there. Raises a CnsnError, and Stopped
     after Ctrl-C or SIGTERM; what was written is then whole and stays.
+
+    Arguments:
     """
-    chosen = choose_device(device)
-    request = Request(
-        arch=arch.text if isinstance(arch, Architecture) else arch,
-        exits=exits,
-        drop=drop,
-        freeze_base=None if freeze_base is None else str(freeze_base),
-        init=None if init is None else str(init),
-        pretrained=pretrained,
-        data=data,
-        data_dir=str(data_dir),
-        image_size=image_size,
-        in_channels=in_channels,
-        skip_bad=skip_bad,
-        device=chosen.type,
-        precision=precision or default_precision(chosen),
-        compiled=chosen.type == "cuda" if compiled is None else compiled,
-        deterministic=deterministic,
-        save_every=save_every,
-        recipe=recipe,
-    )
+    request = decide(asked)
     with distributed.joined():
-        return _start(request, arch, Path(out), force, classes, watch)
+        return _start(request, Path(asked.out), asked)
 
 
-def _start(
-    request: Request,
-    arch: str | Architecture,
-    folder: Path,
-    force: bool,
-    classes: int | None,
-    watch: Watch,
-) -> Run:
-    refuse_existing(folder, force)
+def _start(request: Request, folder: Path, asked: Arguments) -> Run:
+    refuse_existing(folder, asked.force)
     request.interval()
-    architecture = registry.find(arch)
-    prepared = prepare(request, architecture)
-    dataset = prepared.dataset
-    if classes not in (None, dataset.task.num_classes):
-        raise DataError(
-            f"{request.data} has {dataset.task.num_classes} classes, not {classes}: leave out --classes"
-        )
+    arch = registry.find(asked.arch)
+    prepared = prepare(request, arch)
+    found = prepared.dataset.task.num_classes
+    if asked.classes not in (None, found):
+        raise DataError(f"{request.data} has {found} classes, not {asked.classes}: leave out --classes")
     with locked(folder):
-        refuse_existing(folder, force)  # once more, now that nobody else can fill it
-        return _run(Recorder(folder, prepared.trainer, request, architecture), prepared, watch)
+        refuse_existing(folder, asked.force)  # once more, now that nobody else can fill it
+        return _run(Recorder(folder, prepared.trainer, request, arch), prepared, asked.watch)
 
 
 def resume(
     folder: str | Path,
     changes: Mapping[str, Any] | None = None,
     override: bool = False,
-    watch: Watch = lambda event: None,
+    watch: Watch = ignore,
 ) -> Run:
-    """Go on with the run in `folder` where it was saved, to the weights of a run that was not stopped.
+    """Go on with a run where it was saved, to the weights of a run that was not stopped.
 
-    They are the same bit for bit on the same device, with the same versions and threads. `changes` are
-    parameters of `train` and settings of its recipe. Raises TrainingError with a list of what differs, unless
-    `override` accepts it, and CheckpointError where there is no such run.
+    They are the same bit for bit on the same device, with the same versions and threads. Raises TrainingError
+    with a list of what differs, and CheckpointError where there is no such run.
+
+    Arguments:
+        folder: The run folder.
+        changes: Arguments of `train` and settings of its recipe, by name. Default: none.
+        override: Go on although something differs. Default: False.
+        watch: A function that is told of every event: Started, Step, Epoch.
     """
     folder = Path(folder)
     read_state(folder / STATE)  # there must be a run, before its folder is locked
@@ -209,14 +160,20 @@ def _train(recorder: Recorder, watch: Watch) -> None:
 
 
 def _finish(recorder: Recorder, dataset: Dataset) -> Run:
-    """The first process loads the best network, sees how it does on the test images, and draws the run."""
-    best, trainer = recorder.best, recorder.trainer
+    best, selection = recorder.best, recorder.trainer.recipe.selection
     assert best is not None  # a recipe has at least one epoch
-    results = best.results
-    if trainer.recipe.selection == "validation" and distributed.is_first():
-        network = load(recorder.folder / "best.safetensors")
-        results = evaluate(place(network, trainer.device), dataset.test)
-    if distributed.is_first():
-        draw([recorder.folder], recorder.folder / PLOT)
+    results = _conclude(recorder, dataset) or best.results
     models = with_results(recorder.metadata.models, results)
-    return Run(recorder.folder, best.epoch, trainer.recipe.selection, models)
+    return Run(recorder.folder, best.epoch, selection, models)
+
+
+@distributed.first_only
+def _conclude(recorder: Recorder, dataset: Dataset) -> list[ModelResult] | None:
+    """Draw the run. With a `val_split`, how the best network does on the test images, which it meets now."""
+    results = None
+    if recorder.trainer.recipe.selection == "validation":
+        network = recorder.trainer.trained
+        fill(network, recorder.folder / "best.safetensors")
+        results = evaluate(network, dataset.test)
+    draw([recorder.folder], recorder.folder / PLOT)
+    return results

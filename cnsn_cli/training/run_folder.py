@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from cnsn_cli import distributed
@@ -19,13 +19,9 @@ SMALL_FILES = 2**20  # bytes: metrics, recipe and headers
 _held: set[int] = set()
 
 
+@distributed.first_only
 def refuse_existing(folder: Path, force: bool) -> None:
-    """Raises OutputError where `folder` holds a run and `force` is not given.
-
-    Here and below, folders are the business of the first process, the one that writes.
-    """
-    if not distributed.is_first():
-        return
+    """Raises OutputError where `folder` holds a run and `force` is not given."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file: give --out another name")
     if not force and any((folder / name).exists() for name in FILES):
@@ -41,19 +37,24 @@ def locked(folder: Path) -> Iterator[None]:
     What killed writes left in it is removed. The system lets go of the lock when the process ends, however
     it ends; the empty file `.lock` stays. Raises OutputError where another run holds it.
     """
-    if not distributed.is_first():
+    with ExitStack() as until_then:
+        _enter(folder, until_then)
         yield
-        return
+
+
+@distributed.first_only
+def _enter(folder: Path, until_then: ExitStack) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     _held.add(descriptor)
-    try:
-        _lock(descriptor, folder)
-        remove_leftovers(folder, FILES)
-        yield
-    finally:
-        _held.discard(descriptor)
-        os.close(descriptor)
+    until_then.callback(_let_go, descriptor)
+    _lock(descriptor, folder)
+    remove_leftovers(folder, FILES)
+
+
+def _let_go(descriptor: int) -> None:
+    _held.discard(descriptor)
+    os.close(descriptor)
 
 
 def _lock(descriptor: int, folder: Path) -> None:
@@ -77,10 +78,9 @@ def _close_in_child() -> None:
 os.register_at_fork(after_in_child=_close_in_child)
 
 
+@distributed.first_only
 def check_space(folder: Path, sizes: Mapping[str, int]) -> None:
     """Raises OutputError unless files of `sizes` bytes by name fit, each replaced by way of a second copy."""
-    if not distributed.is_first():
-        return
     there = sum((folder / name).stat().st_size for name in sizes if (folder / name).exists())
     needed = sum(sizes.values()) + max(sizes.values()) + SMALL_FILES - there
     free = shutil.disk_usage(folder).free

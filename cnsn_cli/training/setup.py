@@ -1,26 +1,131 @@
-"""What is trained: a network with sub-models, one sub-model alone, or sub-models on a finished base-model."""
+"""The network, the data and the weights that a run needs before its first step.
 
+A network with sub-models, one sub-model alone, or sub-models on a finished base-model. `run` calls this; it
+knows nothing of the run folder.
+"""
+
+import os
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from cnsn_cli.backbones import registry
+from cnsn_cli import distributed
 from cnsn_cli.backbones.architecture import Architecture
 from cnsn_cli.choices import Precision
-from cnsn_cli.errors import CheckpointError, RecipeError
+from cnsn_cli.data.datasets import Dataset, load_dataset
+from cnsn_cli.data.split import Split
+from cnsn_cli.errors import CheckpointError, DataError, RecipeError
 from cnsn_cli.evaluation.costs import model_costs
-from cnsn_cli.files.checkpoint import load, versions
+from cnsn_cli.files.checkpoint import read_network, versions
 from cnsn_cli.files.metadata import FORMAT, Metadata, ModelRecord, read_metadata
-from cnsn_cli.files.tensor_file import read_header
+from cnsn_cli.files.tensor_file import TensorFile
+from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
-from cnsn_cli.training.initial_weights import Start
+from cnsn_cli.training.initial_weights import Start, from_file, from_publisher
 from cnsn_cli.training.recipe import Recipe
+from cnsn_cli.training.request import Request
+from cnsn_cli.training.trainer import Trainer
+
+
+class Prepared(NamedTuple):
+    """All that a run needs before its first step; weights `drawn` although others were asked for."""
+
+    trainer: Trainer
+    dataset: Dataset
+    drawn: tuple[str, ...] = ()
+
+
+def prepare(request: Request, arch: Architecture, resumed: bool = False) -> Prepared:
+    """Everything for a run of `arch`, which if `resumed` gets its weights elsewhere.
+
+    Raises a CnsnError where it cannot start.
+    """
+    _check_start(request)
+    if request.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
+        torch.use_deterministic_algorithms(True)
+    base = load_base(Path(request.freeze_base), request.arch) if request.freeze_base else None
+    dataset = _data(request, base)
+    start = None if resumed else _start(request, arch, dataset)
+    fitted, held_out = split_off(dataset, request.recipe)
+    network = _network(request, arch, dataset.task, base, start)
+    network = place(network, torch.device(request.device))
+    trainer = Trainer(network, fitted, held_out, request.recipe, request.precision, request.compiled)
+    if not distributed.is_first():
+        torch.manual_seed(request.recipe.seed + 2**32 * distributed.rank())  # dropout of its own
+    return Prepared(trainer, dataset, start.drawn if start else ())
+
+
+def _data(request: Request, base: Model | None) -> Dataset:
+    with distributed.first_ahead():  # it may have to download
+        dataset = load_dataset(
+            request.data, request.data_dir, request.image_size, request.in_channels, request.skip_bad
+        )
+    return _for_base(dataset, base, request) if base else dataset
+
+
+def _network(
+    request: Request, arch: Architecture, task: Task, base: Model | None, start: Start | None
+) -> Cnsn | Model:
+    exits, recipe = request.exits, request.recipe
+    if base:
+        return build_around(base, arch, exits, recipe)
+    return build_network(arch, exits, task, recipe, request.drop, start)
+
+
+def _check_start(request: Request) -> None:
+    given = {"--init": request.init, "--pretrained": request.pretrained, "--freeze-base": request.freeze_base}
+    several = [option for option, value in given.items() if value]
+    if len(several) > 1:
+        raise RecipeError(f"{' and '.join(several)} both say what a network starts with: give one of them")
+
+
+def _start(request: Request, arch: Architecture, dataset: Dataset) -> Start | None:
+    if request.pretrained:
+        with distributed.first_ahead():  # it may have to download
+            return from_publisher(arch, dataset.task)
+    return from_file(Path(request.init)) if request.init else None
+
+
+def _for_base(dataset: Dataset, base: Model, request: Request) -> Dataset:
+    """The data set normalised as `base` knows it. Raises DataError where its images or classes differ."""
+    for words, found, wanted in (
+        ("classes", dataset.task.class_names, base.task.class_names),
+        ("pixels a side", dataset.task.image_size, base.task.image_size),
+        ("channels", dataset.task.in_channels, base.task.in_channels),
+    ):
+        if found != wanted:
+            raise DataError(
+                f"{request.data} has {words} {found}, {request.freeze_base} was trained on {wanted}"
+            )
+    return replace(dataset, task=base.task)
+
+
+def split_off(dataset: Dataset, recipe: Recipe) -> tuple[Split, Split]:
+    """The images to train on and those that choose the best epoch: the test images without `val_split`."""
+    if recipe.selection == "test":
+        return dataset.train, dataset.test
+    from sklearn.model_selection import train_test_split
+
+    labels = dataset.train.labels
+    try:
+        fitted, held_out = train_test_split(
+            torch.arange(len(labels)), test_size=recipe.val_split, stratify=labels, random_state=recipe.seed
+        )
+    except ValueError as error:
+        raise RecipeError(
+            f"val_split = {recipe.val_split} of {len(labels)} images leaves a part with fewer images than "
+            f"the {dataset.task.num_classes} classes"
+        ) from error
+    return dataset.train.take(fitted), dataset.train.take(held_out)
 
 
 def build_network(
-    arch: str | Architecture,
+    arch: Architecture,
     exits: tuple[int, ...],
     task: Task,
     recipe: Recipe,
@@ -34,7 +139,7 @@ def build_network(
     """
     torch.manual_seed(recipe.seed)
     cuts = exits if drop is None else (drop,)
-    backbone = registry.find(arch).build(task)
+    backbone = arch.build(task)
     if start:
         start.fill(backbone, task.num_classes)
     network = Cnsn(backbone, cuts, task, recipe.bn, recipe.step_down)
@@ -43,10 +148,11 @@ def build_network(
 
 def load_base(path: Path, arch: str) -> Model:
     """The base-model of a whole network or of a detached file; raises CheckpointError where there is none."""
-    metadata = read_metadata(path, read_header(path))
-    if metadata.arch != arch:
-        raise CheckpointError(f"{path} holds {metadata.arch}, not {arch}: leave out --arch")
-    base = load(path).models()[0]
+    with TensorFile(path) as file:
+        metadata = read_metadata(path, file.header)
+        if metadata.arch != arch:
+            raise CheckpointError(f"{path} holds {metadata.arch}, not {arch}: leave out --arch")
+        base = read_network(file).network.models()[0]
     if base.drops or metadata.folded:
         kind = "a base-model with folded BN" if metadata.folded else f"{base.name} alone"
         raise CheckpointError(f"{path} holds {kind}: --freeze-base takes a whole network or its base-model")
@@ -67,14 +173,9 @@ def build_around(base: Model, arch: Architecture, exits: tuple[int, ...], recipe
 
 
 def describe(
-    network: Cnsn | Model,
-    arch: str | Architecture,
-    data: str,
-    recipe: Recipe,
-    precision: Precision = "fp32",
+    network: Cnsn | Model, arch: Architecture, data: str, recipe: Recipe, precision: Precision = "fp32"
 ) -> Metadata:
     """All that can be said of a network before it is trained."""
-    architecture = registry.find(arch)
     models = [
         ModelRecord(first_unit=model.first_unit, **vars(cost))
         for model, cost in zip(network.models(), model_costs(network), strict=True)
@@ -82,8 +183,8 @@ def describe(
     return Metadata(
         format=FORMAT,
         kind="network" if isinstance(network, Cnsn) else "detached",
-        arch=architecture.text,
-        provider=architecture.provider,
+        arch=arch.text,
+        provider=arch.provider,
         task=network.task,
         bn=recipe.bn,
         step_down=recipe.step_down,

@@ -19,8 +19,9 @@ from cnsn_cli.network.network import Cnsn
 from cnsn_cli.network.recalibration import recalibrate
 from cnsn_cli.training.augmentation import EpochPlan, plan_epoch
 from cnsn_cli.training.ema import Average
-from cnsn_cli.training.gradient_balance import Pull, measure, undo_in_step_downs
-from cnsn_cli.training.metrics import Epoch, Meter, Step, finite
+from cnsn_cli.training.gradient_balance import measure, undo_in_step_downs
+from cnsn_cli.training.meter import Meter, finite
+from cnsn_cli.training.metrics import Epoch, Pull, Step
 from cnsn_cli.training.recipe import Recipe
 
 CHECK_EVERY = 0.5  # seconds between two looks at the losses; each one waits for the device

@@ -6,6 +6,7 @@ import json
 import pickle
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,8 +92,8 @@ def states(sound: Path, canary: Path, folder: Path) -> list[Path]:
     runs = []
     for number, text in enumerate(payloads(canary)):
         for field in ("arch", "data", "data_dir", "metrics", "environment"):
-            request = state.request.model_copy(
-                update={field: text} if field in ("arch", "data", "data_dir") else {}
+            request = replace(
+                state.request, **({field: text} if field in ("arch", "data", "data_dir") else {})
             )
             changes = {"request": request}
             if field == "metrics":

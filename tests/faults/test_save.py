@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ from cnsn_cli.files.checkpoint import load
 from cnsn_cli.training.metrics import Epoch
 from cnsn_cli.training.recipe import load_recipe
 from cnsn_cli.training.recorder import Recorder
-from cnsn_cli.training.request import Request, prepare
 from cnsn_cli.training.resume_state import read_state
 from cnsn_cli.training.run_folder import FILES, locked
+from cnsn_cli.training.setup import prepare
 from tests.faults.filelayer import FileLayer
 from tests.faults.forked import forked
 from tests.faults.test_mutations import many, read_state_tensors
@@ -31,10 +32,10 @@ def saving(tiny, tmp_path):
     """A run after its first epoch, and a function that saves the second one."""
     request = read_state(tiny["state"]).request
     recipe = load_recipe("quick", {"epochs": 2, "batch_size": 4})
-    trainer, *_ = prepare(Request(**{**dict(request), "recipe": recipe}), registry.find(request.arch))
+    trainer, *_ = prepare(replace(request, recipe=recipe), registry.find(request.arch))
     folder = tmp_path / "saved"
     folder.mkdir()
-    request = request.model_copy(update={"recipe": recipe})
+    request = replace(request, recipe=recipe)
     recorder = Recorder(folder, trainer, request, registry.find(request.arch))
     recorder.start()
     first, second = (event for event in trainer.run() if isinstance(event, Epoch))

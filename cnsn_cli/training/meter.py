@@ -1,0 +1,62 @@
+"""What is measured while a network trains. The trainer adds every step; the numbers stay on the device."""
+
+import math
+import time
+
+import torch
+from torch import Tensor
+
+from cnsn_cli import distributed
+from cnsn_cli.errors import TrainingError
+from cnsn_cli.evaluation.accuracy import ModelResult
+from cnsn_cli.network.model import Model
+from cnsn_cli.network.network import Cnsn
+
+
+class Meter:
+    """Losses and accuracies of an epoch so far. They stay on the device until somebody asks.
+
+    `losses` (models,) are summed over `batches`, `correct` (models,) counts right answers. Of several
+    processes each has its own, on its share of every batch.
+    """
+
+    def __init__(self, network: Cnsn | Model, batch_size: int) -> None:
+        self.names = [model.name for model in network.models()]
+        self.batch_size = batch_size
+        self.batches = 0
+        device = next(network.parameters()).device
+        self.losses = torch.zeros(len(self.names), device=device)
+        self.correct = torch.zeros_like(self.losses)
+        self.start = time.perf_counter()
+
+    def add(self, losses: Tensor, correct: Tensor) -> None:
+        self.batches += 1
+        self.losses = self.losses + losses
+        self.correct = self.correct + correct
+
+    def combine(self) -> None:
+        """Take in what the other processes have seen."""
+        self.losses, self.correct = distributed.mean(self.losses), distributed.mean(self.correct)
+
+    def results(self) -> list[ModelResult]:
+        images = self.batches * self.batch_size / distributed.size()
+        losses = (self.losses / self.batches).tolist()
+        accuracies = (self.correct / images).tolist()
+        return [ModelResult(*row) for row in zip(self.names, accuracies, losses, strict=True)]
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+    def images_per_second(self) -> float:
+        return self.batches * self.batch_size / self.seconds()
+
+
+def finite(results: list[ModelResult], epoch: int, lr: float) -> list[ModelResult]:
+    """The same results; raises TrainingError where a loss is not finite."""
+    for result in results:
+        if not math.isfinite(result.loss):
+            raise TrainingError(
+                f"the loss of {result.name} became {result.loss} in epoch {epoch} at a learning rate of "
+                f"{lr:g}: lower --lr or lengthen --warmup-epochs"
+            )
+    return results

@@ -1,0 +1,82 @@
+"""What a run is asked for: one list for Python, the command line and the state."""
+
+import inspect
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import cnsn_cli
+from cnsn_cli.errors import RecipeError
+from cnsn_cli.training.arguments import Arguments, Options
+from cnsn_cli.training.recipe import load_recipe
+from cnsn_cli.training.request import Request, decide
+from tests.conftest import TINY
+
+KEYWORDS = {
+    "drop": None, "freeze_base": None, "init": None, "pretrained": False, "data_dir": "data",
+    "image_size": None, "in_channels": 3, "classes": None, "device": "auto", "precision": None,
+    "compiled": None, "deterministic": False, "save_every": "10m", "force": False, "skip_bad": False,
+}  # fmt: skip
+
+
+def asked(**changes: object) -> Arguments:
+    return Arguments(TINY, (1,), "digits", load_recipe("quick"), "out", **{"device": "cpu", **changes})
+
+
+def test_train_shows_and_documents_each_argument():
+    parameters = inspect.signature(cnsn_cli.train).parameters
+    assert list(parameters)[:5] == ["arch", "exits", "data", "recipe", "out"]
+    shown = {name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    assert shown.pop("watch")("an event") is None
+    assert shown == KEYWORDS
+    text = cnsn_cli.train.__doc__
+    for name in parameters:
+        assert f"    {name}: " in text
+    assert (
+        "save_every: Save the state after so many steps (500) or minutes (10m) too. Default: '10m'." in text
+    )
+    assert "--" not in text
+    for name in inspect.signature(cnsn_cli.resume).parameters:
+        assert f"    {name}: " in cnsn_cli.resume.__doc__
+
+
+def test_an_unknown_argument_is_refused_in_one_line():
+    recipe = load_recipe("quick")
+    with pytest.raises(
+        TypeError, match=r"^train has no argument 'drops': choose from arch, exits, .*, watch$"
+    ):
+        cnsn_cli.train(TINY, (1,), "digits", recipe, "never", drops=3)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'out'"):
+        cnsn_cli.train(TINY, (1,), "digits", recipe=recipe)
+
+
+@pytest.mark.parametrize(
+    "words", [("--image-size", "64"), ("--drop", "2"), ("--save-every", "5"), ("--no-compile",)]
+)
+def test_the_command_line_and_python_ask_for_the_same(cnsn, monkeypatch, words):
+    """Each option reaches `train` under the name of its argument."""
+    given = []
+    monkeypatch.setattr("cnsn_cli.training.run.train", lambda *a, **options: given.append(options) or 1 / 0)
+    exits = () if "--drop" in words else ("--exits", "1")
+    with pytest.raises(ZeroDivisionError):
+        cnsn("train", "--arch", TINY, *exits, *words)
+    assert given[0].keys() == {*KEYWORDS, "watch"}
+    changed = {name for name in KEYWORDS if given[0][name] != KEYWORDS[name]}
+    assert changed == {{"--no-compile": "compiled"}.get(words[0], words[0][2:].replace("-", "_"))}
+
+
+def test_a_request_is_decided_and_holds_no_paths():
+    request = decide(asked(init=Path("weights.safetensors"), data_dir=Path("here")))
+    assert (request.init, request.data_dir) == ("weights.safetensors", "here")
+    assert (request.device, request.precision, request.compiled) == ("cpu", "fp32", False)
+    assert {option.name for option in fields(Options)} <= {part.name for part in fields(Request)}
+    for changes in ({"device": "mps"}, {"data_dir": Path("here")}):
+        assert isinstance(next(iter(request.with_changes(changes).flat()[name] for name in changes)), str)
+
+
+def test_values_out_of_range_are_errors_of_ours():
+    with pytest.raises(RecipeError, match="this run: image_size: Input should be less than or equal to 1024"):
+        decide(asked(image_size=5000))
+    with pytest.raises(RecipeError, match="this run: drops: Unexpected keyword argument"):
+        decide(asked()).with_changes({"drops": 3})
