@@ -62,15 +62,17 @@ def network_file(folder: Path) -> Path:
     """VGG-16 with exits 2,7 as `cnsn train` writes it, with random weights."""
     import torch
 
+    from cnsn_cli.backbones.registry import find
     from cnsn_cli.files.checkpoint import save
     from cnsn_cli.task import Task
     from cnsn_cli.training.recipe import load_recipe
     from cnsn_cli.training.setup import build_network, describe
 
     recipe = load_recipe("paper")
-    network = build_network("vgg16", (2, 7), Task.plain(), recipe)
+    arch = find("vgg16")
+    network = build_network(arch, (2, 7), Task.plain(), recipe)
     network(torch.randn(2, 3, 32, 32))
-    save(folder / "whole.safetensors", network, describe(network, "vgg16", "cifar10", recipe))
+    save(folder / "whole.safetensors", network, describe(network, arch, "cifar10", recipe))
     return folder / "whole.safetensors"
 
 

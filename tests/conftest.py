@@ -93,7 +93,7 @@ def lively(arch: str, exits: tuple[int, ...]) -> Cnsn:
 
 def saved(path: Path, network: Cnsn, arch: str) -> Path:
     """The file of `network`, as training would write it."""
-    save(path, network, describe(network, arch, "digits", load_recipe("quick")))
+    save(path, network, describe(network, registry.find(arch), "digits", load_recipe("quick")))
     return path
 
 

@@ -113,7 +113,7 @@ def test_memory_formats_do_not_tell_a_detached_model_from_the_submodel(tmp_path)
     network = Cnsn(registry.find("vgg16:width=0.5").build(task), (2, 9), task)
     network(torch.randn(4, 3, 32, 32))
     path = tmp_path / "whole.safetensors"
-    save(path, network, describe(network, "vgg16:width=0.5", "digits", load_recipe("paper")))
+    save(path, network, describe(network, registry.find("vgg16:width=0.5"), "digits", load_recipe("paper")))
     split = MemorySplit(torch.randint(256, (230, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (230,)))
     whole = place(load(path), torch.device("cpu"))
     formats = {unit[0].weight.is_contiguous() for unit in whole.units}

@@ -35,7 +35,7 @@ def write(path: Path, arch: str, exits: tuple[int, ...], bn: str = "private") ->
     network = Cnsn(registry.find(arch).build(TASK), exits, TASK, bn)
     for _ in range(2):
         network(torch.randn(4, 3, 32, 32) * 2 + 1)
-    save(path, network, describe(network, arch, "digits", load_recipe("paper", {"bn": bn})))
+    save(path, network, describe(network, registry.find(arch), "digits", load_recipe("paper", {"bn": bn})))
     return network.to(memory_format=torch.channels_last).eval()
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cnsn_cli.backbones import registry
 from cnsn_cli.data.datasets import load_dataset
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.network.recalibration import recalibrated
@@ -16,7 +17,7 @@ def test_the_average_by_hand_and_its_statistics(image_folder, quick):
     """After step n the average moves to the weights by 1 - min(decay, (1 + n) / (10 + n))."""
     dataset = load_dataset(str(image_folder))
     recipe = quick.model_copy(update={"ema": 0.3})
-    network = build_network(TINY, (1, 4), dataset.task, recipe)
+    network = build_network(registry.find(TINY), (1, 4), dataset.task, recipe)
     trainer = Trainer(network, dataset.train, dataset.test, recipe)
     seen = [network.head[1].weight.detach().clone()]
     trainer.optimizer.register_step_post_hook(lambda *_: seen.append(network.head[1].weight.detach().clone()))

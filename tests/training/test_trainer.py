@@ -237,7 +237,7 @@ def test_held_out_images_are_not_trained_on(image_folder, quick):
 
 def test_the_recipe_decides_on_statistics_and_seed(dataset, quick):
     def built(**changes):
-        return build_network(TINY, (1,), dataset.task, quick.model_copy(update=changes))
+        return build_network(registry.find(TINY), (1,), dataset.task, quick.model_copy(update=changes))
 
     assert built(bn="shared").bn == "shared"
     first, again, other = (built(seed=seed).state_dict()["units.0.0.weight"] for seed in (1, 1, 2))
