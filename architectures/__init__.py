@@ -1,1 +1,1 @@
-"""The built-in backbones. They come through the same entry points as anybody's plug-in."""
+"""The built-in backbones. cnsn finds them through entry points, like every other plug-in."""

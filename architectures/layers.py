@@ -1,18 +1,21 @@
-"""What the built-in backbones share: how width scales channels, how weights start, the usual head."""
+"""Parts that the built-in backbones share: channels scaled by width, initial weights, the usual head."""
 
 import torch
 from torch import nn
 
 
 def scaled(channels: int, width: float) -> int:
-    """`channels` times `width`, rounded, at least 1. Raises ValueError unless `width` is above 0."""
+    """Return `channels` times `width`, rounded, at least 1.
+
+    Raises ValueError unless `width` is above 0 and at most 64.
+    """
     if not isinstance(width, int | float) or not 0 < width <= 64:
         raise ValueError(f"width must be above 0 and at most 64, not {width!r}")
     return max(1, round(channels * width))
 
 
 def initialise(module: nn.Module) -> None:
-    """Convs as in He et al. 2015 (arXiv:1502.01852) and torchvision; their biases 0."""
+    """Initialise convs as in He et al. 2015 (arXiv:1502.01852) and torchvision; set their biases to 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -21,7 +24,7 @@ def initialise(module: nn.Module) -> None:
 
 
 def pooled_linear(channels: int, num_classes: int) -> nn.Sequential:
-    """Features (N, channels, h, w) of any size to logits (N, num_classes)."""
+    """A head that maps features (N, channels, h, w) of any size to logits (N, num_classes)."""
     return nn.Sequential(GlobalAveragePool(), nn.Linear(channels, num_classes))
 
 

@@ -1,6 +1,6 @@
-"""The classifiers of torchvision and timm, as they are: cnsn finds their units by itself.
+"""The classifiers of torchvision and timm, unchanged: cnsn finds their units itself.
 
-They are built without weights; only `--pretrained` fetches some.
+The classifiers are built with random weights; only `--pretrained` downloads weights.
 """
 
 from difflib import get_close_matches
@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 FETCHING = ("pretrained", "weights", "checkpoint", "cache", "progress", "url")
-LARGEST_NUMBER = 10_000  # an option: torch draws a number per layer before the first layer is made
-LARGEST_SIZE = 1_024  # pixels, as for every image: maxvit makes tables that grow with its square
-WITHOUT_AUXILIARY = ("googlenet", "inception_v3")  # their other classifiers are for training only
+LARGEST_NUMBER = 10_000  # in an option: torch draws a number per layer before it makes a layer
+LARGEST_SIZE = 1_024  # pixels, as for every image: tables of maxvit grow with the square of the size
+WITHOUT_AUXILIARY = ("googlenet", "inception_v3")  # their auxiliary classifiers are for training only
 
 
 def torchvision(
@@ -22,9 +22,10 @@ def torchvision(
     pretrained: bool = False,
     **options: Any,
 ) -> nn.Module:
-    """`torchvision:resnet50`: a classifier of torchvision.models; options go to its builder.
+    """Build a classifier of torchvision.models (`torchvision:resnet50`); options go to its builder.
 
-    `pretrained` ones know the classes of ImageNet.
+    With `pretrained` it has weights for the classes of ImageNet. Raises ValueError if there is no such
+    classifier, if an option is not allowed, or if `in_channels` is not 3.
     """
     from torchvision import models
 
@@ -37,7 +38,7 @@ def torchvision(
     if pretrained:
         network = builder(weights="DEFAULT", progress=False, **options)
         return network
-    if name in WITHOUT_AUXILIARY:  # and they would warn that they are about to start with other weights
+    if name in WITHOUT_AUXILIARY:  # without init_weights they warn that initial weights will change
         options = {"aux_logits": False, "init_weights": True, **options}
     network = builder(weights=None, num_classes=num_classes, **options)
     return network
@@ -51,10 +52,11 @@ def timm(
     pretrained: bool = False,
     **options: Any,
 ) -> nn.Module:
-    """`timm:convnext_tiny`: a classifier of timm; options go to its builder.
+    """Build a classifier of timm (`timm:convnext_tiny`); options go to its builder.
 
-    `pretrained` ones know the classes that they were trained on; a tag says which weights it shall be, as in
-    `timm:convnext_tiny.fb_in22k`.
+    With `pretrained` it has weights for the classes that it was trained on; a tag chooses the weights, as in
+    `timm:convnext_tiny.fb_in22k`. Raises ModuleNotFoundError if timm is not installed, and ValueError if
+    there is no such classifier or an option is not allowed.
     """
     try:
         import timm
@@ -81,7 +83,10 @@ def _known(library: str, variant: str | None, names: list[str]) -> str:
 
 
 def _check(options: dict[str, Any]) -> None:
-    """An architecture string comes out of files too: it must not fetch anything, or fill the memory."""
+    """Raise ValueError for options that download something or fill the memory.
+
+    Architecture strings come from model files too, and model files may come from strangers.
+    """
     for key, value in options.items():
         if any(word in key for word in FETCHING):
             raise ValueError(f"{key!r} is no option here: weights come with --pretrained or --init")
@@ -92,7 +97,7 @@ def _check(options: dict[str, Any]) -> None:
 
 
 def _largest(value: Any) -> float:
-    """The largest number in an option; a nested one counts whole."""
+    """The largest number in an option; lengths and items of nested values count."""
     if isinstance(value, list | tuple | set | dict):
         items = [*value.keys(), *value.values()] if isinstance(value, dict) else value
         return max([len(value), *map(_largest, items)])

@@ -12,7 +12,7 @@ from cnsn_cli import Backbone
 
 from .layers import initialise, pooled_linear, scaled
 
-SMALL_IMAGE = 64  # up to here the 3x3 stem
+SMALL_IMAGE = 64  # pixels; images up to this size get the 3x3 stem
 
 
 class BasicBlock(nn.Module):
@@ -69,7 +69,7 @@ class Bottleneck(nn.Module):
 
 
 class PaddedShortcut(nn.Module):
-    """Option A: every `stride`-th pixel, with `extra` channels of zeros behind."""
+    """Shortcut of option A: every `stride`-th pixel, with `extra` channels of zeros after the others."""
 
     def __init__(self, extra: int, stride: int) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def resnet(
     stage_channels: tuple[int, ...],
     num_classes: int,
 ) -> Backbone:
-    """A stem and stages of residual blocks. Each block is a unit; a later stage halves the size first."""
+    """Build a stem and stages of residual blocks. Each block is a unit; later stages halve the size."""
     units = nn.Sequential(stem)
     channels = stage_channels[0]
     for stage, (out, count) in enumerate(zip(stage_channels, blocks, strict=True)):

@@ -1,4 +1,4 @@
-"""VGG with BatchNorm (Simonyan & Zisserman 2014, table 1) and one linear layer behind a global average pool.
+"""VGG with BatchNorm (Simonyan & Zisserman 2014, table 1) and one linear layer after a global average pool.
 
 At 32x32 the last feature map is 512 x 1 x 1, so the pool does nothing and `vgg16` is the network of the
 CNSN paper: 13 convs with bias, BN and ReLU after each, 5 max-pools, a linear layer 512 -> classes.
@@ -14,7 +14,7 @@ STAGE_CHANNELS = (64, 128, 256, 512, 512)
 
 
 def vgg(convs_per_stage: tuple[int, ...], num_classes: int, in_channels: int, width: float) -> Backbone:
-    """A unit is conv, BN, ReLU, and the max-pool where a stage ends."""
+    """Build units of conv, BN and ReLU; the last unit of each stage also has a max-pool."""
     units = nn.Sequential()
     channels = in_channels
     for stage_channels, convs in zip(STAGE_CHANNELS, convs_per_stage, strict=True):

@@ -1,7 +1,7 @@
 """The grammar of architecture strings: `name[:variant][:key=value,key=value]`.
 
-The registry parses here what users type and what files name. Knows no architecture: whether there is such a
-name or such an option is for others to say.
+The registry parses strings that users type and strings that files contain. This module knows no architecture:
+the registry looks up the name, and Architecture checks the options.
 """
 
 import ast
@@ -11,7 +11,7 @@ from cnsn_cli.errors import ArchitectureError
 
 
 class Spec(NamedTuple):
-    """What an architecture string says."""
+    """The parts of an architecture string."""
 
     name: str
     variant: str | None
@@ -19,14 +19,15 @@ class Spec(NamedTuple):
 
     @property
     def function(self) -> str:
-        """`module:function`, if the string names a function and no installed architecture."""
+        """The name `module:function`, for a string that does not name an installed architecture."""
         return f"{self.name}:{self.variant}" if self.variant else self.name
 
 
 def parse(text: str) -> Spec:
-    """Take an architecture string to pieces; values are Python literals, or else texts.
+    """Split an architecture string into its name, its variant and its options.
 
-    Raises ArchitectureError where the string does not follow the grammar.
+    The value of an option is a Python literal; a value that is not a literal stays a text. Raises
+    ArchitectureError if the string does not follow the grammar.
     """
     name, _, tail = text.partition(":")
     first, _, rest = tail.partition(":")
@@ -41,7 +42,7 @@ def parse(text: str) -> Spec:
 
 
 def _split(text: str) -> list[str]:
-    """The parts between commas, except those in brackets."""
+    """Split at commas, but not at commas inside brackets."""
     parts, depth = [""], 0
     for character in text:
         depth += (character in "([{") - (character in ")]}")

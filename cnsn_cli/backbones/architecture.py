@@ -1,7 +1,8 @@
-"""An architecture as a value: what builds its networks, and with which options.
+"""An architecture as a value: the function that builds its networks, and the options for this function.
 
-The registry makes it of a string, once; whoever is given it builds with it and need not look anything up
-again. Knows no other architecture and no exits. Torch is imported when something is built, not before.
+The registry makes an Architecture from a string, once. Commands, training and files build with the value
+and look nothing up again. This module knows no other architecture and no exits. It imports torch when a
+plug-in is needed, not before.
 """
 
 import inspect
@@ -24,18 +25,19 @@ if TYPE_CHECKING:
     from cnsn_cli.backbones.backbone import Backbone
 
 STANDARD_ARGUMENTS = ("num_classes", "in_channels", "image_size")
-RESERVED = (*STANDARD_ARGUMENTS, "variant", "pretrained")  # no options: a string cannot set them
+RESERVED = (*STANDARD_ARGUMENTS, "variant", "pretrained")  # an architecture string cannot set them
 
-_made: "WeakSet[nn.Module]" = WeakSet()  # networks that were taken to pieces
+_made: "WeakSet[nn.Module]" = WeakSet()  # networks that plug-ins returned so far
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """An architecture string that was looked up.
+    """An architecture string after its look-up.
 
-    `text` is the string as given, `vgg16:width=0.5`, `entry` the plug-in that the string names, `variant`
-    what the plug-in is asked for (`resnet50` in `torchvision:resnet50`), and `options` what the string sets.
-    All methods import the plug-in, and so torch; they raise ArchitectureError where that fails.
+    `text` is the string as given (`vgg16:width=0.5`), and `entry` is the plug-in that the string names.
+    `variant` is the network that the plug-in shall build (`resnet50` in `torchvision:resnet50`), and
+    `options` are the options that the string sets. All methods import the plug-in, and so torch; they raise
+    ArchitectureError if this import fails.
     """
 
     text: str
@@ -50,12 +52,12 @@ class Architecture:
 
     @property
     def provider(self) -> str:
-        """The distribution that the plug-in comes from, with its version; else its module."""
+        """The distribution of the plug-in, with its version; without a distribution, its module."""
         dist = self.entry.dist
         return f"{dist.name} {dist.version}" if dist else f"module {self.entry.module}"
 
     def defaults(self) -> dict[str, Any]:
-        """The options that the plug-in has by name, and their defaults; None where there is no default."""
+        """The named options of the plug-in and their defaults; an option without a default has None."""
         return {
             name: None if parameter.default is parameter.empty else parameter.default
             for name, parameter in self._parameters().items()
@@ -65,14 +67,14 @@ class Architecture:
 
     @property
     def takes_any(self) -> bool:
-        """Whether the plug-in hands options on, so that nobody here knows which there are."""
+        """Whether the plug-in takes any option and passes it on, so that the valid names are unknown."""
         return any(parameter.kind is parameter.VAR_KEYWORD for parameter in self._parameters().values())
 
     def build(self, task: Task) -> "Backbone":
-        """The backbone for images and classes of `task`, with random weights.
+        """Build the backbone for the images and classes of `task`, with random weights.
 
-        Raises ArchitectureError where an option is unknown, and where the plug-in raises or returns something
-        that is neither a Backbone nor a network that can be made one.
+        Raises ArchitectureError if an option is unknown, if the plug-in raises an error, or if it returns
+        neither a Backbone nor a network that can become a Backbone.
         """
         from torch import nn
 
@@ -84,7 +86,7 @@ class Architecture:
         return backbone
 
     def build_blank(self, task: Task) -> "Backbone":
-        """The backbone on the meta device: shapes without weights. Raises like `build`."""
+        """Build the backbone on the meta device: shapes without weights. Raises errors like `build`."""
         from cnsn_cli.backbones.meta import blank, emptied
 
         with blank():  # type: ignore[no-untyped-call]
@@ -93,10 +95,10 @@ class Architecture:
         return backbone
 
     def pretrained(self, task: Task) -> "dict[str, Tensor]":
-        """The weights that the architecture was published with, by the names of the original network.
+        """Return the published weights of the architecture, under their names in the original network.
 
-        They may have to be fetched. Raises ArchitectureError where there are none, or where they cannot be
-        had.
+        The plug-in may download the weights. Raises ArchitectureError if no weights are published, or if
+        they cannot be loaded.
         """
         from torch import nn
 
@@ -107,16 +109,16 @@ class Architecture:
         try:
             with _quiet():
                 made = self._import_builder()(**self._arguments(task), pretrained=True)
-        except Exception as error:  # whatever a library raises that finds no network
+        except Exception as error:  # any error of a library, for example without internet access
             raise ArchitectureError(
                 f"cannot get pretrained weights of {self.text!r}: {one_line(error)}; "
-                "--init takes a file of them"
+                "give a file of weights with --init"
             ) from error
         assert isinstance(made, nn.Module)
         return dict(made.state_dict())
 
     def _build(self, task: Task) -> "tuple[Backbone, object]":
-        """The backbone, and what the plug-in returned."""
+        """Build the backbone; return it, and the object that the plug-in returned."""
         from torch import nn
 
         from cnsn_cli.backbones.backbone import Backbone
@@ -137,7 +139,7 @@ class Architecture:
         return backbone, made
 
     def _arguments(self, task: Task) -> dict[str, Any]:
-        """What the plug-in is called with: of the standard arguments those that it names."""
+        """The arguments for the plug-in: its options, and the standard arguments that it takes."""
         parameters = self._parameters()
         if not self.takes_any and "num_classes" not in parameters:
             raise ArchitectureError(f"{self._plugin} takes no num_classes")
@@ -157,17 +159,17 @@ class Architecture:
         valid = self.defaults()
         for key in self.options:
             if key in RESERVED or not (self.takes_any or key in valid):
-                choices = "those of its builder" if self.takes_any else ", ".join(valid) or "none"
+                choices = "the options of its builder" if self.takes_any else ", ".join(valid) or "none"
                 raise ArchitectureError(f"{self.name} has no option {key!r}: choose from {choices}")
 
     def _parameters(self) -> Mapping[str, inspect.Parameter]:
         try:
             return inspect.signature(self._import_builder()).parameters
-        except ValueError as error:  # written in C
+        except ValueError as error:  # a function written in C has no signature
             raise ArchitectureError(f"{self._plugin}: {error}") from error
 
     def _import_builder(self) -> Callable[..., object]:
-        """The function that the plug-in is."""
+        """Import the plug-in: the function that builds the network."""
         try:
             builder: Callable[..., object] = self.entry.load()
         except Exception as error:
@@ -178,12 +180,12 @@ class Architecture:
 
     @property
     def _plugin(self) -> str:
-        """What messages call the plug-in."""
+        """The plug-in's name in messages."""
         return f"plug-in {self.name!r} of {self.provider}"
 
 
 def _check_new(made: "nn.Module") -> None:
-    """Raises ValueError for a network that is in use already: its layers belong to another model."""
+    """Raise ValueError if a plug-in returned this network before: its layers belong to another model."""
     if made in _made:
         raise ValueError("it returned the same network again: let it build a new one each time")
     _made.add(made)

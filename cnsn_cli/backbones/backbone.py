@@ -1,7 +1,8 @@
-"""The contract that an architecture fulfils: units and a head.
+"""The contract of every architecture: a sequence of units and a head.
 
-Every plug-in returns a Backbone, and cnsn_cli.network builds its networks of one. Knows no name of an
-architecture, no image and no cut: detach_points.py says where a Backbone may be cut.
+A plug-in returns a Backbone, or a network that the tracing turns into a Backbone. cnsn_cli.network builds its
+networks from Backbones. This module knows no name of an architecture, no image and no cut: detach_points.py
+says where a Backbone may be cut.
 """
 
 from dataclasses import dataclass
@@ -11,14 +12,14 @@ from torch import Tensor, nn
 
 
 class Obstacle(NamedTuple):
-    """Why a unit cannot be cut after the conv `after`: later layers need everything in `needed`."""
+    """Why a unit cannot be cut after conv `after`: later layers need everything in `needed`."""
 
     after: str
     needed: tuple[str, ...]
 
 
 class UnitNote(NamedTuple):
-    """What people are told of a unit: its `last` layer, and why it cannot be split."""
+    """Information for people about a unit: its `last` layer, and the `obstacles` to a cut inside it."""
 
     last: str
     obstacles: tuple[Obstacle, ...]
@@ -30,9 +31,12 @@ class Backbone:
 
     `units` map images (N, C, H, W) to features (N, c, h, w), `head` maps features to logits
     (N, num_classes). A unit is the smallest piece that a cut may not split: conv+BN+ReLU(+pool) in VGG,
-    a residual block in ResNet. `conv_counts` says how many conv layers lie on the main path of each
-    unit; shortcut convs do not count. All layers but BatchNorm must treat samples independently. `notes`
-    on each unit are for people only.
+    a residual block in ResNet. `conv_counts` has the number of conv layers on the main path of each unit;
+    shortcut convs do not count. All layers except BatchNorm must treat samples independently. `notes` are
+    one UnitNote per unit, for people only.
+
+    Raises TypeError if `units` or `head` has the wrong type, and ValueError if `conv_counts` has the wrong
+    length, or if two places share a layer with weights or a tensor.
     """
 
     units: nn.Sequential
@@ -49,7 +53,9 @@ class Backbone:
         seen: dict[nn.Module, str] = {}
         for name, module in whole.named_modules(remove_duplicate=False):
             if seen.setdefault(module, name) != name and next(iter(module.state_dict()), None):
-                raise ValueError(f"{name} and {seen[module]} are one module: layers with weights stand once")
+                raise ValueError(
+                    f"{name} and {seen[module]} are one module: a layer with weights may appear only once"
+                )
         names: dict[Tensor, str] = {}
         for name, tensor in whole.state_dict(keep_vars=True).items():
             if names.setdefault(tensor, name) != name:

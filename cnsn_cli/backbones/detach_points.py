@@ -1,7 +1,7 @@
 """Where a Backbone may be cut, and why it may not be cut elsewhere.
 
-Networks, costs and `cnsn archs` ask here. Knows units, their convs and the shapes of their features, but no
-name of an architecture and no weights.
+cnsn_cli.network, the costs and `cnsn archs` call this module. It knows units, their convs and the shapes of
+their features, but no name of an architecture and no weights.
 """
 
 from bisect import bisect_left
@@ -15,13 +15,13 @@ from cnsn_cli.backbones.meta import on_meta
 from cnsn_cli.errors import ArchitectureError, DetachPointError, one_line
 from cnsn_cli.task import LARGEST_IMAGE
 
-LISTED = 2  # names in a reason
+LISTED = 2  # how many names a reason lists
 
 
 class DetachPoint(NamedTuple):
-    """A legal cut: the first `drops` conv layers go, `unit` is the first unit kept.
+    """A legal cut: it drops the first `drops` conv layers, and unit number `unit` is the first unit kept.
 
-    `shape` (c, h, w) is the feature map that this unit expects.
+    `shape` (c, h, w) is the feature map that this unit takes as input.
     """
 
     drops: int
@@ -30,10 +30,12 @@ class DetachPoint(NamedTuple):
 
 
 def detach_points(backbone: Backbone, image_shape: tuple[int, int, int]) -> list[DetachPoint]:
-    """Every legal cut for images of `image_shape` (C, H, W), ascending in dropped convs.
+    """Return every legal cut for images of `image_shape` (C, H, W), in ascending order of dropped convs.
 
-    Legal is 1 <= k < number of conv layers. Where several unit borders have the same k, the last one
-    before the next conv counts. A step-down conv shrinks, so the feature map must not exceed the image.
+    A cut that drops k convs is legal if 1 <= k < number of conv layers. If several unit borders have the
+    same k, only the last border before the next conv is a detach point. A step-down conv makes images
+    smaller, so the feature map must not be larger than the image. Raises ArchitectureError like
+    `feature_shapes`.
     """
     shapes = feature_shapes(backbone, image_shape)
     total = sum(backbone.conv_counts)
@@ -46,9 +48,9 @@ def detach_points(backbone: Backbone, image_shape: tuple[int, int, int]) -> list
 
 
 def choose_exits(points: list[DetachPoint], exits: tuple[int, ...]) -> list[DetachPoint]:
-    """The detach points named by `exits`, in the same order.
+    """Return the detach points that drop `exits` convs, in the same order.
 
-    Raises DetachPointError unless `exits` ascend and each is legal.
+    Raises DetachPointError if the exits do not ascend, or if an exit is not a detach point.
     """
     if list(exits) != sorted(set(exits)):
         tidy = ",".join(map(str, sorted(set(exits))))
@@ -63,13 +65,14 @@ def choose_exits(points: list[DetachPoint], exits: tuple[int, ...]) -> list[Deta
 
 
 def feature_shapes(backbone: Backbone, image_shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
-    """The shape (c, h, w) before each unit and after the last, found on the meta device in eval mode.
+    """Return the shape (c, h, w) before each unit and after the last unit.
 
-    Raises ArchitectureError where `image_shape` (C, H, W) makes a feature map vanish.
+    The shapes are computed on the meta device in eval mode. Raises ArchitectureError if the backbone takes no
+    images of `image_shape` (C, H, W), for example because a feature map vanishes.
     """
     try:
         return _trace_shapes(backbone, image_shape)
-    except Exception as error:  # whatever a plug-in may raise
+    except Exception as error:  # a plug-in may raise any error
         channels, size, _ = image_shape
         if _fits(backbone, (channels, LARGEST_IMAGE, LARGEST_IMAGE)):
             sizes = range(size, LARGEST_IMAGE + 1)
@@ -98,9 +101,10 @@ def _trace_shapes(backbone: Backbone, image_shape: tuple[int, int, int]) -> list
 
 
 class Border(NamedTuple):
-    """The place after the layer `after`; `reason` says why it is no detach point, None that it is one.
+    """The place after the layer `after`; `reason` says why the place is not a detach point.
 
-    `drops` is the number of convs before the place, None inside a unit, where several paths run side by side.
+    `reason` is None for a detach point. `drops` is the number of convs before the place; inside a unit it is
+    None, because several paths run side by side there.
     """
 
     after: str
@@ -109,10 +113,10 @@ class Border(NamedTuple):
 
 
 def borders(backbone: Backbone, image_shape: tuple[int, int, int]) -> list[Border]:
-    """Every place after a conv inside a unit and after a unit, from images to logits.
+    """Return every place after a unit and after a conv inside a unit, in order from images to logits.
 
-    The places inside units are known only where cnsn itself took the network to pieces. Raises
-    ArchitectureError where `image_shape` (C, H, W) is too small.
+    The places inside units are known only if cnsn itself split the network into units. Raises
+    ArchitectureError if `image_shape` (C, H, W) is too small.
     """
     shapes = feature_shapes(backbone, image_shape)[1:]
     convs = list(accumulate(backbone.conv_counts))
@@ -133,18 +137,18 @@ def _reason_inside(needed: tuple[str, ...]) -> str:
     if len(needed) == 1:
         return f"{needed[0]} is no feature map (N, c, h, w)"
     more = f" and {len(needed) - LISTED} more" if needed[LISTED:] else ""
-    return f"needed later are {' and '.join(needed[:LISTED])}{more}"
+    return f"later layers need {' and '.join(needed[:LISTED])}{more}"
 
 
 def _reason_at_end(
     shape: tuple[int, ...], drops: int, following: list[int], image_shape: tuple[int, int, int]
 ) -> str:
     if drops == 0:
-        return "no conv layer lies before it"
+        return "no conv layer comes before it"
     if all(later == drops for later in following):
         return "no conv layer follows"
     if len(shape) != 3:
         return "its features are no map (N, c, h, w)"
     if shape[1] > image_shape[1] or shape[2] > image_shape[2]:
         return f"its features are larger than the image: {shape[1]} x {shape[2]}"
-    return "the next unit begins without a conv layer: a cut behind it drops as many"
+    return "the next unit begins without a conv layer: a cut after that unit drops as many convs"

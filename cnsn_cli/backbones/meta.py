@@ -1,7 +1,7 @@
-"""Networks without weights: their shapes are known, and next to nothing is computed or kept.
+"""Networks without weights: their shapes are known, but almost nothing is computed or stored.
 
-Whoever builds a network for its shapes alone, or runs one on shapes, does it here. Knows torch modules in
-general, but no architecture, no unit and no sub-model.
+Code that needs only the shapes of a network builds the network or runs it with this module. It knows torch
+modules in general, but no architecture, no unit and no sub-model.
 """
 
 import copy
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-LARGEST = 2**14  # elements
+LARGEST = 2**14  # elements of a tensor that is made with values
 
 
 class blank(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Large tensors that are made here lie on the meta device.
+    """Inside this context, torch makes large tensors on the meta device.
 
-    Small ones do not: networks of others compute with them while they are built, which the meta device
-    cannot, or keep them as constants.
+    Small tensors keep their values: networks of other libraries compute with small tensors while they are
+    built, which the meta device cannot do, or keep them as constants.
     """
 
     def __torch_dispatch__(
@@ -34,13 +34,13 @@ class blank(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _makes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether an operator makes a tensor of the size that it is given."""
+    """Whether an operator makes a tensor whose shape is its first argument."""
     sized = bool(args) and isinstance(args[0], list | tuple) and all(isinstance(n, int) for n in args[0])
     return sized and "device" in kwargs
 
 
 def emptied(*networks: nn.Module) -> None:
-    """Leave nothing of all that a file would hold but shapes; constants, which it does not hold, stay."""
+    """Keep only the shapes of all tensors that a file would hold; other buffers are constants and stay."""
     for network in networks:
         for module in network.modules():
             for name, parameter in module._parameters.items():
@@ -52,7 +52,7 @@ def emptied(*networks: nn.Module) -> None:
 
 
 def on_meta(module: nn.Module, features: Tensor) -> Tensor:
-    """What `module` returns in eval mode, computed on shapes only; the module itself stays as it is."""
+    """Return the output of `module` in eval mode, computed on shapes only; `module` does not change."""
     view = shared_copy(module)
     for part in view.modules():
         part.training = False
@@ -65,10 +65,10 @@ def on_meta(module: nn.Module, features: Tensor) -> Tensor:
 def shared_copy(
     module: nn.Module, change: Callable[[nn.Module], nn.Module | None] = lambda module: None
 ) -> nn.Module:
-    """A copy of the module tree that shares all tensors with `module`.
+    """Return a copy of the module tree that shares all tensors with `module`.
 
-    `change` may return another module, which replaces a part of the tree as it is; where it returns None,
-    the part is copied and its children are visited.
+    If `change` returns a module for a part of the tree, this module replaces the part. If `change` returns
+    None, the part is copied and its children are visited.
     """
     replacement = change(module)
     if replacement is not None:

@@ -1,8 +1,7 @@
-"""Code that the user names: functions of modules and of files that build networks.
+"""Code that the user names: functions in modules and in files that build networks.
 
-`--plugin` and `use_plugin` name functions here, and the registry looks among them. A file that holds a
-network can ask for a function that was named here or for an installed plug-in, and for nothing else. Knows
-no options and builds nothing.
+`--plugin` and `use_plugin` record functions here, and the registry looks them up. A model file can name only
+a function that is recorded here or an installed plug-in. This module knows no options and builds nothing.
 """
 
 import importlib.util
@@ -16,15 +15,16 @@ from cnsn_cli.errors import ArchitectureError, one_line
 
 GROUP = "cnsn.architectures"
 GUIDE = "docs/plugins.md"
-_named: set[str] = set()  # `module:function`, for the time of this process
+_named: set[str] = set()  # `module:function`, until the process ends
 
 
 def use_plugin(plugin: str | Path) -> None:
-    """Let architecture strings name functions of yours that build networks.
+    """Allow architecture strings to name your own functions that build networks.
 
-    `plugin` is `package.module:function`, or a file, which is run: every function in it that takes
-    `num_classes` can be named from then on, `my_nets.py` having `my_nets:plain`. Raises ArchitectureError
-    where it cannot be run.
+    `plugin` is `package.module:function` or the path of a Python file. The file is run; then a string can
+    name every function in it that takes `num_classes`: `my_nets:plain` is the function `plain` in
+    `my_nets.py`.
+    Raises ArchitectureError if the module does not exist or the file cannot be run.
     """
     path = Path(plugin)
     if path.suffix == ".py":
@@ -33,7 +33,7 @@ def use_plugin(plugin: str | Path) -> None:
         module = str(plugin).partition(":")[0]
         if not exists(module):
             raise ArchitectureError(
-                f"no module {module!r}: install it, or give --plugin with the file that it lies in"
+                f"no module {module!r}: install it, or give --plugin with the file that contains it"
             )
         _named.add(str(plugin))
     else:
@@ -43,28 +43,28 @@ def use_plugin(plugin: str | Path) -> None:
 
 
 def is_function(name: str) -> bool:
-    """Whether `name` is spelled `package.module:function`."""
+    """Whether `name` has the form `package.module:function`."""
     module, _, function = name.partition(":")
     return function.isidentifier() and all(part.isidentifier() for part in module.split("."))
 
 
 def exists(module: str) -> bool:
-    """Whether there is such a module to import; the packages above it are imported."""
+    """Whether the module can be found; this imports the packages that contain it."""
     try:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
         return False
-    except Exception:  # whatever a package above raises, which will be told when it is imported
+    except Exception:  # any error of a package; importing the module reports it later
         return True
 
 
 def named(name: str) -> EntryPoint | None:
-    """The function `package.module:function`, if the user named it."""
+    """Return the function `package.module:function` if the user named it, else None."""
     return EntryPoint(name, name, GROUP) if name in _named else None
 
 
 def named_in(module: str) -> list[str]:
-    """The functions of a module that the user named."""
+    """Return the functions of a module that the user named, sorted."""
     return sorted(name for name in _named if name.startswith(f"{module}:"))
 
 
@@ -73,9 +73,9 @@ def _run(path: Path) -> ModuleType:
     if known is not None:
         if getattr(known, "__file__", None) == str(path.absolute()):
             return known
-        raise ArchitectureError(f"a module {path.stem!r} is at work already: give {path} another name")
+        raise ArchitectureError(f"a module {path.stem!r} is in use already: give {path} another name")
     spec = importlib.util.spec_from_file_location(path.stem, path.absolute())
-    assert spec is not None  # because of the suffix
+    assert spec is not None  # a path that ends in .py has a spec and a loader
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
@@ -89,7 +89,7 @@ def _run(path: Path) -> ModuleType:
 
 
 def _builders_in(module: ModuleType) -> list[str]:
-    """Functions that the file defines itself, not those it imports: a checkpoint may choose any of them."""
+    """List the functions that the file itself defines; a model file may name any function in this list."""
     return [
         name
         for name, value in vars(module).items()

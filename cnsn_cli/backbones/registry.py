@@ -1,7 +1,8 @@
-"""From strings to architectures: of installed plug-ins, and of code that the user named.
+"""From strings to architectures: the installed plug-ins, and the functions that the user named.
 
-Commands and the functions that take an architecture string look it up here, once, and pass the Architecture
-on. Knows nothing of what an architecture builds; no look-up imports a plug-in or torch.
+Commands and functions that take an architecture string look it up here, once, and pass the Architecture on.
+This module knows nothing of the networks that an architecture builds. A look-up imports neither a plug-in nor
+torch.
 """
 
 from difflib import get_close_matches
@@ -16,9 +17,9 @@ Installed = dict[str, Architecture]
 
 
 def architectures() -> Installed:
-    """Every installed architecture by name, sorted.
+    """Return every installed architecture by its name, sorted.
 
-    Raises ArchitectureError where two distributions provide the same name.
+    Raises ArchitectureError if two distributions provide the same name.
     """
     found: Installed = {}
     for entry in sorted(entry_points(group=plugins.GROUP), key=_natural):
@@ -39,9 +40,9 @@ def _natural(entry: EntryPoint) -> tuple[str, int]:
 
 
 def find(arch: str | Architecture) -> Architecture:
-    """The architecture that a string names; an Architecture is returned as it is.
+    """Return the architecture that a string names; an Architecture is returned unchanged.
 
-    Raises ArchitectureError, with the nearest names, where there is none.
+    Raises ArchitectureError, with the most similar names, if no architecture has this name.
     """
     if isinstance(arch, Architecture):
         return arch
@@ -49,9 +50,9 @@ def find(arch: str | Architecture) -> Architecture:
 
 
 def find_typed(arch: str) -> Architecture:
-    """Like `find`, for a string that the user typed: such a string may name a function of any module.
+    """Like `find`, for a string that the user typed: only such a string may name a function of any module.
 
-    Raises ArchitectureError where there is no such architecture or module.
+    Raises ArchitectureError if the architecture or the module does not exist.
     """
     spec, installed = arch_string.parse(arch), architectures()
     if _names_new_function(spec, installed):
@@ -59,15 +60,15 @@ def find_typed(arch: str) -> Architecture:
             near = _near(spec.name, installed)
             hint = f"{near} Else install it" if near else "install it"
             raise ArchitectureError(
-                f"no architecture or module {spec.name!r}: {hint}, or give --plugin with the file that it "
-                "lies in"
+                f"no architecture or module {spec.name!r}: {hint}, or give --plugin with the file that "
+                "contains it"
             )
         plugins.use_plugin(spec.function)
     return _look_up(arch, spec, installed)
 
 
 def _names_new_function(spec: Spec, installed: Installed) -> bool:
-    """Whether a string can only mean a function of a module of which the user named none so far."""
+    """Whether a string must name a function, in a module from which the user has named no function yet."""
     return (
         spec.name not in installed and plugins.is_function(spec.function) and not plugins.named_in(spec.name)
     )
@@ -89,7 +90,7 @@ def _why_unknown(spec: Spec, installed: Installed) -> str:
     if plugins.is_function(function):
         hint = f" ({near})" if near else ""
         return (
-            f"{function} is no installed plug-in{hint}, and code runs only where you name it: "
+            f"{function} is no installed plug-in{hint}, and code runs only if you name it: "
             f"give --plugin {function}, or --plugin with its file"
         )
     choices = f"choose from {', '.join(installed)}"

@@ -1,1 +1,1 @@
-"""From files to batches of pixels."""
+"""Data sets and pictures: from files to batches of pixels."""

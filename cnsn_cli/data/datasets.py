@@ -1,4 +1,7 @@
-"""Data sets: where images and labels come from, and the task that they define."""
+"""Data sets: where images and labels come from, and the task that they define.
+
+Training, evaluation, int8 and `predict` get images here. This module knows no network and no recipe.
+"""
 
 import socket
 from collections.abc import Callable
@@ -23,17 +26,17 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
 NAMED = ("cifar10", "cifar100", "digits")
-DIGITS_SIZE = 32  # the 8x8 digits are enlarged to what a CIFAR network takes
+DIGITS_SIZE = 32  # the 8x8 digits are enlarged to the size of CIFAR images
 LARGEST_DEFAULT_SIZE = 224
-PATIENCE = 30  # seconds to wait for a server that says nothing
-MEMORY_LIMIT = 2 * 2**30  # bytes of pixels in a split; beyond it images are read as they are needed
-STATISTICS_IMAGES = 60_000
+PATIENCE = 30  # seconds to wait for a server that sends nothing
+MEMORY_LIMIT = 2 * 2**30  # bytes of pixels in a split; images of larger splits are read when needed
+STATISTICS_IMAGES = 60_000  # larger splits: mean and deviation of this many images, at even distances
 SPLIT_WORDS = {"train": "training", "test": "test"}
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test images, and the task that they define; `skipped` says why images were left out."""
+    """Training and test images, and their task; `skipped` has the reason for every image left out."""
 
     train: Split
     test: Split
@@ -42,7 +45,7 @@ class Dataset:
 
 
 class Source(NamedTuple):
-    """Images that are not read yet: `read(i)` opens image i, in another process too."""
+    """Images that are not read yet: `read(i)` reads image i, also in another process."""
 
     class_names: tuple[str, ...]
     labels: list[int]
@@ -57,17 +60,20 @@ def load_dataset(
     in_channels: int = 3,
     skip_bad: bool = False,
 ) -> Dataset:
-    """Read `cifar10`, `cifar100`, `digits` or an image folder with `train/` and `test/` or `val/`.
+    """Read the training and test images of a data set, and define their task.
 
-    `image_size` resizes; without it images keep their size, as the first one shows it, up to 224 px.
-    The mean and standard deviation are those of the training images. Raises DataError, also for the first
-    image that cannot be read; with `skip_bad` all images of a folder are tried first, and bad ones left out.
+    `data` is `cifar10`, `cifar100`, `digits`, or an image folder with `train/` and with `test/` or `val/`.
+    CIFAR is read from `data_dir`, or else downloaded into it. `image_size` is the side of images in pixels;
+    without it, the side is the shorter side of the first image, at most 224 (32 for `digits`). `in_channels`
+    is 3 for RGB or 1 for grey. `skip_bad` reads all images first and leaves out the images that fail. The
+    task's mean and standard deviation come from the training images. Raises DataError if the data set is
+    missing or incomplete, or, without `skip_bad`, if an image cannot be read.
     """
     if in_channels not in (1, 3):
         raise DataError(f"images are read with 1 or 3 channels, not {in_channels}")
     source, bad = _sound(open_source(data, "train", data_dir), skip_bad)
     for number in set(range(len(source.class_names))) - set(source.labels):
-        raise DataError(f"no images of class {source.class_names[number]!r} in {data} that can be read")
+        raise DataError(f"no image of class {source.class_names[number]!r} in {data} can be read")
     size = image_size or _default_size(data, source)
     train = _split(source, size, in_channels)
     mean, std = channel_statistics(train)
@@ -77,7 +83,7 @@ def load_dataset(
 
 
 def load_test(data: str, task: Task, data_dir: str | Path = "data") -> Split:
-    """Read the test images, with labels numbered as in `task`. Raises DataError for unknown classes."""
+    """Read the test images; labels are class numbers of `task`. Raises DataError for unknown classes."""
     return _read_split(data, "test", task, data_dir)[0]
 
 
@@ -85,14 +91,14 @@ def load_test(data: str, task: Task, data_dir: str | Path = "data") -> Split:
 def _read_split(
     data: str, split: SplitName, task: Task, data_dir: str | Path, skip_bad: bool = False
 ) -> tuple[Split, tuple[str, ...]]:
-    """The images of one split, and the problems of those that `skip_bad` left out."""
+    """Read one split; return its images, and the reason for each image that `skip_bad` left out."""
     source, bad = _sound(open_source(data, split, data_dir), skip_bad)
     numbers = {name: number for number, name in enumerate(task.class_names)}
     for name in source.class_names:
         if name not in numbers:
             raise DataError(
                 f"class {name!r} of the {SPLIT_WORDS[split]} images in {data} is none of the "
-                f"{task.num_classes} classes to tell apart: {_listed(task.class_names)}"
+                f"{task.num_classes} classes of the task: {_listed(task.class_names)}"
             )
     labels = [numbers[source.class_names[label]] for label in source.labels]
     return _split(source._replace(labels=labels), task.image_size, task.in_channels), bad
@@ -106,29 +112,29 @@ def load_recorded(
     data_dir: str | Path = "data",
     skip_bad: bool = False,
 ) -> tuple[Split, tuple[str, ...]]:
-    """Images for the models of a file: of `data`, or of the `recorded` name of what they were trained on.
+    """Read a split of `data`, or else of the data set `recorded` that the models of a file were trained on.
 
-    The second value says what is wrong with those that `skip_bad` left out. Raises DataError.
+    The second value has the reason for each image that `skip_bad` left out. Raises DataError.
     """
     name = data or recorded
     if name is None:
-        raise DataError("the file does not say what it was trained on: give --data")
+        raise DataError("the file does not name its training data: give --data")
     try:
         return _read_split(name, split, task, data_dir, skip_bad)
     except DataError as error:
         if name != recorded or name in NAMED:
             raise
-        raise DataError(f"{error} (the file was trained on {name}; --data names another place)") from error
+        raise DataError(f"{error} (trained on {name}; give another place with --data)") from error
 
 
 def open_images(paths: list[Path], task: Task) -> Split:
-    """Pictures that belong to no data set, in order; they have no labels but zeros. Raises DataError."""
+    """Read pictures that belong to no data set, in order; all labels are 0. Raises DataError."""
     source = Source(task.class_names, [0] * len(paths), partial(_read, [str(path) for path in paths]))
     return _split(source, task.image_size, task.in_channels)
 
 
 def sample_train(data: str, task: Task, count: int, data_dir: str | Path = "data") -> Split:
-    """`count` training images at even distances, or all where there are fewer. Raises DataError."""
+    """Read `count` training images at even distances, or all if there are fewer. Raises DataError."""
     source = open_source(data, "train", data_dir)
     total = len(source.labels)
     chosen = [number * total // count for number in range(count)] if count < total else list(range(total))
@@ -145,7 +151,7 @@ def open_source(data: str, split: SplitName, data_dir: str | Path) -> Source:
 
 
 def _sound(source: Source, skip_bad: bool) -> tuple[Source, tuple[str, ...]]:
-    """With `skip_bad` the images that can be read, and what is wrong with the others."""
+    """With `skip_bad`, the images that can be read, and the error of each other image."""
     if not skip_bad:
         return source, ()
     with decoders() as pool:
@@ -175,16 +181,11 @@ def _chosen(read: Callable[[int], Image.Image], chosen: list[int], number: int) 
 
 
 def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of the images, on values scaled to 0..1.
-
-    They are exact up to STATISTICS_IMAGES images; of more, as many are taken at even distances.
-    """
+    """Return mean and standard deviation per channel of the images, on values scaled to 0..1."""
     sample = torch.arange(len(split))[:: -(-len(split) // STATISTICS_IMAGES)]
     counts = torch.zeros(0)
     for pixels in split.batches(list(sample.split(100))):  # type: ignore[no-untyped-call]
-        found = torch.stack(
-            [torch.bincount(channel.flatten(), minlength=256) for channel in pixels.unbind(1)]
-        )
+        found = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in pixels.unbind(1)])
         counts = found.double() + (counts if len(counts) else 0)
     share = counts / counts.sum(1, keepdim=True)
     values = torch.arange(256, dtype=torch.float64) / 255
@@ -195,7 +196,7 @@ def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ..
 
 
 def _digits(split: SplitName) -> Source:
-    """The 1,797 handwritten digits of scikit-learn, 8x8, values 0..16; every fifth one is for the test."""
+    """The 1,797 handwritten digits of scikit-learn, 8x8, values 0..16; every fifth digit is for the test."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -216,9 +217,9 @@ def _cifar(data: str, split: SplitName, data_dir: Path) -> Source:
 def _existing_or_downloaded(kind: Any, data_dir: Path, train: bool) -> Any:
     try:
         return kind(data_dir, train=train, download=False)
-    except RuntimeError:  # neither the unpacked folder nor a sound copy of it
+    except RuntimeError:  # there is no unpacked folder, or the folder is damaged
         pass
-    damaged = " what is there now is incomplete or damaged:" if (data_dir / kind.base_folder).exists() else ""
+    damaged = " the present copy is incomplete or damaged:" if (data_dir / kind.base_folder).exists() else ""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)
     try:
@@ -258,7 +259,7 @@ def _split_folder(data: str, split: SplitName) -> Path:
             return root / name
     missing = " or ".join(f"{name}/" for name in names)
     raise DataError(
-        f"{root} has no folder {missing}: expected train/<class>/<image>, and test/ or val/ alike"
+        f"{root} has no folder {missing}: expected train/<class>/<image>, and the same in test/ or val/"
     )
 
 

@@ -1,4 +1,7 @@
-"""A folder of images, one folder a class: which files count, and how a stranger's picture is read."""
+"""Image folders and image files: which files count as images, and how an untrusted picture is read.
+
+datasets.py and `predict` call this module. It knows no data set and no task.
+"""
 
 import os
 import warnings
@@ -12,21 +15,21 @@ from cnsn_cli.data.pixels import eight_bits
 from cnsn_cli.errors import DataError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of others Pillow has PostScript run by Ghostscript
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # for PostScript, Pillow would run Ghostscript
 MOST_PIXELS = 64_000_000  # 8,000 x 8,000; decoded, they take 256 MB
 
 
 def find_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[str, int]]:
-    """Path and class number of all images in the folders of `classes`, sorted within each."""
+    """Return path and class number of all images in the folders of `classes`, sorted within each class."""
     return [
         (path, number) for number, name in enumerate(classes) for path in images_below(str(folder / name))
     ]
 
 
 def images_below(folder: str) -> list[str]:
-    """All images in a folder and below, sorted.
+    """Return the paths of all images in a folder and its subfolders, sorted.
 
-    Nothing hidden counts, and a folder counts once, even where links lead in a circle.
+    Hidden files and folders do not count. Each folder counts once, even if links form a circle.
     """
     found, seen = [], set()
     for place, folders, files in os.walk(folder, followlinks=True):
@@ -39,13 +42,13 @@ def images_below(folder: str) -> list[str]:
 
 
 def read_image(path: str) -> Image.Image:
-    """A picture with 8 bits a channel. Raises DataError, which names the file, where that cannot be had."""
+    """Read a picture with 8 bits per channel. Raises DataError, which names the file, if this fails."""
     try:
         return _decoded(path)
     except Image.DecompressionBombError as error:  # Pillow's own limit, which is higher
         raise DataError(f"cannot read image {path}: it has more than {MOST_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
-        raise DataError(f"cannot read image {path}: it is no sound {', '.join(FORMATS)} file") from error
+        raise DataError(f"cannot read image {path}: it is not a valid {', '.join(FORMATS)} file") from error
     except Exception as error:  # Pillow's decoders raise many kinds
         raise DataError(f"cannot read image {path}: {error or type(error).__name__}") from error
 
@@ -66,7 +69,7 @@ def _decoded(path: str) -> Image.Image:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps Pillow's warnings from the user: they name no file, and what matters here is an error."""
+    """Hide Pillow's warnings from the user: they name no file, and real problems raise errors."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield

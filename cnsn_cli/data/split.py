@@ -1,4 +1,8 @@
-"""The images of a split: in memory where they fit, else read from files as training goes along."""
+"""The images of a split: in memory if they fit, else read from files when they are needed.
+
+datasets.py makes splits; training, evaluation and recalibration take batches from them. This module knows no
+names of classes and no networks.
+"""
 
 import os
 import warnings
@@ -28,18 +32,18 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def batches(self, indices: list[Tensor]) -> Iterator[Tensor]:
-        """Pixels uint8 (n, C, H, W) of each batch of sample indices (n,)."""
+        """Yield pixels uint8 (n, C, H, W) for each batch of sample indices (n,)."""
 
     def take(self, indices: Tensor) -> "Split":
-        """The samples `indices`, in that order."""
+        """Return a split of the samples `indices`, in this order."""
 
     def to(self, device: torch.device) -> "Split":
-        """The same split, with what is in memory on `device`."""
+        """Return the same split, with the tensors that it holds in memory on `device`."""
 
 
 @dataclass(frozen=True)
 class MemorySplit:
-    """All pixels uint8 (N, C, H, W) in memory, or on the GPU."""
+    """A split that holds all pixels uint8 (N, C, H, W) in memory, of the CPU or of the GPU."""
 
     pixels: Tensor
     labels: Tensor
@@ -59,7 +63,7 @@ class MemorySplit:
 
 @dataclass(frozen=True)
 class FileSplit:
-    """Images that worker processes read when they are needed; `samples` (N,) are the numbers to read."""
+    """A split whose images worker processes read when needed; `samples` (N,) are the arguments of `read`."""
 
     read: Read
     samples: Tensor
@@ -74,7 +78,7 @@ class FileSplit:
             batch_sampler=[self.samples[batch.cpu()].tolist() for batch in indices],
             num_workers=min(_cores(), MOST_WORKERS),
             collate_fn=_stacked,
-            generator=torch.Generator(),  # of its own: it would draw from the one that dropout uses
+            generator=torch.Generator(),  # else it draws from the generator that dropout uses
             pin_memory=self.labels.device.type == "cuda",
             worker_init_fn=_be_quiet,
         )
@@ -91,7 +95,7 @@ class FileSplit:
 
 
 class _Files(TorchDataset[Tensor | DataError]):
-    """Errors are returned: raised in a worker, they would come back wrapped into its traceback."""
+    """Returns errors: an error raised in a worker would come back wrapped into the worker's traceback."""
 
     def __init__(self, read: Read) -> None:
         self.read = read
@@ -104,7 +108,7 @@ class _Files(TorchDataset[Tensor | DataError]):
 
 
 def _be_quiet(worker: int) -> None:
-    """Decoders warn without naming a file."""
+    """Ignore the warnings of decoders in a worker process: they name no file."""
     warnings.simplefilter("ignore")
 
 
@@ -116,17 +120,17 @@ def _stacked(images: list[Tensor | DataError]) -> Tensor | DataError:
 
 
 def decoders() -> ThreadPoolExecutor:
-    """Threads that read pictures, one a core: each holds a whole one. Decoding releases Python's lock."""
+    """One thread per core to read pictures; each holds one whole picture. Decoding releases Python's lock."""
     return ThreadPoolExecutor(_cores())
 
 
 def _cores() -> int:
-    """Those that this process may use, where the system tells."""
+    """How many cores this process may use; all cores if the system does not tell."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_memory(read: Read, labels: list[int]) -> MemorySplit:
-    """Read all images now."""
+    """Read all images now, into memory."""
     first = read(0)
     pixels = torch.empty(len(labels), *first.shape, dtype=torch.uint8)
 
@@ -140,5 +144,5 @@ def in_memory(read: Read, labels: list[int]) -> MemorySplit:
 
 
 def from_files(read: Read, labels: list[int]) -> FileSplit:
-    """Read nothing yet."""
+    """Make a split without reading any image yet."""
     return FileSplit(read, torch.arange(len(labels)), torch.tensor(labels))

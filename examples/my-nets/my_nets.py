@@ -1,4 +1,4 @@
-"""Two architectures for cnsn: `plain` says itself where it may be cut, `twins` leaves this to cnsn."""
+"""Two architectures for cnsn: `plain` defines its units, and cnsn finds the units of `twins`."""
 
 from torch import Tensor, nn
 
@@ -35,5 +35,5 @@ class Twins(nn.Module):
 
 
 def twins(num_classes: int, channels: int = 16) -> nn.Module:
-    """cnsn finds units and detach points by itself."""
+    """Return an ordinary network: cnsn finds its units and detach points."""
     return Twins(num_classes, channels)

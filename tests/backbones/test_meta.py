@@ -37,7 +37,7 @@ def test_an_attribute_that_is_no_module_stays_none():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_shapes_are_found_without_a_trace(training):
-    """BatchNorm refuses one value a channel in training: shapes are those of evaluation."""
+    """BatchNorm refuses one value per channel in training, so shapes are computed in eval mode."""
     original = network().train(training)
     before = {name: tensor.clone() for name, tensor in original.state_dict().items()}
     found = on_meta(original, torch.empty(1, 3, 3, 3, device="meta"))

@@ -1,4 +1,4 @@
-"""Plug-ins that the user names: functions of modules, files, and a package that pip installs."""
+"""Plug-ins that the user names: functions in modules, files, and a package that pip installs."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def remove(path):
 
 @pytest.fixture
 def nets(tmp_path, monkeypatch):
-    """A file of networks that nobody has named yet."""
+    """A file of networks that is not named as a plug-in yet."""
     monkeypatch.setattr(plugins, "_named", set())
     monkeypatch.delitem(sys.modules, "my_file", raising=False)
     path = tmp_path / "my_file.py"
@@ -65,13 +65,13 @@ def nets(tmp_path, monkeypatch):
 
 
 def forget(monkeypatch):
-    """As in the next process."""
+    """Forget all named plug-ins, as a new process does."""
     monkeypatch.setattr(plugins, "_named", set())
     sys.modules.pop("my_file", None)
 
 
 def test_a_file_from_training_to_export(cnsn, nets, monkeypatch, image_folder, tmp_path):
-    """Commands that build the network must be told of the file again; others need not."""
+    """Commands that build the network need --plugin again; `info` and plain `detach` do not."""
     run, small = tmp_path / "run", tmp_path / "small.safetensors"
     words = ("--data", image_folder, "--recipe", "quick", "--epochs", 2, "--batch-size", 8, "--out", run)
     trained = cnsn(
@@ -144,9 +144,9 @@ def test_bad_input_ends_in_one_line(cnsn, nets, arch, message):
     [
         ("nothing.py", "cannot run plug-in nothing.py: [Errno 2] No such file"),
         ("nothing", "no plug-in 'nothing': give a file that ends in .py, or package.module:function"),
-        ("nowhere:plain", "no module 'nowhere': install it, or give --plugin with the file that it lies in"),
+        ("nowhere:plain", "no module 'nowhere': install it, or give --plugin with the file that contains it"),
         ("broken.py", "cannot run plug-in broken.py: name 'oops' is not defined"),
-        ("json.py", "a module 'json' is at work already: give json.py another name"),
+        ("json.py", "a module 'json' is in use already: give json.py another name"),
     ],
 )
 def test_plugins_that_are_none(cnsn, nets, monkeypatch, named, message):
@@ -168,7 +168,7 @@ from torch import nn
 
 class Flatten(nn.Module):
     def forward(self, features):
-        return features.view(features.size(0), -1)  # not where they lie channels last
+        return features.view(features.size(0), -1)  # fails if features are channels last in memory
 
 class Through(nn.Module):
     def forward(self, features):
@@ -191,7 +191,7 @@ def odd(num_classes):
 
 
 def test_a_network_that_views_its_features_and_draws_a_constant(distribution, image_folder, tmp_path, quick):
-    """A file holds the constant, which another process would draw otherwise."""
+    """A file holds the constant, because another process would draw another value."""
     distribution("odd", {"odd_nets": ODD}, {"odd": "odd_nets:odd"})
     path = train("odd", (1,), str(image_folder), quick, tmp_path / "run").folder / "best.safetensors"
     detach(path, "base", tmp_path / "base.safetensors")
@@ -200,7 +200,7 @@ def test_a_network_that_views_its_features_and_draws_a_constant(distribution, im
 
 
 def test_a_function_of_a_module(cnsn, distribution, monkeypatch, tmp_path):
-    """Its name on the command line is enough; a file that has the same name is not."""
+    """A name on the command line makes the function known; the same name in a model file does not."""
     monkeypatch.setattr(plugins, "_named", set())
     distribution("other", {"my_module": NETS}, {})
     assert cnsn("mac", "--arch", "my_module:plain").code == 0
@@ -236,7 +236,7 @@ def test_a_module_in_a_package_that_raises(cnsn, nets, monkeypatch, tmp_path):
 
 
 def test_a_file_cannot_call_what_was_not_meant_to_build(nets, checkpoint, tmp_path):
-    """Not what the plug-in imports, and not its other functions, with arguments from the file."""
+    """A model file calls neither imports of the plug-in nor functions that do not build networks."""
     registry.plugins.use_plugin(nets)
     victim, path = tmp_path / "victim", tmp_path / "x.safetensors"
     victim.write_text("mine")
@@ -253,7 +253,7 @@ def test_a_file_cannot_call_what_was_not_meant_to_build(nets, checkpoint, tmp_pa
 
 
 def test_the_example_package(image_folder, tmp_path):
-    """Installed by pip into an environment of its own, which borrows the libraries of this one."""
+    """pip installs the package into a new environment, which uses the libraries of this environment."""
     venv.create(tmp_path / "env", with_pip=False, symlinks=True)
     python = tmp_path / "env" / "bin" / "python"
     purelib = subprocess.check_output(
@@ -261,7 +261,7 @@ def test_the_example_package(image_folder, tmp_path):
     )
     site = Path(purelib.decode().strip())
     folders = [folder for folder in sys.path if folder.endswith("site-packages")]
-    # Through `site`, so that .pth files in these folders count too, as that of an editable install.
+    # `site` also reads .pth files in these folders, for example of an editable install.
     lines = [f"import site; site.addsitedir({folder!r})" for folder in folders]
     (site / "borrowed.pth").write_text("\n".join(lines))
     source = shutil.copytree(

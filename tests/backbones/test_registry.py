@@ -27,7 +27,7 @@ def test_an_architecture_knows_what_its_string_says():
 
 
 def test_a_function_that_the_user_typed(distribution, monkeypatch):
-    """A string alone does not make code run: only one that was typed names a function."""
+    """Only a string that the user typed can name a new function; no other string makes code run."""
     monkeypatch.setattr(plugins, "_named", set())
     distribution("other", {"other": PLUGIN}, {})
     with pytest.raises(ArchitectureError, match="give --plugin other:small, or --plugin with its file"):
@@ -50,7 +50,7 @@ def test_two_plugins_of_one_name(distribution):
 
 @pytest.fixture
 def counts(monkeypatch):
-    """How often an architecture string was parsed, and the entry points were scanned."""
+    """Counts how often an architecture string is parsed, and how often the entry points are scanned."""
     found = {"parsed": 0, "scanned": 0}
 
     def count(module, function, key):

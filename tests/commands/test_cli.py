@@ -112,7 +112,7 @@ def test_archs_says_why(cnsn):
     out = cnsn("archs", "torchvision:resnet18", "--why").out
     assert out.startswith("torchvision:resnet18, provided by cnsn-cli ")
     assert re.search(r"units.1, layer1.0.relu +3 +yes", out)
-    assert re.search(r"layer1.0.conv1 +no: needed later are maxpool and layer1_0_conv1", out)
+    assert re.search(r"layer1.0.conv1 +no: later layers need maxpool and layer1_0_conv1", out)
     borders = json.loads(cnsn("archs", "torchvision:resnet18", "--why", "--json").out)["borders"]
     assert borders[-1] == {"after": "units.8, avgpool", "drops": 17, "reason": "no conv layer follows"}
 

@@ -165,7 +165,7 @@ def test_test_images_must_be_of_known_classes():
 
 @pytest.fixture
 def cifar_files(tmp_path, monkeypatch):
-    """Files in the format of the official CIFAR-10 archive, with few images and sums of their own."""
+    """Files in the format of the official CIFAR-10 archive, with few images and their own MD5 sums."""
     base = tmp_path / CIFAR10.base_folder
     base.mkdir()
     generator = np.random.default_rng(0)
@@ -209,7 +209,7 @@ def test_a_download_that_fails_says_what_to_do(tmp_path, monkeypatch):
 
 
 class Evil:
-    """Leaves a file behind when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -225,7 +225,7 @@ def test_cifar_files_are_not_unpickled_before_their_md5_is_known(cifar_files, tm
         path = cifar_files / CIFAR10.base_folder / name
         before = path.read_bytes()
         path.write_bytes(pickle.dumps(Evil(canary)))
-        with pytest.raises(DataError, match="what is there now is incomplete or damaged"):
+        with pytest.raises(DataError, match="the present copy is incomplete or damaged"):
             load_dataset("cifar10", cifar_files)
         path.write_bytes(before)
     assert not canary.exists()

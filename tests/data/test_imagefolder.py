@@ -1,4 +1,4 @@
-"""Pictures of all kinds: converted, or refused by name in one line."""
+"""Pictures of many kinds are converted, or refused in one line that names the file."""
 
 import io
 import os
@@ -57,7 +57,7 @@ CONVERTED = {
 def test_pictures_that_are_converted(tmp_path, kind):
     image, encoding, expected = CONVERTED[kind]
     options = {"lossless": True} if encoding == "WEBP" else {}
-    path = saved(image, tmp_path / "x.jpg", encoding, **options)  # wrongly named, too
+    path = saved(image, tmp_path / "x.jpg", encoding, **options)  # the suffix is wrong, too
     pixels = to_pixels(read_image(str(path)), 4, 3)
     assert pixels.permute(1, 2, 0).reshape(-1, 3).unique(dim=0).tolist() == [list(expected)]
     grey = to_pixels(read_image(str(path)), 4, 1)
@@ -84,9 +84,12 @@ REFUSED = {
     "truncated": (truncated, ""),
     "truncated BMP": (truncated_bmp, ""),
     "empty": (Path.touch, "it is empty"),
-    "text": (lambda path: path.write_text("a note"), "it is no sound BMP, JPEG, PNG, PPM, TIFF, WEBP file"),
-    "GIF": (lambda path: saved(Image.new("L", (4, 4)), path, "GIF"), "it is no sound BMP"),
-    "PostScript": (postscript, "it is no sound BMP"),
+    "text": (
+        lambda path: path.write_text("a note"),
+        "it is not a valid BMP, JPEG, PNG, PPM, TIFF, WEBP file",
+    ),
+    "GIF": (lambda path: saved(Image.new("L", (4, 4)), path, "GIF"), "it is not a valid BMP"),
+    "PostScript": (postscript, "it is not a valid BMP"),
     "floats": (lambda path: saved(Image.new("F", (4, 4)), path, "TIFF"), "its pixels are floats of unknown"),
     "32 bits": (lambda path: saved(Image.new("I", (4, 4), -5), path, "TIFF"), "its pixels are integers of"),
     "gigantic": (
@@ -172,7 +175,7 @@ def test_skipping_keeps_labels_and_order(photos):
 def test_a_class_of_which_nothing_can_be_read(photos):
     for path in (photos / "train" / "b").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"no images of class 'b' in .* that can be read"):
+    with pytest.raises(DataError, match=r"no image of class 'b' in .* can be read"):
         load_dataset(str(photos), skip_bad=True)
     for path in (photos / "train" / "a").iterdir():
         path.write_bytes(b"")
@@ -191,7 +194,7 @@ def test_commands_count_and_list_what_they_skip(cnsn, photos):
     assert trained.err.splitlines()[:3] == [
         "images skipped: 2",
         f"  cannot read image {photos}/train/a/\\x1b[31m.png: it is empty",
-        f"  cannot read image {photos}/test/b/0.png: it is no sound BMP, JPEG, PNG, PPM, TIFF, WEBP file",
+        f"  cannot read image {photos}/test/b/0.png: it is not a valid BMP, JPEG, PNG, PPM, TIFF, WEBP file",
     ]
     assert "training on 8 images" in trained.err
     assert "images skipped: 2" in cnsn("train", "--resume", photos / "run").err

@@ -88,7 +88,7 @@ def test_when_the_images_are_gone_eval_names_the_option(checkpoint, image_folder
     recipe = load_recipe("quick", {"epochs": 1, "batch_size": 32})
     train("vgg11:width=0.03", (), str(moved), recipe, tmp_path / "run")
     moved.unlink()
-    with pytest.raises(DataError, match=r"no data set or folder .* --data names another place"):
+    with pytest.raises(DataError, match=r"no data set or folder .* give another place with --data"):
         evaluate_file(tmp_path / "run" / "best.safetensors")
     assert evaluate_file(tmp_path / "run" / "best.safetensors", str(image_folder)).images == 16
 

@@ -281,7 +281,7 @@ def test_units_may_repeat_and_have_any_name():
 def test_a_layer_with_weights_may_not_repeat():
     conv = nn.Conv2d(3, 3, 3, padding=1)
     with pytest.raises(
-        ValueError, match=r"units.1 and units.0 are one module: layers with weights stand once"
+        ValueError, match=r"units.1 and units.0 are one module: a layer with weights may appear only once"
     ):
         Backbone(nn.Sequential(conv, conv), nn.Flatten(), (1, 1))
 

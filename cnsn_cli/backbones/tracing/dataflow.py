@@ -8,9 +8,9 @@
     convs up to it  0        1       1      2             2             2     2
     needed later    images   first   drop   drop, short   short, long   add   linear
 
-Where the name of the node stands alone, the node is all that is known of the images: a network may be cut
-there. units.py asks and decides where. This module knows nodes, convs and weights, but no shapes and no
-units.
+If the last row lists only the node itself, all later nodes depend on the images through this node alone: a
+network may be cut after it. units.py calls this module and decides where to cut. This module knows nodes,
+convs and weights, but no shapes and no units.
 """
 
 from collections.abc import Iterable
@@ -25,7 +25,10 @@ CONVS = (F.conv2d, torch.conv2d)
 
 
 def depths(graph: Graph) -> dict[fx.Node, int]:
-    """For every node that depends on the images, the convs on the longest path from the images to it."""
+    """Depth in convs of every node that depends on the images.
+
+    The batch size is no such node: every feature map has it.
+    """
     found: dict[fx.Node, int] = {}
     for node in from_images(graph.nodes):
         before = [found[source] for source in node.all_input_nodes if source in found]
@@ -40,9 +43,10 @@ def is_conv(node: fx.Node, layers: Layers) -> bool:
 
 
 def needed_later(graph: Graph) -> dict[fx.Node, tuple[str, ...]]:
-    """After each node that depends on the images: what is known there and needed later.
+    """For each node that depends on the images: the names of the values that later nodes need.
 
-    Needed are such nodes, by name, and weights that are used both before and later.
+    A value is a node up to here that depends on the images and that a later node uses, or weights that are
+    used both up to here and later.
     """
     place = {node: index for index, node in enumerate(graph.nodes.nodes)}
     depending = [node for node in from_images(graph.nodes) if node.op != "output"]
@@ -63,9 +67,9 @@ def needed_later(graph: Graph) -> dict[fx.Node, tuple[str, ...]]:
 
 
 def _uses_of_weights(graph: Graph) -> Iterable[tuple[str, list[fx.Node]]]:
-    """Every parameter and buffer by name, and the nodes with images that use it or what is made of it."""
+    """Name and users of each parameter and buffer: nodes with images that use it or a value made from it."""
     with_images = from_images(graph.nodes)
-    made_of: dict[fx.Node, dict[int, str]] = {}  # of nodes without images: the weights they are computed from
+    made_of: dict[fx.Node, dict[int, str]] = {}  # node without images -> weights that it is computed from
     uses: dict[int, tuple[str, list[fx.Node]]] = {}
     for node in graph.nodes.nodes:
         weights = _weights_of(node, graph)
@@ -80,7 +84,7 @@ def _uses_of_weights(graph: Graph) -> Iterable[tuple[str, list[fx.Node]]]:
 
 
 def _weights_of(node: fx.Node, graph: Graph) -> dict[int, str]:
-    """The parameters and buffers that a node reads by itself, all under its name."""
+    """The parameters and buffers that a node itself reads: their ids, and the name of the layer or tensor."""
     name = str(node.target)
     if node.op not in ("call_module", "get_attr") or name in graph.constants:
         return {}

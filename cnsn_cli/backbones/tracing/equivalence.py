@@ -1,7 +1,7 @@
-"""Do the pieces of a network do what the network does, in evaluation and in training?
+"""Checks that the pieces of a network compute what the network computes, in evaluation and in training.
 
-Architecture asks after it has built a backbone with weights. This module runs both and compares their
-numbers; it knows nothing of graphs.
+Architecture calls `check_same` after it has built a backbone with weights. This module runs the network and
+its pieces and compares their numbers; it knows nothing of graphs.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from cnsn_cli.task import Task
 
 
 def check_same(network: nn.Module, backbone: Backbone, task: Task) -> None:
-    """Raises ArchitectureError unless a network and its Backbone return the same logits and learn the same.
+    """Raise ArchitectureError unless a network and its Backbone have the same logits and gradients.
 
-    Logits are compared bit for bit, those of training and gradients up to rounding. The logits of an image
-    must not change with the other images of a batch, which models share.
+    Logits of evaluation are compared bit for bit, logits and gradients of training up to rounding. The logits
+    of an image must not depend on the other images of the batch, because all models share a batch.
     """
     name = type(network).__name__
     if any(parameter.is_meta for parameter in network.parameters()):
@@ -28,9 +28,9 @@ def check_same(network: nn.Module, backbone: Backbone, task: Task) -> None:
     images = torch.randn(2, *task.image_shape, generator=torch.Generator().manual_seed(0))
     try:
         expected, found, among_others = _logits(network, whole, images)
-    except RuntimeError:  # images are too small: the shapes of the features will tell
+    except RuntimeError:  # the images are too small: `feature_shapes` reports it later
         return
-    except Exception as error:  # whatever the network's code raises, which torch.fx may have left out
+    except Exception as error:  # any error of the network's code, also of code that torch.fx left out
         reason = one_line(error)
         raise ArchitectureError(f"{name} takes no images of shape {task.image_shape}: {reason}") from error
     if expected.isnan().any():
@@ -49,7 +49,9 @@ def check_same(network: nn.Module, backbone: Backbone, task: Task) -> None:
 
 @torch.inference_mode()
 def _logits(network: nn.Module, whole: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of two images: of the network, its pieces, and its pieces when the second image is another."""
+    """Logits of two images: of the network, of its pieces, and of its pieces when the second image is
+    another one.
+    """
     others = torch.stack([images[0], -3 * images[1]])
     modes = nn.ModuleList([network, whole])
     modes.eval()
@@ -60,21 +62,21 @@ def _logits(network: nn.Module, whole: nn.Module, images: Tensor) -> tuple[Tenso
 
 
 def _check_training(network: nn.Module, whole: nn.Module, images: Tensor) -> None:
-    """Raises ArchitectureError unless both have the same logits and gradients in training."""
+    """Raise ArchitectureError unless network and pieces have the same logits and gradients in training."""
     name, weights = type(network).__name__, [p for p in network.parameters() if p.requires_grad]
     try:
         expected, found = (_logits_and_gradients(part, images, weights) for part in (network, whole))
-    except Exception as error:  # whatever the network's code raises
+    except Exception as error:  # any error of the network's code
         raise ArchitectureError(f"{name} cannot be trained: {one_line(error)}") from error
     if not all(map(_close, found, expected)):
         raise ArchitectureError(
-            f"{name} does something else in training than its pieces, which torch.fx does not see: write a "
-            f"plug-in for it ({GUIDE})"
+            f"{name} does something in training that its pieces do not, because torch.fx does not see it: "
+            f"write a plug-in for it ({GUIDE})"
         )
 
 
 def _logits_and_gradients(part: nn.Module, images: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-    """Logits in training, and gradients; what the forward pass does to buffers is undone."""
+    """Compute logits and gradients in training, and undo the changes of the forward pass to buffers."""
     before = [(buffer, buffer.clone()) for buffer in part.buffers()]
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)

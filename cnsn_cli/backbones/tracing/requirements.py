@@ -1,7 +1,7 @@
-"""What an ordinary network must be, so that torch.fx can follow images through it and a file can hold it.
+"""Requirements on an ordinary network, so that torch.fx can follow images through it and a file can hold it.
 
-units.py asks before it traces a network. This module looks at modules, parameters and the signature of
-`forward`; it runs nothing and knows nothing of graphs.
+units.py calls `check_ordinary` before it traces a network. This module looks at modules, parameters and the
+signature of `forward`; it runs nothing and knows nothing of graphs.
 """
 
 import inspect
@@ -18,7 +18,7 @@ IMAGES_ONLY = "it must take images alone: give everything else a default, or wra
 
 
 def check_ordinary(network: nn.Module) -> None:
-    """Raises ArchitectureError unless a network takes images alone, and its layers are plain and float32."""
+    """Raise ArchitectureError unless a network takes images alone and has plain layers in float32."""
     for name, module in network.named_modules():
         _check_layer(f"layer {name}" if name else "the network", module)
     _check_inputs(network)
@@ -38,11 +38,11 @@ def _check_layer(name: str, module: nn.Module) -> None:
             f"{name} is parametrized: let the factory call torch.nn.utils.parametrize.remove_parametrizations"
         )
     if "forward" in vars(module):
-        raise ArchitectureError(f"{name} has a forward of its own, which copies would share: make it a class")
+        raise ArchitectureError(f"{name} has its own forward, which copies would share: put it into a class")
     if isinstance(module, _BatchNorm) and any(child.state_dict() for child in module.children()):
         raise ArchitectureError(f"{name} is a BatchNorm that holds layers with weights: put them beside it")
     for key, value in vars(module).items():
-        if isinstance(value, Tensor) and not value.is_leaf:  # no copy can be made of it
+        if isinstance(value, Tensor) and not value.is_leaf:  # such a tensor cannot be copied
             raise ArchitectureError(
                 f"{name} computes {key!r} from weights before it is called: let the factory undo that, as "
                 "torch.nn.utils.remove_weight_norm does"

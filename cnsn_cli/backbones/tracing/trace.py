@@ -1,12 +1,12 @@
-"""From an ordinary network to its graph: what torch.fx sees when images go through the network.
+"""From an ordinary network to its graph: the operations that torch.fx records for images.
 
     def forward(self, images):
         a = F.dropout(self.first(images))                            .--> short --.
         b = self.short(a) + self.long(a)     images -> first -> drop -|            +-> add -> linear -> output
         return self.linear(b)                                        '--> long ---'
 
-units.py calls `graph_of` twice, in evaluation and in training. A node is a call of a layer, of a function or
-of a method, or reads a tensor. This module knows the order of the nodes and which of them depend on the
+units.py calls `graph_of` twice, for evaluation and for training. A node calls a layer, a function or a
+method, or it reads a tensor. This module knows the order of the nodes and which of them depend on the
 images, but no convs, no units and no cuts.
 """
 
@@ -37,10 +37,10 @@ Layers = Mapping[str, nn.Module | Tensor]
 
 
 class Graph(NamedTuple):
-    """What a network does with images: `nodes`, none of them dead, and what they call or read, by name.
+    """The operations of a network on images: `nodes`, and by name the `layers` and tensors that nodes use.
 
-    `constants` are tensors that files of the network do not hold: plain attributes, buffers that are not
-    persistent, and what a forward pass makes.
+    No node is dead. `constants` are tensors that files of the network do not hold: plain attributes, buffers
+    that are not persistent, and tensors that a forward pass makes.
     """
 
     nodes: fx.Graph
@@ -52,7 +52,9 @@ class _Tracer(fx.Tracer):
     """Follows images into modules that have children. A module without children is one node."""
 
     def getattr(self, attr: str, value: Any, cache: dict[str, Any]) -> Any:
-        """Record reads of buffers as get_attr nodes; fx would bake in what is computed from them."""
+        """Record reads of buffers as get_attr nodes; fx would bake values computed from them into
+        constants.
+        """
         buffers = self.root.named_buffers() if isinstance(value, Tensor) else ()
         name = next((name for name, buffer in buffers if buffer is value), None)
         if name is None:
@@ -62,7 +64,7 @@ class _Tracer(fx.Tracer):
         return cache[name]
 
     def to_bool(self, proxy: fx.Proxy) -> bool:
-        """Take as true what a network asserts: it is run once before its pieces are used."""
+        """Take the condition of an assert statement as true: the network runs once before its pieces do."""
         place = _last_outside_torch(traceback.extract_stack()[:-1])
         return (place.line or "").startswith("assert ") or super().to_bool(proxy)
 
@@ -72,16 +74,17 @@ class _Tracer(fx.Tracer):
 
 
 def graph_of(network: nn.Module, training: bool) -> Graph:
-    """What `network` does with images, in training or in evaluation; functional dropout has become layers.
+    """Trace what `network` does with images, in training or in evaluation; make functional dropout layers.
 
-    Raises ArchitectureError where torch.fx cannot trace it.
+    Raises ArchitectureError if torch.fx cannot trace the network, if the network does not return one tensor,
+    or if images change its weights.
     """
     network.train(training)
     own = set(vars(network))
     nodes = _trace(network)
     _count_images_once(nodes)
     weights, constants = _tensors_read(network, nodes)
-    for name in set(vars(network)) - own:  # where fx leaves constants that a forward pass makes
+    for name in set(vars(network)) - own:  # fx stored constants of the forward pass there
         delattr(network, name)
     modules = dict(network.named_modules(remove_duplicate=False))
     layers = {**modules, **weights, **constants, **_dropouts_as_layers(nodes, training)}
@@ -100,7 +103,7 @@ def _trace(network: nn.Module) -> fx.Graph:
     try:
         tracer = _Tracer(autowrap_functions=(stochastic_depth,), param_shapes_constant=True)
         graph = tracer.trace(network, fixed)
-    except Exception as error:  # whatever the network's code raises when it meets a proxy
+    except Exception as error:  # any error of the network's code, which runs on proxies here
         reason = one_line(error)
         raise ArchitectureError(
             f"torch.fx cannot trace {name}, at {_place_of(error)}: {reason}; write a plug-in for it ({GUIDE})"
@@ -113,7 +116,7 @@ def _trace(network: nn.Module) -> fx.Graph:
 
 
 def _place_of(error: Exception) -> str:
-    """The last line outside of torch that led to an error: `resnet.py line 99`."""
+    """The last line outside of torch in the traceback of an error: `resnet.py line 99`."""
     place = _last_outside_torch(traceback.extract_tb(error.__traceback__))
     return f"{Path(place.filename).name} line {place.lineno}"
 
@@ -124,7 +127,7 @@ def _last_outside_torch(frames: list[traceback.FrameSummary]) -> traceback.Frame
 
 
 def _tensors_read(network: nn.Module, graph: fx.Graph) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Tensors that a graph reads outside of layers: first weights and buffers, then constants."""
+    """Tensors that a graph reads outside of layers: a dict of weights and buffers, and one of constants."""
     weights: dict[str, Tensor] = {}
     constants: dict[str, Tensor] = {}
     for node in graph.find_nodes(op="get_attr"):
@@ -143,7 +146,7 @@ def images_of(nodes: fx.Graph) -> fx.Node:
 
 
 def from_images(nodes: fx.Graph) -> dict[fx.Node, None]:
-    """The nodes that depend on the images, in order.
+    """The nodes that depend on the images, in the order of the graph.
 
     The batch size is no such node: every feature map has it.
     """
@@ -160,7 +163,7 @@ def is_batch_size(node: fx.Node) -> bool:
 
 
 def _count_images_once(graph: fx.Graph) -> None:
-    """Let `images.size(0)` and `images.shape[0]` be one node, right behind the images."""
+    """Replace all `images.size(0)` and `images.shape[0]` by one node, directly after the images."""
     images = images_of(graph)
     counts = [user for user in images.users if user.target == "size" and user.args[1:] == (0,)]
     for whole in images.users:
@@ -173,9 +176,10 @@ def _count_images_once(graph: fx.Graph) -> None:
 
 
 def _dropouts_as_layers(graph: fx.Graph, training: bool) -> dict[str, nn.Module]:
-    """Functional dropout is traced with the mode of that moment: make it layers, which know theirs.
+    """Replace functional dropout by layers: a layer has a mode, a traced call keeps the mode of the trace.
 
-    Dropout that is on or off whatever the network does stays in one mode, so that the graphs of both differ.
+    Dropout that is always on or always off is replaced in one mode only, so that the graphs of training and
+    evaluation differ, and `traced` refuses the network.
     """
     from torchvision.ops import StochasticDepth, stochastic_depth
 
@@ -203,9 +207,9 @@ def _changes_weights(network: nn.Module, node: fx.Node) -> ArchitectureError:
 
 
 def _check_changes(graph: Graph, network: nn.Module) -> None:
-    """Raises ArchitectureError where weights are changed by something that does not depend on the images.
+    """Raise ArchitectureError if a node that does not depend on the images changes weights.
 
-    What is made of weights may be changed in place, if it is used only so.
+    A node may change a value made from weights in place, if no other node uses this value.
     """
     with_images = from_images(graph.nodes)
     for node in graph.nodes.nodes:
@@ -216,7 +220,7 @@ def _check_changes(graph: Graph, network: nn.Module) -> None:
 
 
 def _erase_dead(graph: Graph) -> None:
-    """Take out what leads nowhere: assertions, and inputs beside the images."""
+    """Erase nodes whose result nobody uses, such as assertions, and inputs other than the images."""
     for node in reversed(list(graph.nodes.nodes)):
         leads = node.users or node.op in ("output", "placeholder") or _changes_tensors(node, graph.layers)
         if not leads:
@@ -227,7 +231,7 @@ def _erase_dead(graph: Graph) -> None:
 
 
 def _changes_tensors(node: fx.Node, layers: Layers) -> bool:
-    """Whether a node changes what it is given, and so counts although nobody uses what it returns."""
+    """Whether a node changes its input in place, so that the node counts even if nobody uses its result."""
     if node.op == "call_module":
         return bool(getattr(layers[str(node.target)], "inplace", False))
     if node.op not in ("call_function", "call_method"):

@@ -7,10 +7,11 @@
     Segments     | first drop | short long add | last | mean linear |
                  units.0      units.1            units.2  head
 
-Architecture calls `traced` with the network that a plug-in returned. A unit end is the last such place before
-the next conv. A Segment is a module that runs the stretch of the graph between two unit ends. Layers keep the
-names that they have in the network: `layer1.0.conv1.weight` becomes `units.1.layer1.0.conv1.weight`. This
-module knows no sub-models: detach_points.py says which units may follow a step-down conv.
+Architecture calls `traced` with the network that a plug-in returned. If several places between two convs have
+one such feature map, the unit ends at the last place. A Segment is a module that runs the stretch of the
+graph between two unit ends. Layers keep their names in the network: `layer1.0.conv1.weight` becomes
+`units.1.layer1.0.conv1.weight`. This module knows no sub-models: detach_points.py says which units may follow
+a step-down conv.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,14 +30,14 @@ from cnsn_cli.backbones.tracing.trace import Graph, from_images, graph_of, is_ba
 from cnsn_cli.errors import ArchitectureError, one_line
 from cnsn_cli.task import Task
 
-SIZES = (224, 299)  # pixels a side that networks are made for, where the given size is too small to try
+SIZES = (224, 299)  # usual image sizes in pixels, tried if the network takes no images of the given size
 
 
 class Segment(nn.Module):
     """A stretch of a network: features (N, ...) -> features or logits (N, ...).
 
-    `constants__` are names of buffers that files of the network do not hold, and ours do.
-    """  # names that end in __ do not meet those of a network's own layers
+    `constants__` are names of buffers that files of the original network do not hold, but files of cnsn do.
+    """  # the suffix __ keeps these attributes apart from the network's own layers
 
     def __init__(self, nodes: fx.Graph, graph: Graph) -> None:
         super().__init__()
@@ -44,7 +45,7 @@ class Segment(nn.Module):
         for name in used:
             _register(self, name, graph.layers[name])
         self.constants__ = graph.constants.keys() & used
-        # The code that fx writes for a graph, without its module, which cannot be copied cheaply.
+        # Only the code that fx writes for the graph: the module that fx makes cannot be copied cheaply.
         self.run__: Callable[..., Tensor] = type(fx.GraphModule(self, nodes)).forward
 
     def forward(self, features: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ class Segment(nn.Module):
 
 
 def _register(root: nn.Module, name: str, layer: nn.Module | Tensor) -> None:
-    """Give `root` a layer or a tensor under a dotted name, as torch does for nested modules."""
+    """Add a layer or a tensor to `root` under a dotted name; each part before the last is a module."""
     *containers, last = name.split(".")
     for container in containers:
         if container not in root._modules:
@@ -67,19 +68,19 @@ def _register(root: nn.Module, name: str, layer: nn.Module | Tensor) -> None:
 
 
 class UnitEnd(NamedTuple):
-    """A place where `value` is all that is known of the images; `drops` convs lie before it."""
+    """A place where later nodes need `value` and nothing else of the images; `drops` convs come before it."""
 
     value: fx.Node
     drops: int
 
 
 def traced(network: nn.Module, task: Task) -> Backbone:
-    """`network`, which maps images (N, C, H, W) to logits (N, classes), as a Backbone.
+    """Split `network`, which maps images (N, C, H, W) to logits (N, classes), into a Backbone.
 
     A unit ends at the last place before the next conv where one feature map (N, c, h, w) separates images
-    from logits. The network's modules are taken over. Raises ArchitectureError where torch.fx cannot trace
-    it, where there is no such place, where it does something else in training than in evaluation, dropout
-    apart, and where its logits are not those of `task`.
+    from logits. The Backbone uses the modules of `network` itself. Raises ArchitectureError if torch.fx
+    cannot trace the network, if there is no such place, if the network computes something else in training
+    than in evaluation (except dropout), or if its logits do not fit `task`.
     """
     check_ordinary(network)
     in_evaluation = graph_of(network, training=False)
@@ -96,7 +97,7 @@ def traced(network: nn.Module, task: Task) -> Backbone:
 
 
 def _compute_the_same(graph: Graph, other: Graph) -> bool:
-    """Whether two graphs of one network compute the same."""
+    """Whether two graphs of one network have the same nodes and the same constants."""
     return str(graph.nodes) == str(other.nodes) and all(
         torch.equal(constant, other.constants[name])
         for name, constant in graph.constants.items()
@@ -105,7 +106,7 @@ def _compute_the_same(graph: Graph, other: Graph) -> bool:
 
 
 def _unit_ends(graph: Graph, needed: Mapping[fx.Node, tuple[str, ...]], task: Task) -> list[UnitEnd]:
-    """Where one feature map is all that is known; of several places after as many convs, the last."""
+    """Find where one feature map separates images from logits: after each number of convs the last place."""
     convs = depths(graph)
     alone = [node for node, names in needed.items() if names == (node.name,) and convs[node]]
     (output,) = graph.nodes.find_nodes(op="output")
@@ -129,14 +130,14 @@ def _check_cuts(network: nn.Module, graph: Graph, ends: list[UnitEnd]) -> None:
         )
     if not any(end.drops < ends[-1].drops for end in ends):
         raise ArchitectureError(
-            f"no sub-model can be detached from {name}: nowhere between its convs one feature map is all "
-            f"that is known of the images; a plug-in may know better ({GUIDE})"
+            f"no sub-model can be detached from {name}: no place between its convs passes on one feature map "
+            f"and nothing else; a plug-in may know better ({GUIDE})"
         )
 
 
 def _backbone(graph: Graph, needed: Mapping[fx.Node, tuple[str, ...]], ends: list[UnitEnd]) -> Backbone:
-    """The stretches between unit ends as Segments; what follows the last end is the head."""
-    nodes = list(from_images(graph.nodes))  # what depends on weights alone is computed where it is needed
+    """Make a Segment of every stretch between unit ends; the stretch after the last end is the head."""
+    nodes = list(from_images(graph.nodes))  # the other nodes are copied to where they are needed
     values = [nodes[0], *(end.value for end in ends)]
     places = [nodes.index(value) for value in values]
     stretches = [nodes[start + 1 : last + 1] for start, last in pairwise([*places, len(nodes) - 2])]
@@ -151,13 +152,13 @@ def _backbone(graph: Graph, needed: Mapping[fx.Node, tuple[str, ...]], ends: lis
 
 
 def _graph_between(stretch: list[fx.Node], value: fx.Node, output: Any) -> fx.Graph:
-    """The nodes of `stretch` as their own graph, from `value` to `output`, with the weights that they use."""
+    """Copy `stretch` into its own graph, from `value` to `output`, with the nodes of weights that it uses."""
     graph = fx.Graph()
     features = graph.placeholder("features")
     copies = {value: features}
 
     def copied(node: fx.Node) -> fx.Node:
-        if node not in copies:  # what is needed here and does not depend on images
+        if node not in copies:  # an input that does not depend on the images
             size = is_batch_size(node)
             copies[node] = graph.call_method("size", (features, 0)) if size else graph.node_copy(node, copied)
         return copies[node]
@@ -171,7 +172,7 @@ def _graph_between(stretch: list[fx.Node], value: fx.Node, output: Any) -> fx.Gr
 def _shapes_of(
     graph: Graph, values: list[fx.Node], image_shape: tuple[int, int, int]
 ) -> list[tuple[int, ...]]:
-    """The shape of every value, () for what is no tensor; at a usual size where images are too small."""
+    """The shape of every value, () if it is not a tensor; for images of a usual size if these fail."""
     watched = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes.nodes:
@@ -185,13 +186,15 @@ def _shapes_of(
         try:
             found = on_meta(whole, torch.empty(1, channels, side, side, device="meta"))
             return [tuple(value.shape) if isinstance(value, Tensor) else () for value in found]
-        except Exception as error:  # whatever the network raises
+        except Exception as error:  # any error of the network
             reasons.append(one_line(error))
     raise ArchitectureError(f"it takes no images of shape {image_shape}: {reasons[0]}")
 
 
 def _unit_note(stretch: list[fx.Node], graph: Graph, needed: Mapping[fx.Node, tuple[str, ...]]) -> UnitNote:
-    """The unit's last node, and for each pair of convs the smallest set of values that a cut must pass on."""
+    """The unit's last node, and for each pair of convs the smallest set of values that a cut between them
+    would have to pass on.
+    """
     convs = [index for index, node in enumerate(stretch) if is_conv(node, graph.layers)]
     obstacles = []
     for conv, following in pairwise(convs):
@@ -201,5 +204,5 @@ def _unit_note(stretch: list[fx.Node], graph: Graph, needed: Mapping[fx.Node, tu
 
 
 def _shown_name(node: fx.Node) -> str:
-    """What `cnsn archs --why` calls a node: its layer by name, or else the node."""
+    """The name of a node in `cnsn archs --why`: the name of its layer, or else of the node."""
     return str(node.target) if node.op == "call_module" else node.name

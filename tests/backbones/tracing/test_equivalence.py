@@ -1,4 +1,4 @@
-"""Networks whose pieces would do something else than the whole, if that were not noticed before training."""
+"""Networks whose pieces compute something else than the whole: cnsn notices it before training."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from tests.backbones.tracing.test_units import TASK
 
 
 class Sign(torch.autograd.Function):
-    """A straight-through estimator: torch.fx sees what it computes, and not its gradient."""
+    """A straight-through estimator: torch.fx sees its output, but not its gradient."""
 
     @staticmethod
     def forward(context, features):
@@ -37,7 +37,7 @@ class HalfFrozen(Net):
 
 
 class Doubtful(Net):
-    """Dropout whose strength, not only its presence, follows the mode."""
+    """Dropout whose rate depends on the mode, too."""
 
     def forward(self, images):
         features = F.dropout(self.a(images), 0.9 if self.training else 0.0, self.training)
@@ -45,7 +45,7 @@ class Doubtful(Net):
 
 
 class Stubborn(Net):
-    """BatchNorm that stays in evaluation."""
+    """A BatchNorm that stays in eval mode when the network trains."""
 
     def train(self, mode=True):
         super().train(mode)
@@ -76,7 +76,9 @@ def on_meta() -> nn.Module:
     return Net().to("meta")
 
 
-OTHERWISE = "does something else in training than its pieces, which torch.fx does not see: write a plug-in"
+OTHERWISE = (
+    "does something in training that its pieces do not, because torch.fx does not see it: write a plug-in"
+)
 REFUSED = [
     (Straight, f"Straight {OTHERWISE}"),
     (HalfFrozen, f"HalfFrozen {OTHERWISE}"),
@@ -113,7 +115,7 @@ def test_looking_leaves_no_trace():
 
 
 class Gained(Net):
-    """A number in the graph is what it was when it was traced."""
+    """The graph keeps the value that `gain` had when the network was traced."""
 
     gain = 1
 

@@ -1,4 +1,4 @@
-"""Networks that torch.fx could not follow, or whose weights no file could hold: refused with a remedy."""
+"""Networks that torch.fx cannot follow, or whose weights a file cannot hold: the error names a remedy."""
 
 import warnings
 
@@ -86,7 +86,7 @@ REFUSED = [
     ),
     (
         lambda: with_own_forward(Net()),
-        "layer fc has a forward of its own, which copies would share: make",
+        "layer fc has its own forward, which copies would share: put it into a class",
     ),
     (lambda: Net().double(), "a.0.weight is float64, not float32: let the factory call .float()"),
     (lambda: changed("fc", lambda layer: layer.half()), "fc.weight is float16, not float32"),
@@ -103,7 +103,7 @@ def test_a_network_that_is_not_ordinary(make, message):
 
 
 class Kind(Net):
-    """Whatever else `forward` takes has a default, or a star."""
+    """Every other parameter of `forward` has a default or stars."""
 
     def forward(self, images, mask=None, **more):
         return super().forward(images)

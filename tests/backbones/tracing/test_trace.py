@@ -1,4 +1,4 @@
-"""What torch.fx sees of networks, and networks of which it does not see all."""
+"""Networks that torch.fx traces, and networks that it cannot trace or does not see completely."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ class Branching(Net):
 
 
 class Adding(Net):
-    """Counts, in a buffer, how often it was used."""
+    """Counts its calls in a buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Clipping(Net):
 
 
 class Twice(Net):
-    """What is made of weights is used before and after it changes."""
+    """Uses a value made from weights before and after the value changes."""
 
     def forward(self, images):
         scale = self.scale.clone()
@@ -65,7 +65,7 @@ def test_networks_without_a_graph(make, message):
 
 
 class Restless(nn.Module):
-    """Changes features in place, and uses none of what that returns; counts its images; asserts something."""
+    """Changes features in place without using the results, counts its images, and asserts something."""
 
     def __init__(self) -> None:
         super().__init__()

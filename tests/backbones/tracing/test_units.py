@@ -1,4 +1,4 @@
-"""Where units end, what stays the same in them, and networks without a place for a cut."""
+"""Where units end, what the units keep of the network, and networks without a place for a cut."""
 
 import copy
 
@@ -47,7 +47,7 @@ class Net(nn.Module):
 
 def test_units_end_where_one_feature_map_is_all_there_is():
     backbone = traced(Net(), TASK)
-    assert backbone.conv_counts == (1, 1, 3, 1)  # of a block, the longest path
+    assert backbone.conv_counts == (1, 1, 3, 1)  # of a block, the longest path counts
     points = detach_points(backbone, TASK.image_shape)
     assert [tuple(point) for point in points] == [(1, 1, (8, 8, 8)), (2, 2, (8, 8, 8)), (5, 3, (8, 8, 8))]
 
@@ -59,7 +59,7 @@ def test_names_stay_recognisable():
 
 @pytest.mark.parametrize("training", [False, True])
 def test_the_same_function_in_evaluation_and_in_training(training):
-    """In training too, where dropout draws from the same random numbers."""
+    """In training, dropout in both networks draws the same random numbers."""
     network = Net().train(training)
     whole = Cnsn(traced(copy.deepcopy(network), TASK), (), TASK).train(training)
     torch.manual_seed(1)
@@ -83,14 +83,14 @@ def test_every_border_has_a_reason():
     yes = [(border.after, border.drops) for border in found if border.reason is None]
     assert yes == [("units.0, first.2", 1), ("units.1, functional_dropout", 2), ("units.2, add_1", 5)]
     no = {border.after: border.reason for border in found if border.reason is not None}
-    assert no["long.1.0"] == "needed later are dropout and long_1_0"
+    assert no["long.1.0"] == "later layers need dropout and long_1_0"
     assert no["units.3, last.2"] == "no conv layer follows"
     found = borders(registry.find("vgg11").build_blank(Task.plain()), (3, 32, 32))
     assert [border.reason for border in found] == [None] * 7 + ["no conv layer follows"]
 
 
 class Tied(nn.Module):
-    """One conv is used twice, so that no cut may go between."""
+    """One conv is used twice, so that no cut may go between the two uses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,12 +108,12 @@ def test_weights_that_are_used_twice_stay_in_one_unit():
 
 
 class Scaled(nn.Module):
-    """A scale and a gate: weights that no layer holds. Each is used on both sides of a conv."""
+    """A scale and a gate: weights outside of layers. Each is used before and after a conv."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scale, self.gate = nn.Parameter(torch.ones(8, 1, 1)), nn.Parameter(torch.zeros(8, 1, 1))
-        self.first, self._run = conv(3, 8), conv(8, 8)  # the name of a method of ours, once
+        self.first, self._run = conv(3, 8), conv(8, 8)  # a Segment once had a method of this name
         self.third, self.fourth, self.linear = conv(8, 8), conv(8, 8), nn.Linear(8, 3)
 
     def forward(self, images):
@@ -124,7 +124,7 @@ class Scaled(nn.Module):
 
 
 def test_weights_without_a_layer_stay_in_one_unit():
-    """Read once, used twice: also where something is made of them far from there."""
+    """The network reads the weights once and uses them twice, also through a value made far from its uses."""
     network = Scaled()
     backbone = traced(network, TASK)
     check_same(network, backbone, TASK)
@@ -149,7 +149,7 @@ class Moody(Net):
 
 
 class Quieter(Net):
-    """A constant that differs, while the graph does not."""
+    """A constant differs between training and evaluation, but the graph does not."""
 
     def forward(self, images):
         return super().forward(images) * torch.tensor(0.5 if self.training else 1.0)
@@ -165,7 +165,7 @@ class OneConv(nn.Module):
 
 
 REFUSED = [
-    (Skipping, "nowhere between its convs one feature map is all that is known"),
+    (Skipping, "no place between its convs passes on one feature map and nothing else"),
     (Moody, "Moody computes something else in training than in evaluation: write a plug-in for it"),
     (Quieter, "Quieter computes something else in training than in evaluation: write a plug-in for it"),
     (OneConv, "a cut goes between two conv layers, and its longest path has 1"),
@@ -185,7 +185,7 @@ def test_what_cannot_be_taken_to_pieces(make, message):
 
 
 class Switched(nn.Module):
-    """Two convs, and dropout that is off, or on, whatever the network does."""
+    """Two convs, and dropout that is always on or always off."""
 
     def __init__(self, on: bool) -> None:
         super().__init__()
