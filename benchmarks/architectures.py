@@ -85,13 +85,13 @@ def table(library: str, names: list[str]) -> str:
 
 INTRODUCTION = """# Networks of torchvision and timm
 
-Written by `python benchmarks/architectures.py`. *Units* are the pieces that cnsn found; *convs* are those on
-the longest path up to the last place where one feature map is all that is known of the images. The *middle
-cut* is given as *k*, the number of convs that go, and the GMACs that are left. Every network has 1,000
-classes and takes images of the size that it is published for. `cnsn archs NAME --why --image-size S` tells
-of every border whether it is a detach point, and why not. Networks of timm that are not listed can be tried
-in a second: `cnsn archs timm:NAME`. Where torch.fx cannot take one to pieces, a plug-in can:
-[plugins.md](plugins.md)."""
+`python benchmarks/architectures.py` writes this page. *Units* are the pieces that cnsn found. *Convs*
+are the convs on the longest path up to the last place where the later layers need one feature map and
+nothing else of the images. The *middle cut* shows *k*, the number of convs that the cut drops, and the
+GMACs that remain. Every network has 1,000 classes and takes images of the size for which it is
+published. `cnsn archs NAME --why --image-size S` says for every border whether it is a detach point, and
+if not, why. You can try a network of timm that is not listed in a second: `cnsn archs timm:NAME`. If
+torch.fx cannot take a network to pieces, a plug-in can: [plugins.md](plugins.md)."""
 
 
 if __name__ == "__main__":

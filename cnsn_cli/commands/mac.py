@@ -10,13 +10,13 @@ import typer
 from cnsn_cli.backbones.registry import find_typed
 from cnsn_cli.choices import StepDown
 from cnsn_cli.commands.options import Json, MaxBytes, MaxMacs, Plugin, limits, parse_exits
-from cnsn_cli.commands.output import print_json, print_models, print_table
+from cnsn_cli.commands.output import print_json, print_models, print_table, printable
 from cnsn_cli.deploy.budget import Candidate, Choice, choose
 from cnsn_cli.task import LARGEST_IMAGE, Task
 from cnsn_cli.training.arguments import help_of
 
 if TYPE_CHECKING:
-    from cnsn_cli.evaluation.costs import LayerCost, ModelCost
+    from cnsn_cli.evaluation.costs import Difference, LayerCost, ModelCost
     from cnsn_cli.network.model import Model
     from cnsn_cli.network.network import Cnsn
 
@@ -53,21 +53,24 @@ def mac(
     planned = (exits, image_size, classes, in_channels, step_down)
     _check_source(checkpoint, arch, planned)
     budget = limits(max_macs, max_bytes)
-    from cnsn_cli.evaluation.costs import layer_costs, model_costs
+    from cnsn_cli.evaluation.costs import check, count, layer_costs, model_costs
 
     if checkpoint is not None:
         network, accuracies = _loaded(checkpoint)
     else:
         task = Task.plain(classes or 10, image_size or 32, in_channels or 3)
         network, accuracies = _planned(arch or "", exits, task, step_down or "patch")
-    costs = model_costs(network)
+    counted = count(network)
+    costs = model_costs(network, counted)
     candidates = [Candidate(c.name, c.macs, c.bytes, a) for c, a in zip(costs, accuracies, strict=True)]
     choice = choose(candidates, budget) if budget else None
-    parts = layer_costs(network) if layers else None
+    parts = layer_costs(network, counted) if layers else None
+    different = check(network, costs)
     if json:
-        _print_json(costs, parts, choice)
-    else:
-        _print_tables(str(checkpoint or arch), costs, parts, choice)
+        _print_json(costs, parts, choice, counted.not_counted, different)
+        return
+    _print_tables(str(checkpoint or arch), costs, parts, choice)
+    _print_doubts(counted.not_counted, different)
 
 
 def _check_source(checkpoint: Path | None, arch: str | None, planned: Sequence[object]) -> None:
@@ -99,11 +102,27 @@ def _planned(
     return network, [None] * len(network.models())
 
 
-def _print_json(costs: "list[ModelCost]", parts: "list[LayerCost] | None", choice: Choice | None) -> None:
-    content: dict[str, Any] = {"models": [asdict(cost) for cost in costs]}
+def _print_json(
+    costs: "list[ModelCost]",
+    parts: "list[LayerCost] | None",
+    choice: Choice | None,
+    not_counted: Sequence[str],
+    different: "list[Difference]",
+) -> None:
+    content: dict[str, Any] = {"models": [asdict(cost) for cost in costs], "not_counted": not_counted}
+    content["differences"] = [difference._asdict() for difference in different]
     if parts is not None:
         content["layers"] = [asdict(part) for part in parts]
     print_json(content | ({"chosen": choice._asdict()} if choice else {}))
+
+
+def _print_doubts(not_counted: Sequence[str], different: "list[Difference]") -> None:
+    """What is in none of the figures, and where another counter has other MACs."""
+    if not_counted:
+        print(f"not counted: {', '.join(map(printable, not_counted))}")
+    for name, macs, other in different:
+        share = f"{abs(other - macs) / macs:.1%} {'more' if other > macs else 'fewer'}" if macs else "not 0"
+        print(f"warning: torch.utils.flop_counter counts {other:,} MACs for {name}, {share}")
 
 
 def _print_tables(

@@ -1,41 +1,41 @@
 """The costs of a model: multiply-accumulates (MACs), operations, parameters and bytes.
 
 `cnsn mac`, training and `deploy` call this module. It knows layers and shapes, and no weights. fvcore counts
-on a trace of torch.jit, which torch has deprecated; only this file depends on it.
+on a trace of torch.jit, which torch has deprecated; `operators.py` says what each operator costs. A trace may
+lack something, so `check` compares the MACs with those of torch.utils.flop_counter, which sees every operator
+that torch runs.
 """
 
 import copy
 import warnings
 from collections import Counter
 from dataclasses import dataclass, fields, replace
-from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from cnsn_cli.backbones import registry
 from cnsn_cli.backbones.architecture import Architecture
 from cnsn_cli.backbones.detach_points import detach_points
 from cnsn_cli.backbones.meta import on_meta
 from cnsn_cli.choices import StepDown
+from cnsn_cli.evaluation import operators
 from cnsn_cli.files.model_file import ModelFile
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
 
-ACTIVATIONS = (
-    "relu", "hardtanh", "leaky_relu", "elu", "silu", "gelu", "sigmoid", "tanh",
-    "hardswish", "hardsigmoid", "mish",
-)  # fmt: skip
+STEP_DOWN = "step_down"
 
 
 class Cost(NamedTuple):
     """The costs of one module for one image.
 
-    `macs` are the multiply-adds of conv and linear layers. `operations` are the count of the paper's table 1:
-    MACs, plus 1 per output element of a conv with bias, 2 per element of BatchNorm, 1 per activation, 1 per
-    input element of a max-pool.
+    `macs` are the multiply-adds of convs, linear layers and products of matrices, as in attention.
+    `operations` are the count of the paper's table 1: MACs, plus 1 per output element of a conv with bias, 2
+    per element of BatchNorm or another norm, 1 per element of an activation, 1 per input of a max-pool.
     """
 
     macs: int
@@ -100,15 +100,68 @@ def blank_network(
     return network
 
 
-def model_costs(network: Cnsn | Model) -> list[ModelCost]:
-    """The costs of every model in a network. Shared units are traced once; each model adds up its parts."""
+class Counted(NamedTuple):
+    """The costs of a network's parts by name: those of its first model, and the step-down conv of each other.
+
+    `not_counted` are the names of operators that compute something and are in none of the costs.
+    """
+
+    parts: dict[str, Cost]
+    step_downs: dict[str, Cost]
+    not_counted: tuple[str, ...]
+
+
+class Difference(NamedTuple):
+    """A model whose MACs are not those that torch.utils.flop_counter counts."""
+
+    name: str
+    macs: int
+    flop_counter: int
+
+
+def count(network: Cnsn | Model) -> Counted:
+    """Trace a network. Shared units are traced once."""
     first, *others = network.models()
-    shared = _trace(first, first.task)
-    costs = [_total(first, {name: shared[name] for name in _parts(first)})]
-    for model in others:
-        own = {**shared, "step_down": _trace(model.step_down, model.task)[""]}
-        costs.append(_total(model, {name: own[name] for name in _parts(model)}))
-    return costs
+    traces = {"": _trace(first, first.task)}
+    traces |= {model.name: _trace(model.step_down, model.task) for model in others}
+    left = {name for trace in traces.values() for name in operators.not_counted(trace.left_over)}
+    parts = {name: traces[""].costs[name] for name in _parts(first)}
+    step_downs = {model.name: traces[model.name].costs[""] for model in others}
+    return Counted(parts, step_downs, tuple(sorted(left)))
+
+
+def model_costs(network: Cnsn | Model, counted: Counted | None = None) -> list[ModelCost]:
+    """The costs of every model in a network, each added up from its parts."""
+    parts, step_downs, _ = counted or count(network)
+    return [_total(model, _own(model, parts, step_downs)) for model in network.models()]
+
+
+def _own(model: Model, parts: dict[str, Cost], step_downs: dict[str, Cost]) -> list[Cost]:
+    own = {**parts, STEP_DOWN: step_downs[model.name]} if model.name in step_downs else parts
+    return [own[name] for name in _parts(model)]
+
+
+def check(network: Cnsn | Model, costs: list[ModelCost]) -> list[Difference]:
+    """The models for which torch.utils.flop_counter counts other MACs; it runs them on the meta device."""
+    first, *others = network.models()
+    image = torch.empty(1, *first.task.image_shape, device="meta")
+    parts, features = {}, image
+    for name, part in _parts(first).items():
+        features, parts[name] = _flop_counted(part, features)
+    step_downs = {model.name: _flop_counted(model.step_down, image)[1] for model in others}
+    found = []
+    for model, cost in zip(network.models(), costs, strict=True):
+        macs = sum(own.macs for own in _own(model, parts, step_downs))
+        if macs != cost.macs:
+            found.append(Difference(model.name, cost.macs, macs))
+    return found
+
+
+def _flop_counted(part: nn.Module, features: torch.Tensor) -> tuple[torch.Tensor, Cost]:
+    """What `part` returns, and its MACs; two floating-point operations are one MAC."""
+    with FlopCounterMode(display=False) as counter:
+        features = on_meta(part, features)
+    return features, Cost(int(counter.get_total_flops()) // 2, 0)
 
 
 def file_costs(file: ModelFile) -> list[ModelCost]:
@@ -125,35 +178,35 @@ def file_costs(file: ModelFile) -> list[ModelCost]:
     return [replace(costs[0], bytes=sum(entry.end - entry.start for entry in file.header.entries.values()))]
 
 
-def layer_costs(network: Cnsn | Model) -> list[LayerCost]:
+def layer_costs(network: Cnsn | Model, counted: Counted | None = None) -> list[LayerCost]:
     """The costs of each part of the first model, then of the step-down conv of each other model."""
+    parts, step_downs, _ = counted or count(network)
     first, *others = network.models()
-    shared = _trace(first, first.task)
-    layers = []
-    features = torch.empty(1, *first.task.image_shape, device="meta")
+    image = torch.empty(1, *first.task.image_shape, device="meta")
+    layers, features = [], image
     for name, part in _parts(first).items():
         features = on_meta(part, features)
-        layers.append(_layer(name, features, shared[name], part))
+        layers.append(_layer(name, features, parts[name], part))
     for model in others:
-        features = on_meta(model.step_down, torch.empty(1, *model.task.image_shape, device="meta"))
-        cost = _trace(model.step_down, model.task)[""]
-        layers.append(_layer(f"{model.name}.step_down", features, cost, model.step_down))
+        features = on_meta(model.step_down, image)
+        name = f"{model.name}.{STEP_DOWN}"
+        layers.append(_layer(name, features, step_downs[model.name], model.step_down))
     return layers
 
 
 def _parts(model: Model) -> dict[str, nn.Module]:
     """Name in the model -> step-down conv, unit or head."""
     units = {f"units.{name}": unit for name, unit in model.units.named_children()}
-    step_down = {} if model.drops == 0 else {"step_down": model.step_down}
+    step_down = {} if model.drops == 0 else {STEP_DOWN: model.step_down}
     return {**step_down, **units, "head": model.head}
 
 
-def _total(model: Model, parts: dict[str, Cost]) -> ModelCost:
+def _total(model: Model, parts: list[Cost]) -> ModelCost:
     return ModelCost(
         model.name,
         model.drops,
-        sum(cost.macs for cost in parts.values()),
-        sum(cost.operations for cost in parts.values()),
+        sum(cost.macs for cost in parts),
+        sum(cost.operations for cost in parts),
         _parameters(model),
         sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()),
     )
@@ -167,49 +220,35 @@ def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _trace(module: nn.Module, task: Task) -> dict[str, Cost]:
-    """Name -> costs, of `module` (its name is "") and of each module inside it, for one image of `task`."""
-    blank = copy.deepcopy(module).eval()._apply(_filled)  # type: ignore[no-untyped-call]
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # fvcore uses torch.jit, which is deprecated
-        from fvcore.nn import FlopCountAnalysis
+class _Trace(NamedTuple):
+    """Name of a module -> its costs, the traced module itself under ""; and operators without a handle."""
 
-        analysis = FlopCountAnalysis(blank, torch.zeros(1, *task.image_shape))
-        analysis.clear_op_handles().set_op_handle(**_handles())
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-        counts = analysis.by_module_and_operator()
-    return {name: Cost(int(count["macs"]), int(count["operations"])) for name, count in counts.items()}
+    costs: dict[str, Cost]
+    left_over: Counter[str]
+
+
+def _trace(module: nn.Module, task: Task) -> _Trace:
+    """Trace `module` on one image of `task`."""
+    blank = copy.deepcopy(module).eval()._apply(_filled)  # type: ignore[no-untyped-call]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it makes a whole attention layer one operator
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # fvcore uses torch.jit, which is deprecated
+            from fvcore.nn import FlopCountAnalysis
+
+            analysis = FlopCountAnalysis(blank, torch.zeros(1, *task.image_shape))
+            analysis.clear_op_handles().set_op_handle(**operators.handles())
+            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+            counts, left_over = analysis.by_module_and_operator(), analysis.unsupported_ops()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    costs = {name: Cost(int(found["macs"]), int(found["operations"])) for name, found in counts.items()}
+    return _Trace(costs, left_over)
 
 
 def _filled(tensor: torch.Tensor) -> torch.Tensor:
-    """Zeros in float32 on the CPU. Integers may be indices: they keep their values if they have any."""
+    """Zeros in float32 on the CPU. Integers, which may be indices, keep their values if they have some."""
     if tensor.is_floating_point():
         return torch.zeros_like(tensor, device="cpu", dtype=torch.float32)
     return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor
-
-
-def _handles() -> dict[str, Any]:
-    """Operator of a trace -> function that returns its costs, as fvcore expects it."""
-    from fvcore.nn import jit_handles
-
-    def macs(count: int) -> Counter[str]:
-        return Counter(macs=count, operations=count)
-
-    def conv(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-        bias = _elements(outputs[0]) if jit_handles.get_shape(inputs[2]) else 0
-        return macs(jit_handles.conv_flop_jit(inputs, outputs)["conv"]) + Counter(operations=bias)
-
-    def linear(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-        return macs(jit_handles.linear_flop_jit(inputs, outputs))
-
-    def per_input(factor: int) -> Any:
-        return lambda inputs, outputs: Counter(operations=factor * _elements(inputs[0]))
-
-    handles = {"aten::_convolution": conv, "aten::linear": linear}
-    handles |= {"aten::batch_norm": per_input(2), "aten::max_pool2d": per_input(1)}
-    in_place = tuple(f"{name}_" for name in ACTIVATIONS)
-    return handles | {f"aten::{name}": per_input(1) for name in ACTIVATIONS + in_place}
-
-
-def _elements(value: Any) -> int:
-    return prod(value.type().sizes())

@@ -1,10 +1,14 @@
 """Costs: compared with counts by hand, and with torch's own flop counter."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cnsn_cli.backbones import registry
+from cnsn_cli.backbones.meta import on_meta
 from cnsn_cli.evaluation.costs import blank_network, count_macs, layer_costs, model_costs
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.task import Task
@@ -96,3 +100,30 @@ def test_counting_leaves_the_network_as_it_was(checkpoint):
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     model_costs(network)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+TABLE = (Path(__file__).parents[2] / "docs" / "ARCHITECTURES.md").read_text()
+LIBRARIES = re.split(r"^## (\w+)", TABLE, flags=re.M)[1:]
+ROWS = [
+    (library, *match.groups())
+    for library, text in zip(LIBRARIES[::2], LIBRARIES[1::2], strict=True)
+    for match in re.finditer(
+        r"^\| (\S+) \| (\d+) \| \d+ \| .* \| ([\d.]+) \| (\d+): ([\d.]+) \|$", text, re.M
+    )
+]
+
+
+def test_the_table_of_architectures_has_rows():
+    assert len(ROWS) > 130
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("library", "name", "size", "base", "drops", "cut"), ROWS)
+def test_the_table_of_architectures(library, name, size, base, drops, cut):
+    """Each row against torch's own counter, which runs the network on the meta device."""
+    task = Task.plain(classes=1000, image_size=int(size))
+    network = blank_network(f"{library}:{name}", (int(drops),), task).eval()
+    for model, shown in zip(network.models(), (base, cut), strict=True):
+        with FlopCounterMode(display=False) as counter:
+            on_meta(model, torch.empty(1, *task.image_shape, device="meta"))
+        assert f"{counter.get_total_flops() / 2e9:.2f}" == shown, model.name
