@@ -77,7 +77,7 @@ def test_the_command_trains_the_same_network(cnsn, small, checkpoint, monkeypatc
     monkeypatch.setattr("cnsn_cli.training.run.train", train)
     assert cnsn(*shlex.split(command)[1:]).code == 1
     ((arch, exits, _, recipe, _), options) = called[0]
-    assert (arch, exits) == (TINY, (1, 4))
+    assert (arch.text, exits) == (TINY, (1, 4))
     assert recipe.model_dump(mode="json") == metadata_of(checkpoint).recipe
     assert (options["image_size"], options["in_channels"], options["precision"]) == (32, 3, "fp32")
 

@@ -16,7 +16,7 @@ TASK = Task.plain(classes=7)
 
 
 def build(bn: str = "private") -> Cnsn:
-    return Cnsn(registry.build("resnet20:width=0.25", TASK), (1, 7), TASK, bn)
+    return Cnsn(registry.find("resnet20:width=0.25").build(TASK), (1, 7), TASK, bn)
 
 
 @pytest.mark.parametrize("bn", ["private", "shared"])
