@@ -130,7 +130,7 @@ def test_from_the_command_line_and_on_without_the_file(cnsn, weights, image_fold
     still = ("--epochs", 1, "--lr", 1e-12, "--momentum", 0, "--weight-decay", 0, "--warmup-epochs", 0)
     result = cnsn("train", "--arch", SQUEEZENET, "--init", weights, *words(image_folder, run), *still)
     assert result.code == 0, result.err
-    told = "the classifier starts at random, the weights know other classes"
+    told = "the classifier starts at random, the weights are for other classes"
     assert f"{told}: classifier.1.weight, classifier.1.bias" in result.err
     kept, given = load_file(run / "last.safetensors"), squeezed()
     name = "features.4.expand3x3.weight"
