@@ -5,10 +5,10 @@ DEMO := demo
 .PHONY: help install test long faults demo bench clean
 
 help:
-	@echo "make demo   install into .venv, then train, evaluate and detach on the digits (a minute after the install)"
-	@echo "make test   install into .venv, then ruff, mypy and pytest"
-	@echo "make long   install into .venv, then the tests that take minutes: exports of every family, all of torchvision"
-	@echo "make faults install into .venv, then a million broken files and every fault of a disk (an hour)"
+	@echo "make demo   install into .venv, then train, evaluate, detach and export on the digits (a minute after the install)"
+	@echo "make test   install into .venv, then run ruff, mypy and pytest"
+	@echo "make long   install into .venv, then run the tests that take minutes: exports of every family, all of torchvision"
+	@echo "make faults install into .venv, then test a million broken files and every fault of a disk (an hour)"
 	@echo "make bench  install into .venv, then time steps, start-up and inference (10 minutes)"
 	@echo "make clean  remove .venv and $(DEMO)"
 

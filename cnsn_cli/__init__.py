@@ -8,6 +8,17 @@
     logits = small(small.preprocess(image)[None])
 
 A name is imported when it is first used, because importing torch takes seconds.
+
+The packages build on each other, and a package imports only from lines below its own:
+
+    main                 the command line
+    commands             one file for each command: options in, a table or JSON out
+    training | deploy    from a request to a run folder | from a network to files for devices
+    evaluation           accuracy and predictions, costs, latency
+    files                the file format
+    network              the base-model with its sub-models: one forward pass, one loss
+    data | backbones     from files to batches of pixels | architectures, and where they may be cut
+    ground               modules in this folder: task, device, distributed > version, errors, choices
 """
 
 from importlib import import_module

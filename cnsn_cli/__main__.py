@@ -1,4 +1,4 @@
-"""Runs the command line for `python -m cnsn_cli`."""
+"""Runs the command line for `python -m cnsn_cli`, which torchrun needs."""
 
 from cnsn_cli.main import main
 

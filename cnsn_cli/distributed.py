@@ -1,6 +1,8 @@
-"""Several processes that train one network together, as torchrun starts them.
+"""Several processes that train one network together, started by torchrun.
 
-Each takes an equal share of every batch. Where there is one process, all this does nothing.
+Each process takes an equal share of every batch. `training` and `evaluation` share and sum tensors here, and
+`main` lets only one process print. With a single process these functions do nothing. This module does not
+know what is trained, nor which files are written.
 """
 
 import os
@@ -20,17 +22,19 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-TIMEOUT = timedelta(seconds=20)  # for an answer in a step; torchrun may take 30 more to end a process
-PATIENCE = timedelta(minutes=30)  # for a process that reads or writes while the others wait
+TIMEOUT = timedelta(
+    seconds=20
+)  # the wait for an answer in a step; torchrun may need 30 more to end a process
+PATIENCE = timedelta(minutes=30)  # the wait for a process that reads or writes files
 
-LOST = ("gloo", "nccl", "timeout", "timed out", "connection")
+LOST = ("gloo", "nccl", "timeout", "timed out", "connection")  # words in errors about a lost process
 
 _meeting: "_Meeting | None" = None
-_told: bool | None = None  # whether this process speaks for all
+_told: bool | None = None  # after an error: whether this process reports it for all
 
 
 class _Meeting:
-    """Where processes meet: a store of keys that outlives any of them, in the process of torchrun."""
+    """Where the processes meet: a store of keys in the process of torchrun, which outlives all of them."""
 
     joined = 0
 
@@ -43,12 +47,12 @@ class _Meeting:
 
 
 def launched() -> bool:
-    """Whether torchrun, or what sets the same variables, has started several processes."""
+    """Whether torchrun, or another launcher that sets the same variables, has started several processes."""
     return all(name in os.environ for name in VARIABLES) and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def rank() -> int:
-    """The number of this process; the first one, 0, is the only one that prints and writes."""
+    """The number of this process. Only the first process, 0, prints and writes files."""
     return int(os.environ["RANK"]) if launched() else 0
 
 
@@ -57,13 +61,13 @@ def is_first() -> bool:
 
 
 def size() -> int:
-    """How many processes work together."""
+    """The number of processes that work together."""
     return int(os.environ["WORLD_SIZE"]) if _meeting else 1
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """All but the first process print nothing."""
+    """Silences every process but the first."""
     with ExitStack() as stack:
         if not is_first():
             nowhere = stack.enter_context(open(os.devnull, "w"))
@@ -73,15 +77,15 @@ def quiet() -> Iterator[None]:
 
 
 def speaks() -> bool:
-    """Whether this process is the one to say what went wrong: that to which it happened first."""
+    """Whether this process reports an error: the process that met it first does."""
     return is_first() if _told is None else _told
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Work together with the other processes.
+    """Inside this context, the process works together with the other processes.
 
-    Raises ProcessError where one of them ends or hangs, DeviceError where there are too few GPUs.
+    Raises ProcessError if one of them ends or hangs, DeviceError if there are too few GPUs.
     """
     global _told
     if not launched():
@@ -92,7 +96,9 @@ def joined() -> Iterator[None]:
         yield
     except BaseException as error:
         if not isinstance(error, (KeyboardInterrupt, SystemExit)):
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it now; there is a word to say
+            signal.signal(
+                signal.SIGTERM, signal.SIG_IGN
+            )  # torchrun sends it now, before the error is printed
             _told = _is_first_to_tell()
         if _is_of_connection(error):
             raise ProcessError(
@@ -113,7 +119,7 @@ def _join() -> None:
     local, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     if devices:
         if local >= devices:
-            raise DeviceError(f"{devices} GPUs are too few for {local + 1} processes: one each")
+            raise DeviceError(f"{devices} GPUs are too few for {local + 1} processes: each needs its own")
         torch.cuda.set_device(local)
     store, *place = next(rendezvous("env://"))
     _meeting = _Meeting(store)
@@ -124,7 +130,7 @@ def _join() -> None:
 
 
 def leave() -> None:
-    """From here on this process works alone."""
+    """Stop working together: from here on this process works alone."""
     global _meeting
     if _meeting:
         import torch.distributed as dist
@@ -134,7 +140,10 @@ def leave() -> None:
 
 
 def end(code: str | int | None) -> NoReturn:
-    """End this process without Python's tidying up, in which threads of torch can abort it."""
+    """End this process at once with exit code `code`.
+
+    Python's own exit can abort in the threads of torch.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else code is not None)
@@ -148,7 +157,7 @@ def _is_first_to_tell() -> bool:
 
 
 def _is_of_connection(error: BaseException) -> bool:
-    """torch raises plain RuntimeErrors with the words of the library that was to carry the message."""
+    """Whether another process was lost. torch raises plain RuntimeErrors with the words of its libraries."""
     import torch.distributed as dist
 
     text = str(error).lower()
@@ -158,7 +167,7 @@ def _is_of_connection(error: BaseException) -> bool:
 
 
 def wait_for_all() -> None:
-    """Until every process is here, however long one of them reads or writes."""
+    """Wait until every process calls this, at most PATIENCE, because a process may read or write for long."""
     if _meeting:
         _meeting.waits += 1
         names = [f"wait{_meeting.waits} {number}" for number in range(size())]
@@ -167,9 +176,9 @@ def wait_for_all() -> None:
 
 
 def first_only(function: Callable[P, T]) -> Callable[P, T | None]:
-    """A decorator for what touches the folder of a run: the first process alone does it.
+    """A decorator for functions that touch the folder of a run: only the first process calls them.
 
-    The others wait until it is done, and get None.
+    The other processes wait until the call is done, and get None.
     """
 
     @wraps(function)
@@ -183,7 +192,7 @@ def first_only(function: Callable[P, T]) -> Callable[P, T | None]:
 
 @contextmanager
 def first_ahead() -> Iterator[None]:
-    """The first process alone, and then the others: it may have to fetch what they read."""
+    """The first process runs the context before the others: it may have to download what they read."""
     if not is_first():
         wait_for_all()
     yield
@@ -192,12 +201,12 @@ def first_ahead() -> Iterator[None]:
 
 
 def share(batch: "Tensor") -> "Tensor":
-    """The part of a batch (n, ...) that is for this process; n must be a multiple of the processes."""
+    """This process's part of a batch (n, ...); n must be a multiple of the number of processes."""
     return batch.chunk(size())[rank()] if _meeting else batch
 
 
 def total(tensor: "Tensor") -> "Tensor":
-    """The sum over all processes."""
+    """The sum of `tensor` over all processes."""
     if _meeting:
         import torch.distributed as dist
 
@@ -207,12 +216,12 @@ def total(tensor: "Tensor") -> "Tensor":
 
 
 def mean(tensor: "Tensor") -> "Tensor":
-    """The mean over all processes."""
+    """The mean of `tensor` over all processes."""
     return total(tensor) / size() if _meeting else tensor
 
 
 def gather(tensor: "Tensor") -> "Tensor":
-    """The tensors of all processes, in their order: (processes, ...)."""
+    """The tensors of all processes, stacked in the order of the processes: (processes, ...)."""
     import torch
 
     if not _meeting:
@@ -225,7 +234,7 @@ def gather(tensor: "Tensor") -> "Tensor":
 
 
 def largest(*numbers: int) -> list[int]:
-    """Of each number the largest over all processes, so that all decide alike."""
+    """The largest value of each number over all processes, so that all processes decide alike."""
     import torch
 
     if not _meeting:
@@ -238,9 +247,9 @@ def largest(*numbers: int) -> list[int]:
 
 
 def distributed(network: "nn.Module") -> "nn.Module":
-    """What runs forward in place of `network`, so that its gradients are the means over all processes.
+    """A module that runs `network`, and whose backward pass averages the gradients over all processes.
 
-    BN normalises what one process sees; the running statistics are those of the first process.
+    BN normalises each process's share by itself; the running statistics of the first process are kept.
     """
     if not _meeting:
         return network
@@ -251,7 +260,7 @@ def distributed(network: "nn.Module") -> "nn.Module":
 
 
 def copy_buffers(network: "nn.Module") -> None:
-    """Give every process the buffers of the first."""
+    """Copy the buffers of the first process to all others."""
     if _meeting:
         import torch.distributed as dist
 

@@ -1,4 +1,7 @@
-"""The command line. Errors of ours become one line on stderr and exit code 1."""
+"""The command line: collects the commands, and turns a CnsnError into one line on stderr and exit code 1.
+
+The script `cnsn` and `python -m cnsn_cli` start here. This module does not know what the commands do.
+"""
 
 import signal
 import sys
@@ -63,7 +66,8 @@ def main() -> None:
 
 
 def _run() -> None:
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that temporary files go
+    # SIGTERM becomes SystemExit, so that temporary files are removed.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         with distributed.quiet():
             app(prog_name="cnsn")

@@ -1,4 +1,4 @@
-"""What tests share: a tiny backbone, a tiny data set, the command line, and made-up distributions."""
+"""Helpers that many tests share: a tiny network, a tiny data set, the command line, made-up distributions."""
 
 import sys
 from collections.abc import Callable
@@ -25,7 +25,7 @@ TINY = "vgg11:width=0.0625"  # 4 to 32 channels
 
 @dataclass(frozen=True)
 class Result:
-    """What a command left behind."""
+    """The exit code of a command, and the text that it printed to stdout and stderr."""
 
     code: int
     out: str
@@ -52,7 +52,7 @@ def cnsn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes told apart by brightness, 32 + 8 images each of 32 x 32."""
+    """Two classes that differ in brightness: 32 training and 8 test images each, of 32 x 32 pixels."""
     root = tmp_path_factory.mktemp("folder")
     generator = torch.Generator().manual_seed(1)
     for split, count in (("train", 32), ("test", 8)):
@@ -78,7 +78,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, image_folder: Path, qui
 
 
 def lively(arch: str, exits: tuple[int, ...]) -> Cnsn:
-    """A network for 7 classes with affine parameters and statistics as training leaves them."""
+    """A network for 7 classes, whose BN parameters and statistics look as after training."""
     torch.manual_seed(0)
     task = Task.plain(classes=7)
     network = Cnsn(registry.find(arch).build(task), exits, task)
@@ -92,14 +92,14 @@ def lively(arch: str, exits: tuple[int, ...]) -> Cnsn:
 
 
 def saved(path: Path, network: Cnsn, arch: str) -> Path:
-    """The file of `network`, as training would write it."""
+    """Write `network` into a file as training would, and return the path."""
     save(path, network, describe(network, registry.find(arch), "digits", load_recipe("quick")))
     return path
 
 
 @pytest.fixture
 def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`install` for the time of a test."""
+    """`install`, until the test ends."""
     return partial(install, tmp_path, monkeypatch)
 
 
@@ -110,7 +110,7 @@ def install(
     modules: dict[str, str],
     entry_points: dict[str, str],
 ) -> None:
-    """Installs a made-up distribution: modules by name, and its entry points."""
+    """Install a made-up distribution: source of modules by name, and entry points by name."""
     site = folder / f"site-{name}"
     info = site / f"{name}-1.0.dist-info"
     info.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What tests/test_distributed.py runs in several processes: -m tests.several STORIES FOLDER DATA"""
+"""A program that tests/test_distributed.py runs in several processes: -m tests.several STORIES FOLDER DATA"""
 
 import os
 import signal
@@ -32,7 +32,7 @@ class Stop(Exception):
 
 
 def recipe(**changes: object) -> Recipe:
-    """With all that has a state of its own. 48 images are trained on."""
+    """A recipe that uses everything that has a state. 48 images are trained on."""
     usual = {"epochs": 2, "batch_size": 8, "lr": 0.02, "crop_padding": 2, "val_split": 0.25, "ema": 0.8}
     return load_recipe("quick", {**usual, "distill": "base", "gradient_scale": (0.5,), **changes})
 
@@ -46,8 +46,8 @@ def float64() -> Iterator[None]:
 
 @float64()
 def steps(folder: Path, images: str) -> None:
-    """An epoch of 3 steps in float64, with frozen BN statistics; and an evaluation of 7 images."""
-    dataset = load_dataset(images, in_channels=1)  # another task: normalisation is cached in its dtype
+    """Train an epoch of 3 steps in float64 with frozen BN statistics, and evaluate 7 images."""
+    dataset = load_dataset(images, in_channels=1)  # another task, because normalisation is cached in float64
     torch.manual_seed(0)
     network = Cnsn(registry.find(TINY).build(dataset.task), (1, 4), dataset.task).eval()
     network.train = lambda mode=True: network
@@ -69,7 +69,7 @@ def numbers(rows: Sequence[Any]) -> list[float]:
 
 
 def die(folder: Path, images: str) -> None:
-    """A whole run, and one whose second process is killed in step 5."""
+    """A whole run, and a run whose second process is killed in step 5."""
     train(TINY, (1,), images, recipe(), folder / "whole")
     numbers = count(1)
 
@@ -81,7 +81,7 @@ def die(folder: Path, images: str) -> None:
 
 
 def hang(folder: Path, images: str) -> None:
-    """A run whose second process stops to answer in step 5."""
+    """A run whose second process stops answering in step 5."""
     numbers = count(1)
 
     def watch(event: object) -> None:
@@ -93,7 +93,7 @@ def hang(folder: Path, images: str) -> None:
 
 
 def every_step(folder: Path, images: str) -> None:
-    """With dropout: a whole run, and for each of its steps one that stops there and goes on."""
+    """With dropout: a whole run, and for each step a run that stops there and is resumed."""
     train("dropout", (1,), images, recipe(), folder / "whole")
     for step in range(1, STEPS + 1):
         numbers = count(1)

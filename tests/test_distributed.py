@@ -1,4 +1,4 @@
-"""Several processes, started by torchrun, train what one would have trained."""
+"""Several processes, started by torchrun, train the same network as one process."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ LOST = (
 
 
 def run(count: int, *words: object, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """`python -m words` in `count` processes, which find modules in `path` too."""
+    """Run `python -m words` in `count` processes, which also find modules in `path`."""
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", count, "-m"] if count > 1 else []
     command = [sys.executable, "-m", *launcher, *words]
     environment = {**os.environ, "PYTHONPATH": str(path)}
@@ -38,7 +38,10 @@ def ours(err: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory, image_folder) -> tuple[Path, subprocess.CompletedProcess[str], float]:
-    """Two processes take some steps, then train, and then one of them dies; how long that took."""
+    """Two processes take some steps, train a run, and start another one, in which one of them dies.
+
+    Returns their folder, how they ended, and how many seconds all of it took.
+    """
     folder, start = tmp_path_factory.mktemp("several"), time.monotonic()
     done = run(2, "tests.several", "steps,die", folder, image_folder)
     return folder, done, time.monotonic() - start

@@ -1,1 +1,11 @@
-"""One file a command: options in, a library call, a table or JSON out. Heavy imports stay in functions."""
+"""The commands, one file each: options in, a library call, a table or JSON out.
+
+options           options that several commands share
+listed            options that are listed elsewhere, as Typer wants them
+hyperparameters   the settings of a recipe, as options
+output            tables, JSON and safe text
+progress          what people see while a network trains
+
+Torch and other heavy libraries are imported inside functions, so that `cnsn --help` is quick. This package
+does not know how the work is done.
+"""

@@ -1,4 +1,4 @@
-"""`cnsn archs`: what can be trained."""
+"""`cnsn archs`: the architectures that can be trained, and their detach points."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def archs(
-    name: Annotated[str | None, typer.Argument(help="One architecture, to see its detach points.")] = None,
+    name: Annotated[str | None, typer.Argument(help="An architecture, to see its detach points.")] = None,
     image_size: ImageSize = 32,
     why: Annotated[
-        bool, typer.Option("--why", help="Show every border in NAME, and why it is no detach point.")
+        bool, typer.Option("--why", help="Show every border in NAME, and why it is not a detach point.")
     ] = False,
     plugin: Plugin = None,
     json: Json = False,
@@ -64,7 +64,7 @@ def _show(arch: "Architecture", image_size: int, why: bool, json: bool) -> None:
     )
     if why:
         print_table(
-            ("behind", "drops", "detach point?"),
+            ("after", "drops", "detach point?"),
             [(p.after, "" if p.drops is None else str(p.drops), _answer(p)) for p in places],
             "every border",
             texts=(0, 2),

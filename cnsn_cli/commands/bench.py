@@ -1,4 +1,4 @@
-"""`cnsn bench`: how fast models answer."""
+"""`cnsn bench`: how fast models are."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -17,13 +17,13 @@ HEADINGS = ("model", "runtime", "batch", "threads", "p50 ms", "p95 ms", "images/
 
 def bench(
     files: Annotated[list[Path], typer.Argument(help="Networks, detached models, exported .onnx files.")],
-    batch_sizes: Annotated[str, typer.Option(help="How many images at a time, such as 1,32.")] = "1",
-    threads: Annotated[str, typer.Option(help="How many threads compute an answer, such as 1,2.")] = "1",
-    rounds: Annotated[int, typer.Option(min=1, help="How often each is timed, in turns.")] = 50,
+    batch_sizes: Annotated[str, typer.Option(help="Numbers of images in a batch, such as 1,32.")] = "1",
+    threads: Annotated[str, typer.Option(help="Numbers of threads, such as 1,2.")] = "1",
+    rounds: Annotated[int, typer.Option(min=1, help="How often each model is timed, in turns.")] = 50,
     plugin: Plugin = None,
     json: Json = False,
 ) -> None:
-    """Measure latency and throughput of every model in files, on the CPU."""
+    """Measure latency and throughput of every model in the files, on the CPU."""
     batches, counts = parse_counts(batch_sizes), parse_counts(threads)
     from cnsn_cli.evaluation.latency import bench as measure
 

@@ -1,4 +1,4 @@
-"""`cnsn card`: what a file is, for a hub."""
+"""`cnsn card`: a description of a file for a model hub."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,10 +13,10 @@ def card(
     file: Annotated[Path, typer.Argument(help="A network, or a detached model.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A folder to write, with the file in it, ready to be uploaded."),
+        typer.Option("--output", "-o", help="Write a folder with the file and its card, ready for upload."),
     ] = None,
     license_name: Annotated[
-        str, typer.Option("--license", help="As hubs spell it, such as apache-2.0.")
+        str, typer.Option("--license", help="The license as hubs spell it, such as apache-2.0.")
     ] = "unknown",
     force: Force = False,
 ) -> None:

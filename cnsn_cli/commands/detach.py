@@ -1,4 +1,4 @@
-"""`cnsn detach`: a sub-model as a file of its own."""
+"""`cnsn detach`: writes a sub-model as a file of its own."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -34,20 +34,22 @@ def detach(
     max_macs: MaxMacs = None,
     max_bytes: MaxBytes = None,
     max_latency: Annotated[
-        str | None, typer.Option(help="At most so long for an image on one thread here, such as 5ms.")
+        str | None, typer.Option(help="Limit: time for one image on one thread of this machine, such as 5ms.")
     ] = None,
     min_accuracy: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="At least so accurate, such as 0.9; alone: the smallest."),
+        typer.Option(
+            min=0, max=1, help="Least accuracy, such as 0.9; as the only limit: the smallest model."
+        ),
     ] = None,
-    all_models: Annotated[bool, typer.Option("--all", help="Write every model into the folder.")] = False,
+    all_models: Annotated[bool, typer.Option("--all", help="Write every model into a folder.")] = False,
     fold_bn: Annotated[
         bool, typer.Option("--fold-bn", help="Make BN part of the convs: faster, but no longer trainable.")
     ] = False,
     recalibrate: Recalibrate = 0,
     dtype: Annotated[
         Half | None,
-        typer.Option(help="Store weights in two bytes instead of four, and measure what that costs."),
+        typer.Option(help="Store weights in two bytes instead of four, and measure the loss of accuracy."),
     ] = None,
     data: Data = None,
     data_dir: DataDir = Path("data"),
@@ -57,7 +59,7 @@ def detach(
 ) -> None:
     """Write a sub-model as a stand-alone file: its step-down conv, the kept layers and the head.
 
-    With limits, the most accurate model that keeps them all.
+    With limits, write the most accurate model that meets all of them.
     """
     budget = limits(max_macs, max_bytes, max_latency, min_accuracy)
     if sum([submodel is not None, bool(budget), all_models]) != 1:
@@ -82,7 +84,7 @@ def _detach_one(
     force: bool,
     changes: "Changes",
 ) -> "tuple[Choice | None, Metadata, Comparison | None]":
-    """Write the model called `wanted`, or the best one within limits; chosen and read from one opening."""
+    """Write the model called `wanted`, or the best model within these limits. The file is opened once."""
     from cnsn_cli.deploy.detach import choose_from, detach_from
     from cnsn_cli.files.tensor_file import TensorFile
 
@@ -116,7 +118,7 @@ def _report(
 
 
 def _sentence(path: Path, metadata: "Metadata") -> str:
-    """One line a file. A table would need rich, which takes a tenth of the time of the command to load."""
+    """A line about a file. A table would need rich, and loading rich takes a tenth of the command's time."""
     model = metadata.models[0]
     facts = [f"{model.macs / 1e6:,.1f} M MACs", f"{path.stat().st_size / 2**20:,.2f} MiB"]
     if model.accuracy is not None and metadata.selection:

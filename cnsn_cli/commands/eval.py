@@ -1,4 +1,4 @@
-"""`cnsn eval`: how good every model in a file is."""
+"""`cnsn eval`: accuracy and loss of every model in a file."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +18,7 @@ def evaluate(
     data: Data = None,
     data_dir: DataDir = Path("data"),
     device: Device = "auto",
-    per_class: Annotated[bool, typer.Option(help="Show precision and recall of every class too.")] = False,
+    per_class: Annotated[bool, typer.Option(help="Also show precision and recall of every class.")] = False,
     recalibrate: Recalibrate = 0,
     skip_bad: SkipBad = False,
     plugin: Plugin = None,

@@ -1,4 +1,4 @@
-"""`cnsn export`: a model for runtimes that know nothing of cnsn."""
+"""`cnsn export`: writes a model for runtimes that do not know cnsn."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -18,16 +18,19 @@ if TYPE_CHECKING:
 def export(
     file: Annotated[Path, typer.Argument(help="A network, or a detached model.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
-    to: Annotated[ExportFormat, typer.Option(help="For ONNX runtimes, or for torch.export.")],
+    to: Annotated[ExportFormat, typer.Option(help="The format: ONNX, or .pt2 of torch.export.")],
     submodel: Submodel = None,
     with_preprocess: Annotated[
-        bool, typer.Option("--with-preprocess", help="Take pixels 0 to 255: normalise inside the file.")
+        bool,
+        typer.Option(
+            "--with-preprocess", help="The exported model takes pixels 0 to 255, and normalises them."
+        ),
     ] = False,
     quantize: Annotated[
-        Literal["int8"] | None, typer.Option(help="Store and compute in int8; goes with --to onnx.")
+        Literal["int8"] | None, typer.Option(help="Store and compute in int8; needs --to onnx.")
     ] = None,
     calibrate: Annotated[
-        int, typer.Option(min=1, help="With --quantize: how many training images set the ranges.")
+        int, typer.Option(min=1, help="With --quantize: the number of training images that set the ranges.")
     ] = 256,
     data: Data = None,
     data_dir: DataDir = Path("data"),
@@ -37,7 +40,7 @@ def export(
 ) -> None:
     """Write a model as ONNX or .pt2, and check that it returns the logits of PyTorch.
 
-    With --quantize it is smaller, faster, and no longer quite the same: what that costs is measured.
+    With --quantize the file is smaller and faster, but its logits differ: the loss of accuracy is measured.
     """
     if quantize and to != "onnx":
         raise typer.BadParameter("--quantize goes with --to onnx")

@@ -1,6 +1,7 @@
 """The hyper-parameters of a recipe as options of a command.
 
-They are listed here, with no look at Recipe, because that would take a tenth of a second of every command.
+They are listed here again, because importing Recipe would add a tenth of a second to every command; a test
+compares the two lists. `cnsn train` uses them. This module does not know which values are valid.
 """
 
 import inspect
@@ -21,32 +22,32 @@ OPTIONS: dict[str, tuple[Any, str | None]] = {
     "momentum": (float, None),
     "nesterov": (bool, "Nesterov momentum."),
     "weight_decay": (float, None),
-    "decay_norms": (bool, "Weight decay on biases and BN too."),
-    "schedule": (Schedule, "The learning rate falls at milestones, or to 0."),
-    "milestones": (Numbers, "Epochs such as 50,100 after which it falls."),
-    "gamma": (float, "By what factor it falls then."),
+    "decay_norms": (bool, "Weight decay also on biases and BN."),
+    "schedule": (Schedule, "step: the learning rate falls at milestones; others: down to 0."),
+    "milestones": (Numbers, "Epochs after which the learning rate falls, such as 50,100."),
+    "gamma": (float, "The factor of the learning rate at a milestone."),
     "warmup_epochs": (float, "Epochs in which the learning rate rises to --lr."),
     "label_smoothing": (float, None),
-    "ema": (float, "Decay of the average of the weights that is kept; 0: no average."),
+    "ema": (float, "Save an average of the weights with this decay; 0: no average."),
     "crop_padding": (int, "Pixels to pad before a random crop."),
     "flip": (Flip, "Mirror images at random, or every other epoch."),
-    "cutout": (int, "Side in pixels of the square that is blanked."),
+    "cutout": (int, "Side in pixels of a square that is blanked."),
     "mix": (Mix, "Mix each image with another one."),
-    "mix_alpha": (float, "Their shares follow Beta(alpha, alpha)."),
+    "mix_alpha": (float, "The shares of mixed images follow Beta(alpha, alpha)."),
     "val_split": (float, "Share of the training images that selects the best epoch; 0: test images."),
-    "bn": (BatchNormMode, "BN statistics per model, or one set."),
-    "step_down": (StepDown, "One large conv, or 3x3 convs of stride 2."),
-    "distill": (Distill, "Who teaches a sub-model: base, or the model before."),
-    "distill_weight": (float, "Share of the teacher beside the labels."),
-    "temperature": (float, "Of both softmaxes in distillation."),
+    "bn": (BatchNormMode, "BN statistics for each model (private), or one set (shared)."),
+    "step_down": (StepDown, "One large conv (patch), or 3x3 convs of stride 2 (stem)."),
+    "distill": (Distill, "The teacher of a sub-model: base, or with chain the model before it."),
+    "distill_weight": (float, "Share of the teacher in the loss; the labels get the rest."),
+    "temperature": (float, "Temperature of both softmaxes in distillation."),
     "gradient_scale": (Numbers, "Weight of sub-models in the shared units: 0.5, or 0.5,0.25."),
-    "final_scale": (Numbers, "The gradient scale at the last step; by default it stays."),
+    "final_scale": (Numbers, "The gradient scale at the last step; default: it stays the same."),
     "seed": (int, None),
 }
 
 
 def given_hyperparameters(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of the options that stand on the command line, as a recipe takes them."""
+    """The values of the options that the user gave, as a recipe takes them."""
     return {name: _value(name, value) for name, value in values.items() if value is not None}
 
 

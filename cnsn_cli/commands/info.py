@@ -1,4 +1,4 @@
-"""`cnsn info`: what a file is."""
+"""`cnsn info`: what a file says about itself."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +16,7 @@ def info(
     file: Annotated[Path, typer.Argument(help="A network, a detached model, or an exported .onnx.")],
     json: Json = False,
 ) -> None:
-    """Show what a file says of itself, without reading its weights."""
+    """Show what a file says about its models, without reading the weights."""
     from cnsn_cli.files.model_file import read_info
 
     metadata = read_info(file)
@@ -61,12 +61,12 @@ def _kind(metadata: "Metadata") -> str:
 
 def _statistics(metadata: "Metadata") -> str:
     batches = metadata.recalibrated
-    anew = f", computed anew from {batches} batch{'es' * (batches > 1)} of images" if batches else ""
-    return ("folded into the convs" if metadata.folded else f"{metadata.bn} statistics") + anew
+    source = f", recomputed from {batches} batch{'es' * (batches > 1)} of images" if batches else ""
+    return ("folded into the convs" if metadata.folded else f"{metadata.bn} statistics") + source
 
 
 def _changed(recipe: dict[str, Any]) -> list[str]:
-    """The settings that a recipe must give, and those that are not as they would be without it."""
+    """The settings that every recipe must give, and other settings that differ from their defaults."""
     from cnsn_cli.training.recipe import Recipe
 
     usual = {key: field.default for key, field in Recipe.model_fields.items()}

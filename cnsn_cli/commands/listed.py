@@ -1,6 +1,6 @@
-"""Options of a command that are listed elsewhere, those of a recipe and of a run, as Typer wants them.
+"""Options that are listed elsewhere, as Typer wants them: the settings of a recipe, the arguments of a run.
 
-This module does not know which commands and options there are.
+`hyperparameters` and `cnsn train` use this module. It does not know which commands and options there are.
 """
 
 import inspect
@@ -10,12 +10,15 @@ from typing import Any
 
 
 def option(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:
-    """The parameter of a command that Typer makes an option of."""
+    """A parameter of a command, from which Typer makes an option."""
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def with_listed(name: str, options: list[inspect.Parameter]) -> Callable[..., Callable[..., None]]:
-    """A decorator: `options` stand in place of the keyword `name` of a command, which gets them as a dict."""
+    """A decorator that replaces the keyword `name` of a command by `options`, in the same place.
+
+    The command gets their values as a dict, under the keyword `name`.
+    """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
@@ -25,7 +28,7 @@ def with_listed(name: str, options: list[inspect.Parameter]) -> Callable[..., Ca
 
         written = inspect.signature(command, eval_str=True).parameters.values()
         parameters = [part for own in written for part in (options if own.name == name else [own])]
-        # Typer looks at these two.
+        # Typer reads these two attributes.
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run

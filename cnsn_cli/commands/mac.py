@@ -1,4 +1,4 @@
-"""`cnsn mac`: what models cost, before or after training."""
+"""`cnsn mac`: the costs of models, before or after training."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -25,7 +25,7 @@ def mac(
     checkpoint: Annotated[Path | None, typer.Argument(help="A network, or a detached model.")] = None,
     arch: Annotated[str | None, typer.Option(help="An architecture, such as vgg16:width=0.5.")] = None,
     exits: Annotated[
-        str | None, typer.Option(help="Detach points such as 2,7; default: all of them, as drop<k>.")
+        str | None, typer.Option(help="Detach points, such as 2,7; default: all of them, named drop<k>.")
     ] = None,
     image_size: Annotated[
         int | None, typer.Option(min=1, max=LARGEST_IMAGE, help=help_of("image_size"), show_default="32")
@@ -38,17 +38,17 @@ def mac(
     ] = None,
     step_down: Annotated[
         StepDown | None,
-        typer.Option(help="What step-down convs are made of.", show_default="patch"),
+        typer.Option(help="The kind of step-down convs.", show_default="patch"),
     ] = None,
     max_macs: MaxMacs = None,
     max_bytes: MaxBytes = None,
-    layers: Annotated[bool, typer.Option("--layers", help="Show every part of the network too.")] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="Also show every part of the network.")] = False,
     plugin: Plugin = None,
     json: Json = False,
 ) -> None:
     """Count MACs, operations, parameters and bytes of a network and of its sub-models.
 
-    With limits, tell which model to take, or for --arch where to cut: the largest that keeps them.
+    With limits, name the largest model that meets them: the model to detach, or with --arch where to cut.
     """
     planned = (exits, image_size, classes, in_channels, step_down)
     _check_source(checkpoint, arch, planned)
@@ -79,12 +79,12 @@ def _check_source(checkpoint: Path | None, arch: str | None, planned: Sequence[o
     if checkpoint is not None and any(value is not None for value in planned):
         raise typer.BadParameter(
             "--exits, --image-size, --classes, --in-channels and --step-down go with --arch: "
-            "a checkpoint knows its own"
+            "a checkpoint has its own values"
         )
 
 
 def _loaded(checkpoint: Path) -> "tuple[Cnsn | Model, list[float | None]]":
-    """The network in a file, and the accuracy of each of its models where the file knows it."""
+    """The network in a file, and the accuracy of each of its models; None if the file does not know it."""
     from cnsn_cli.files.checkpoint import load_blank
 
     network, metadata, _ = load_blank(checkpoint)
@@ -94,7 +94,7 @@ def _loaded(checkpoint: Path) -> "tuple[Cnsn | Model, list[float | None]]":
 def _planned(
     arch: str, exits: str | None, task: Task, step_down: StepDown
 ) -> "tuple[Cnsn | Model, list[float | None]]":
-    """A network that nobody has trained, so that no accuracy is known."""
+    """A network that is not trained, and None for each of its models, because no accuracy is known."""
     cuts = None if exits is None else parse_exits(exits)
     from cnsn_cli.evaluation.costs import blank_network
 

@@ -1,4 +1,7 @@
-"""Options that several commands share."""
+"""Options that several commands share, and functions that parse their texts.
+
+This module does not know what the commands do with the values.
+"""
 
 import math
 from collections.abc import Mapping
@@ -14,30 +17,30 @@ from cnsn_cli.training.arguments import help_of
 
 
 def parse_exits(text: str) -> tuple[int, ...]:
-    """`2,7` to (2, 7); the empty string to ()."""
+    """Parse `2,7` to (2, 7), and the empty string to ()."""
     try:
         return tuple(int(part) for part in text.split(",")) if text.strip() else ()
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is no list of numbers such as 2,7") from None
+        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 2,7") from None
 
 
 def parse_counts(text: str) -> tuple[int, ...]:
-    """`1,32` to (1, 32); every number is at least 1."""
+    """Parse `1,32` to (1, 32); every number must be at least 1."""
     counts = parse_exits(text)
     if not counts or min(counts) < 1:
-        raise typer.BadParameter(f"{text!r} is no list of numbers from 1, such as 1,32")
+        raise typer.BadParameter(f"{text!r} is not a list of numbers of at least 1, such as 1,32")
     return counts
 
 
 def parse_amount(text: str, factors: Mapping[str, float], example: str) -> float:
-    """`150M` to 150,000,000, with the factor of each unit in small letters; no unit stands for 1."""
+    """Parse `150M` to 150,000,000. `factors` has the factor of each unit in small letters; "" is no unit."""
     number = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
     try:
         amount = float(number) * factors[text[len(number) :].lower()]
     except (ValueError, KeyError):
         amount = math.nan
     if not 0 <= amount < math.inf:
-        raise typer.BadParameter(f"{text!r} is no amount such as {example}")
+        raise typer.BadParameter(f"{text!r} is not an amount such as {example}")
     return amount
 
 
@@ -47,7 +50,7 @@ def limits(
     max_latency: str | None = None,
     min_accuracy: float | None = None,
 ) -> Budget:
-    """What a model must keep to, as typed."""
+    """The limits that a model must meet, from the texts that the user typed; None is no limit."""
     counts = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
     seconds = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}
     budget: dict[Quantity, float] = {}
@@ -68,27 +71,27 @@ def _use(plugins: list[str] | None) -> list[str] | None:
     return plugins
 
 
-# It has done its work when a command starts.
+# The callback uses the plug-ins before the command starts, so that commands can ignore this parameter.
 Plugin = Annotated[
     list[str] | None,
     typer.Option(
-        help="Code that builds networks: a file.py, which is run, or package.module:function.",
+        help="Code that builds networks: a file.py, which is executed, or package.module:function.",
         callback=_use,
         show_default=False,
     ),
 ]
-MaxMacs = Annotated[str | None, typer.Option(help="At most so many MACs, such as 150M.")]
+MaxMacs = Annotated[str | None, typer.Option(help="Limit: MACs for one image, such as 150M.")]
 MaxBytes = Annotated[
-    str | None, typer.Option(help="At most so many bytes of float32 tensors: 8M is 8,000,000.")
+    str | None, typer.Option(help="Limit: bytes of float32 tensors, such as 8M, which is 8,000,000.")
 ]
 Data = Annotated[
     str | None,
-    typer.Option(help="cifar10, cifar100, digits or a folder; default: what it was trained on."),
+    typer.Option(help="cifar10, cifar100, digits or a folder; default: the data of the training."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
 Force = Annotated[bool, typer.Option("--force", help=help_of("force"))]
 Submodel = Annotated[
-    str | None, typer.Option(help="Of a network: a number such as 1, or base.", show_default="base")
+    str | None, typer.Option(help="A model of a network: a number such as 1, or base.", show_default="base")
 ]
 DataDir = Annotated[Path, typer.Option(help=help_of("data_dir"))]
 Device = Annotated[str, typer.Option(help=help_of("device"))]
@@ -96,7 +99,7 @@ Recalibrate = Annotated[
     int,
     typer.Option(
         min=0,
-        help="Compute BN statistics anew, from so many batches of 200 training images.",
+        help="Recompute BN statistics from this many batches of 200 training images.",
         show_default=False,
     ),
 ]

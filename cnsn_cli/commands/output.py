@@ -1,4 +1,7 @@
-"""What commands print: tables for people, JSON for programs, and nothing that a terminal would obey."""
+"""What commands print: tables for people, JSON for programs, and no control characters from files.
+
+Every command prints here. This module does not know where the values come from.
+"""
 
 import json
 import sys
@@ -31,12 +34,12 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, most: int = 2000) -> str:
-    """`text` without its middle where it is too long to read."""
+    """`text`, without its middle if it has more than `most` characters."""
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 def print_skipped(problems: Sequence[str]) -> None:
-    """On stderr, what is wrong with the images that were left out."""
+    """Print to stderr what is wrong with the images that were left out."""
     if problems:
         print(f"images skipped: {len(problems):,}", file=sys.stderr)
     for problem in problems:
@@ -48,9 +51,9 @@ def print_json(content: Mapping[str, Any]) -> None:
 
 
 def print_models(models: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
-    """A row a model, a column for every field that is known."""
+    """Print a row for each model, and a column for each field that is known."""
     known = [field for field in COLUMNS if models[0].get(field) is not None]
-    # With figures of quality a row would no longer fit 80 columns, and MACs say nearly the same.
+    # With accuracy and loss a row would not fit 80 columns; operations are left out, as MACs are so similar.
     fields = [field for field in known if field != "operations" or "accuracy" not in known]
     columns = [COLUMNS[field][0] for field in fields]
     rows = [[COLUMNS[field][1](model[field]) for field in fields] for model in models]
@@ -58,7 +61,7 @@ def print_models(models: Sequence[Mapping[str, Any]], title: str | None = None) 
 
 
 def print_comparison(comparison: "Comparison", dtype: str) -> None:
-    """A row for float32, a row for `dtype`."""
+    """Print a row for float32 and a row for `dtype`."""
     rows = [
         [
             name,
@@ -69,7 +72,8 @@ def print_comparison(comparison: "Comparison", dtype: str) -> None:
         for name, figures in (("float32", comparison.before), (dtype, comparison.after))
     ]
     seen = f"accuracy on {comparison.images:,} test images" if comparison.images else "no test images at hand"
-    print_table(("weights", "file", "accuracy", "latency"), rows, f"{seen}; latency for one, on one thread")
+    title = f"{seen}; latency for one image, on one thread"
+    print_table(("weights", "file", "accuracy", "latency"), rows, title)
 
 
 def print_table(
@@ -78,7 +82,7 @@ def print_table(
     title: str | None = None,
     texts: Sequence[int] = (0,),
 ) -> None:
-    """A table on stdout; the columns numbered in `texts` are text, the others are flush right."""
+    """Print a table to stdout; the columns numbered in `texts` are flush left, the others flush right."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""`cnsn plot`: runs as a picture."""
+"""`cnsn plot`: draws runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,11 +10,13 @@ from cnsn_cli.commands.output import printable
 
 
 def plot(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or checkpoints without their curves.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A file that ends in .png or .svg.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; or checkpoints, which have no curves.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The file to write; it ends in .png or .svg.")
+    ],
     force: Force = False,
 ) -> None:
-    """Draw accuracy against MACs of all models, and how they trained."""
+    """Draw accuracy against MACs of all models, and accuracy over the epochs."""
     from cnsn_cli.files.writer import check_output
     from cnsn_cli.training.plot import draw
 

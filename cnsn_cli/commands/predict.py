@@ -1,4 +1,4 @@
-"""`cnsn predict`: the classes of pictures."""
+"""`cnsn predict`: the classes that a model predicts for pictures."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 def predict(
     file: Annotated[Path, typer.Argument(help="A network, a detached model, or an exported .onnx.")],
-    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
     submodel: Submodel = None,
-    top: Annotated[int, typer.Option(min=1, help="How many classes to show for a picture.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="The number of classes to show for each picture.")] = 5,
     device: Device = "auto",
     plugin: Plugin = None,
     json: Json = False,
 ) -> None:
-    """Show the likeliest classes of pictures."""
+    """Show the most likely classes of pictures."""
     from cnsn_cli.evaluation.prediction import predict_images
 
     model, predictions = predict_images(file, images, submodel, top, device)
@@ -37,7 +37,7 @@ def predict(
 
 
 def _rows(prediction: "Prediction") -> list[tuple[str, str, str]]:
-    """A row a class; the first one names the picture."""
+    """A row for each class; only the first row names the picture."""
     names = [str(prediction.image), *[""] * (len(prediction.guesses) - 1)]
     guesses = zip(names, prediction.guesses, strict=True)
     return [(name, guess.class_name, f"{guess.probability:.2%}") for name, guess in guesses]

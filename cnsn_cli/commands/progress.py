@@ -1,4 +1,7 @@
-"""What people see while a network trains: live bars on a terminal, a line an epoch elsewhere. On stderr."""
+"""What people see on stderr while a network trains: live bars on a terminal, else a line for each epoch.
+
+`cnsn train` passes the events of a run to `progress`. This module does not know how a network is trained.
+"""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -15,12 +18,12 @@ from cnsn_cli.training.metrics import Epoch, Step
 from cnsn_cli.training.recipe import Recipe
 from cnsn_cli.training.run import Started, Watch
 
-LOOK_EVERY = 0.5  # seconds; a look at the results waits for the device
+LOOK_EVERY = 0.5  # seconds between two looks at the results; each look waits for the device
 
 
 @contextmanager
 def progress(recipe: Recipe) -> Iterator[Watch]:
-    """Yields what to call with every event of a training run."""
+    """Yields a function to call with every event of a training run."""
     console = Console(stderr=True, highlight=False, markup=False)
     if not console.is_terminal:
         yield lambda event: _print_event(console, event, recipe)
@@ -39,7 +42,7 @@ def progress(recipe: Recipe) -> Iterator[Watch]:
 
 
 class _Watcher:
-    """A bar over all steps of all epochs, so that the time left is that of the whole run; models below."""
+    """A bar over all steps of all epochs, so that it shows the time left of the whole run; models below."""
 
     def __init__(self, bars: Progress, models: Text, recipe: Recipe) -> None:
         self.bars, self.models, self.recipe = bars, models, recipe
@@ -90,7 +93,7 @@ def _opening(event: Started, recipe: Recipe) -> str:
         lines[-1] += ", as the paper did: its accuracy is no estimate for new images (see --val-split)"
     if event.drawn:
         lines.append(
-            f"the classifier starts at random, the weights know other classes: {', '.join(event.drawn)}"
+            f"the classifier starts at random, the weights are for other classes: {', '.join(event.drawn)}"
         )
     if late := recipe.unreached_milestones():
         listed = ", ".join(map(str, late))

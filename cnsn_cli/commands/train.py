@@ -1,4 +1,4 @@
-"""`cnsn train`: base-model and sub-models in one run."""
+"""`cnsn train`: trains the base-model and the sub-models in one run, or resumes a run."""
 
 import re
 import shlex
@@ -32,10 +32,10 @@ NOT_WITH_RESUME = {"out", "force", "classes"}
 
 
 def _option(argument: "Field[Any]") -> Parameter:
-    """An argument of `train` as an option."""
+    """An argument of `cnsn_cli.train` as an option."""
     said, kind = argument.metadata, argument.type
     flags = said.get("flags", f"--{argument.name.replace('_', '-')}")
-    if Path in get_args(kind):  # it takes text too
+    if Path in get_args(kind):  # Typer takes no `str | Path`
         kind = Path | None
     shown = typer.Option(
         *flags.split(),
@@ -56,7 +56,7 @@ def train(
         str | None, typer.Option(help="An architecture, such as vgg16:width=0.5; see cnsn archs.")
     ] = None,
     exits: Annotated[
-        str | None, typer.Option(help='Detach points such as 2,7; "" trains the plain baseline.')
+        str | None, typer.Option(help='Detach points, such as 2,7; "" trains the plain baseline.')
     ] = None,
     data: Annotated[
         str, typer.Option(help="cifar10, cifar100, digits, or a folder with train/ and test/ or val/.")
@@ -67,10 +67,10 @@ def train(
     ] = None,
     listed: dict[str, Any],
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with the run in this folder, which knows all the rest.")
+        Path | None, typer.Option(help="Go on with the run in this folder; its state has all other options.")
     ] = None,
     override: Annotated[
-        bool, typer.Option("--override", help="With --resume: go on although something differs.")
+        bool, typer.Option("--override", help="With --resume: go on even if something differs.")
     ] = False,
     plugin: Plugin = None,
     json: Json = False,
@@ -100,7 +100,7 @@ def _start(
     options: dict[str, Any],
     overrides: dict[str, Any],
 ) -> "Run":
-    """Begin a run."""
+    """Start a new run."""
     drop, freeze_base = options["drop"], options["freeze_base"]
     if arch is None and freeze_base is not None:
         arch = registry.find(_arch_of(Path(freeze_base)))
@@ -118,11 +118,12 @@ def _start(
 
 
 def _given(context: typer.Context) -> set[str]:
-    """The names of the options that stand on the command line; with --resume some may not."""
+    """The names of the options that the user gave. Raises BadParameter for options that --resume excludes."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
     if wrong := given & NOT_WITH_RESUME:
-        raise typer.BadParameter(f"--resume goes without {', '.join(f'--{name}' for name in sorted(wrong))}")
+        options = ", ".join(f"--{name}" for name in sorted(wrong))
+        raise typer.BadParameter(f"--resume cannot be combined with {options}")
     return given
 
 
@@ -136,7 +137,7 @@ def _arch_of(checkpoint: Path) -> str:
 def _resume(
     folder: Path, changes: dict[str, Any], recipe: str | None, overrides: dict[str, Any], override: bool
 ) -> "Run":
-    """Go on with a run; a `recipe` by name changes all its settings, `overrides` only some."""
+    """Go on with a run. A `recipe` replaces all settings of the old recipe, `overrides` replace some."""
     from cnsn_cli.training.recipe import load_recipe
     from cnsn_cli.training.resume_state import STATE, read_state
     from cnsn_cli.training.run import resume
@@ -156,7 +157,7 @@ def _resume(
 
 @contextmanager
 def _watched(folder: Path, recipe: "Recipe") -> "Iterator[Watch]":
-    """Progress on stderr, and a word on how to go on where a signal stops it."""
+    """Shows progress on stderr. If a signal stops the run, prints the command that resumes it."""
     from cnsn_cli.commands.progress import progress
     from cnsn_cli.training.resume_state import STATE
     from cnsn_cli.training.signals import Stopped
@@ -175,7 +176,7 @@ def _watched(folder: Path, recipe: "Recipe") -> "Iterator[Watch]":
 
 
 def default_folder(arch: str, data: str) -> Path:
-    """runs/<arch>-<data>-<time>"""
+    """The folder runs/<arch>-<data>-<time>."""
     name = re.sub(r"[^\w.=]+", "-", f"{arch}-{Path(data).name}")
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 

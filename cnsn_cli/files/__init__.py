@@ -1,1 +1,11 @@
-"""The file format. A file is written as a whole, opened once, and checked before its weights are used."""
+"""The file format. A file is written as a whole, opened once, and checked before its weights are used.
+
+model_file      any file that holds models, opened as classifiers
+checkpoint      saving and loading networks
+  metadata      what a file says about its models
+  tensor_file   a safetensors file as bytes: header and tensors, without torch
+  onnx_model    exported ONNX files
+writer          a file appears complete or not at all
+
+This package does not know how a network is trained.
+"""

@@ -1,1 +1,22 @@
-"""From a request to a run folder."""
+"""From a request to a run folder.
+
+run                 `train` and `resume`: put everything below together
+  arguments         the arguments of `train`, listed once
+  recipe            hyper-parameters: presets, TOML files, options
+  request           what the user asked of a run, as its state stores it
+  setup             network, data and weights before the first step
+  initial_weights   weights to start from
+trainer             the training loop, which yields events
+  augmentation      random changes to training images
+  gradient_balance  how strongly sub-models pull at shared units
+  ema               averaged weights
+  meter             losses, accuracies and speed of an epoch
+  metrics           the events, and the lines of metrics.jsonl
+recorder            writes models, metrics and state
+  run_folder        the folder of a run: its lock and its space
+  resume_state      everything that a resumed run needs
+  signals           Ctrl-C and SIGTERM
+plot                pictures of runs
+
+This package does not know the command line, and does not know what becomes of a model after training.
+"""

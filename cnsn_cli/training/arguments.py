@@ -1,7 +1,8 @@
-"""The arguments of `cnsn_cli.train`, listed once: its signature, docstring and the options of `cnsn train`.
+"""The arguments of `cnsn_cli.train`, listed once.
 
-A run keeps some of them in its state, as a Request. This module imports neither torch nor pydantic, so that
-`cnsn --help` is quick; the metadata of a field are named as in pydantic, which reads `ge` and `le` there.
+The signature and the docstring of `train`, the options of `cnsn train` and the class Request are made from
+this list. This module imports neither torch nor pydantic, so that `cnsn --help` is quick, and does not know
+what the arguments do. The metadata of a field have the names of pydantic, which reads `ge` and `le` there.
 """
 
 import inspect
@@ -26,9 +27,10 @@ R = TypeVar("R")
 
 
 def about(description: str, **more: Any) -> dict[str, Any]:
-    """The metadata of an argument: its help text, and its limits `ge` and `le` where it has some.
+    """The metadata of an argument: its help text, and in `more` whatever applies.
 
-    `flags` name its option where `--name` does not; `default` says what None stands for.
+    `ge` and `le` are the limits of its values, `flags` the names of its option if they are not `--name`, and
+    `default` says what the default None means.
     """
     return {"description": description, **more}
 
@@ -39,26 +41,29 @@ class Options:
 
     drop: int | None = field(
         default=None,
-        metadata=about("In place of --exits: train the sub-model at this detach point alone."),
+        metadata=about("Train only the sub-model at this detach point, by itself; replaces --exits."),
     )
     freeze_base: str | Path | None = field(
-        default=None, metadata=about("A file whose base-model gets sub-models and stays as it is.")
+        default=None,
+        metadata=about("A file whose base-model is kept unchanged; only its new sub-models are trained."),
     )
     init: str | Path | None = field(
         default=None,
-        metadata=about("Start with the weights in this .safetensors file, of the original network."),
+        metadata=about("A .safetensors file with weights of the original network, to start from."),
     )
     pretrained: bool = field(
-        default=False, metadata=about("Start with the weights that torchvision or timm publish.")
+        default=False, metadata=about("Start from the weights that torchvision or timm publish.")
     )
-    data_dir: str | Path = field(default="data", metadata=about("Where CIFAR lies, or is downloaded to."))
+    data_dir: str | Path = field(
+        default="data", metadata=about("The folder that CIFAR is read from or downloaded to.")
+    )
     skip_bad: bool = field(
         default=False, metadata=about("Leave out images that cannot be read, and list them.")
     )
-    device: str = field(default="auto", metadata=about("auto, cpu, cuda or mps."))
+    device: str = field(default="auto", metadata=about("The device: auto, cpu, cuda or mps."))
     precision: Precision | None = field(
         default=None,
-        metadata=about("What convs of a training step compute in.", default="bf16 on CUDA, else fp32"),
+        metadata=about("The number format of convs in a training step.", default="bf16 on CUDA, else fp32"),
     )
     compiled: bool | None = field(
         default=None,
@@ -67,46 +72,48 @@ class Options:
         ),
     )
     image_size: int | None = field(
-        default=None, metadata=about("Side of the images in pixels.", ge=1, le=LARGEST_IMAGE)
+        default=None, metadata=about("Height and width of the images in pixels.", ge=1, le=LARGEST_IMAGE)
     )
     in_channels: int = field(
         default=3, metadata=about("Channels of the images: 3, or 1 for grey.", ge=1, le=64)
     )
     deterministic: bool = field(
-        default=False, metadata=about("Repeatable bit for bit on CUDA too, and slower.")
+        default=False, metadata=about("Make results repeatable bit for bit on CUDA too; slower.")
     )
     save_every: str = field(
         default="10m",
-        metadata=about("Save the state after so many steps (500) or minutes (10m) too."),
+        metadata=about("Also save the state after this many steps (500) or minutes (10m) within an epoch."),
     )
 
 
 def ignore(event: object) -> None:
-    """Watch nothing."""
+    """The default of `watch`: does nothing."""
 
 
 @dataclass(frozen=True)
 class Arguments(Options):
-    """All that `train` takes."""
+    """All arguments of `train`."""
 
     arch: "str | Architecture" = field(metadata=about('An architecture, such as "vgg16:width=0.5".'))
     exits: tuple[int, ...] = field(
-        metadata=about("Detach points such as (2, 7); () trains the plain baseline.")
+        metadata=about("The detach points, such as (2, 7); () trains the plain baseline.")
     )
-    data: str = field(metadata=about("cifar10, cifar100, digits, or a folder with train/ and test/ or val/."))
+    data: str = field(
+        metadata=about("The data: cifar10, cifar100, digits, or a folder with train/ and test/ or val/.")
+    )
     recipe: "Recipe" = field(metadata=about("The hyper-parameters, from load_recipe."))
     out: str | Path = field(metadata=about("The run folder."))
     _: KW_ONLY
     classes: int | None = field(
-        default=None, metadata=about("Number of classes; an error where the data has others.", ge=1)
+        default=None, metadata=about("Number of classes; an error if the data has another number.", ge=1)
     )
-    force: bool = field(default=False, metadata=about("Replace what exists."))
+    force: bool = field(default=False, metadata=about("Replace existing files."))
     watch: "Watch" = field(
-        default=ignore, metadata=about("A function that is told of every event: Started, Step, Epoch.")
+        default=ignore, metadata=about("A function that is called with every event: Started, Step, Epoch.")
     )
 
 
-# Those that are typed alike on a command line; the others are made of what is typed.
+# Arguments that an option can give as they are. `cnsn train` makes the other arguments from what users type.
 TYPED = [argument for argument in fields(Arguments) if argument.kw_only and argument.name != "watch"]
 
 
@@ -117,9 +124,10 @@ def help_of(name: str) -> str:
 
 
 def called_like(arguments: Callable[P, A]) -> Callable[[Callable[[A], R]], Callable[P, R]]:
-    """A decorator: a function of `arguments` is called with the parts of these, and documents each of them.
+    """A decorator for a function whose one parameter is an `arguments` object.
 
-    Unknown names are a TypeError that lists those that there are.
+    The decorated function takes the fields of `arguments` as its parameters, and its docstring describes each
+    of them. An unknown name raises a TypeError that lists the known names.
     """
     signature = inspect.signature(arguments)
     names = list(signature.parameters)
@@ -147,7 +155,7 @@ def _described(names: list[str]) -> str:
 
 
 def _sentence(argument: "Field[Any]") -> str:
-    """What is said of an argument in Python, where `--save-every` is `save_every`."""
+    """The help text of an argument for Python users, who write `exits` and not `--exits`, and its default."""
     text = re.sub(r"--([a-z-]+)", lambda option: f"`{option[1].replace('-', '_')}`", help_of(argument.name))
     if argument.name == "watch" or not argument.kw_only:
         return text

@@ -1,7 +1,9 @@
-"""Augmentation, drawn per sample and applied to a whole batch at once.
+"""Augmentation: random changes to training images, drawn per sample and applied to a whole batch at once.
 
-What a sample gets depends on the seed, the epoch, and its place in a data set of that many samples: not on
-its batch, nor on what was drawn before. Only its partner for mixing is its neighbour in the batch.
+The trainer draws an EpochPlan for each epoch. The augmentation of a sample depends on the seed, the epoch,
+the number of samples and the index of the sample. It does not depend on the batch or on earlier draws, so
+that a resumed run draws the same. One exception: an image is mixed with its neighbour in the batch. This
+module does not know networks.
 """
 
 from dataclasses import dataclass
@@ -18,11 +20,12 @@ from cnsn_cli.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """The order of the samples in one epoch, and what each of them gets.
+    """The order of the samples in one epoch, and the augmentation of each sample.
 
-    `order` (N,) are sample indices; all else belongs to samples, not to positions: `offsets` (N, 2) of the
-    crop, `flips` (N,), the centres of what is cut out (N, 2) and of what is pasted in (N, 2), both 0..1, and
-    the `shares` (N,) of an image in its mixture.
+    `order` (N,) holds sample indices. The other tensors are indexed by sample, not by position in the order:
+    `offsets` (N, 2) of the crop in pixels; `flips` (N,), whether to mirror; `holes` (N, 2) and `boxes`
+    (N, 2), the centres of the squares to cut out and to paste in, as 0..1 of height and width; `shares` (N,),
+    the share of the image itself when it is mixed with another one.
     """
 
     recipe: Recipe
@@ -34,9 +37,10 @@ class EpochPlan:
     shares: Tensor
 
     def prepare(self, pixels: Tensor, labels: Tensor, indices: Tensor, task: Task) -> tuple[Tensor, Tensor]:
-        """What is trained on: normalised images (n, C, H, W), and targets, from uint8 (n, C, H, W).
+        """Augmented, normalised images (n, C, H, W) and their targets, from uint8 pixels (n, C, H, W).
 
-        Targets are labels (n,), or probabilities (n, classes) where images are mixed.
+        `labels` and `indices` (n,) belong to the samples. Targets are the labels (n,), or probabilities
+        (n, classes) if the recipe mixes images.
         """
         images = normalise(self.augment(pixels, indices), task)
         if self.recipe.cutout:
@@ -49,20 +53,20 @@ class EpochPlan:
         return cut_mix(images, targets, self.shares[indices], self.boxes[indices])
 
     def augment(self, pixels: Tensor, indices: Tensor) -> Tensor:
-        """Crop and flip uint8 (n, C, H, W), the samples `indices` (n,) of the data set."""
+        """Crop and flip uint8 pixels (n, C, H, W) of the samples `indices` (n,)."""
         if self.recipe.crop_padding:
             pixels = crop(pixels, self.offsets[indices], self.recipe.crop_padding)
         return torch.where(self.flips[indices].view(-1, 1, 1, 1), pixels.flip(3), pixels)
 
 
 def plan_epoch(samples: int, recipe: Recipe, epoch: int, device: torch.device) -> EpochPlan:
-    """Draw an epoch of `samples`: a permutation, and each sample's augmentation as the recipe says."""
+    """Draw the plan of an epoch: a permutation of `samples`, and the augmentation of each sample."""
     generator = _generator(recipe.seed, epoch)
     order = torch.randperm(samples, generator=generator)
     offsets = torch.randint(2 * recipe.crop_padding + 1, (samples, 2), generator=generator)
     coins = torch.rand(samples, generator=generator) < 0.5
     holes, boxes = torch.rand(2, samples, 2, generator=generator)
-    draw = np.random.default_rng((recipe.seed, epoch))  # torch draws no beta from a generator of ours
+    draw = np.random.default_rng((recipe.seed, epoch))  # torch cannot draw Beta from a given generator
     shares = torch.from_numpy(draw.beta(recipe.mix_alpha, recipe.mix_alpha, samples)).float()
     if recipe.flip == "alternating":
         # Of every two epochs, one shows an image as it is and one shows its mirror image (Jordan 2024).
@@ -77,7 +81,7 @@ def _generator(seed: int, epoch: int) -> torch.Generator:
 
 
 def crop(pixels: Tensor, offsets: Tensor, padding: int) -> Tensor:
-    """Pad (n, C, H, W) by `padding` black pixels, and cut H x W out of each at its `offsets` (n, 2)."""
+    """Pad images (n, C, H, W) by `padding` black pixels, and crop each to H x W at its `offsets` (n, 2)."""
     samples, _, height, width = pixels.shape
     padded = F.pad(pixels, (padding,) * 4)
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (n, C, 2p + 1, 2p + 1, H, W), no copy
@@ -86,24 +90,27 @@ def crop(pixels: Tensor, offsets: Tensor, padding: int) -> Tensor:
 
 
 def cut_out(images: Tensor, centres: Tensor, side: int) -> Tensor:
-    """Set a square of each image (n, C, H, W) to 0, which is the mean (DeVries & Taylor 2017).
+    """Set a square of each normalised image (n, C, H, W) to 0, the mean (DeVries & Taylor 2017).
 
-    `centres` (n, 2) are 0..1 of height and width; a square may lie partly outside.
+    `centres` (n, 2) are 0..1 of height and width, `side` is in pixels. A square may be partly outside.
     """
     return images.masked_fill(squares(images, centres, torch.full_like(centres[:, 0], side)), 0)
 
 
 def mix_up(images: Tensor, targets: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Each image times its share (n,), plus the one before it times the rest (Zhang et al. 2018)."""
+    """Mix each image with the image before it in the batch (Zhang et al. 2018).
+
+    An image counts with its share (n,), the image before it with the rest; targets (n, classes) likewise.
+    """
     pixels = shares.view(-1, 1, 1, 1)
     mixed = images * pixels + images.roll(1, 0) * (1 - pixels)
     return mixed, _blend(targets, shares)
 
 
 def cut_mix(images: Tensor, targets: Tensor, shares: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """Paste into each image a square of the one before it, of an area of 1 - share (Yun et al. 2019).
+    """Paste into each image a square of the image before it in the batch (Yun et al. 2019).
 
-    Squares that lie partly outside are smaller; targets follow the area that is left.
+    The area of the square is 1 - share, less if it is partly outside; targets follow the area pasted.
     """
     inside = squares(images, centres, (1 - shares).sqrt() * images.shape[-1])
     mixed = torch.where(inside, images.roll(1, 0), images)
@@ -115,7 +122,7 @@ def _blend(targets: Tensor, shares: Tensor) -> Tensor:
 
 
 def squares(images: Tensor, centres: Tensor, sides: Tensor) -> Tensor:
-    """Masks (n, 1, H, W) of the pixels whose middle lies in a square of `sides` (n,) around `centres`."""
+    """Masks (n, 1, H, W) of pixels whose middle is in a square of `sides` (n,) around `centres` (n, 2)."""
     within = []
     for axis, length in enumerate(images.shape[2:]):
         middles = torch.arange(length, device=images.device) + 0.5

@@ -1,4 +1,7 @@
-"""An exponential moving average of weights, which is often better than the last of them."""
+"""An exponential moving average of weights, which is often more accurate than the last weights.
+
+The trainer updates it after every step and evaluates it. It does not know what the weights are trained for.
+"""
 
 import copy
 
@@ -9,9 +12,9 @@ from cnsn_cli.network.network import Cnsn
 
 
 class Average:
-    """`network` has the averaged weights; its BN statistics do not fit them until they are computed anew.
+    """`network` has the averaged weights. Its BN statistics fit them only after they are recomputed.
 
-    The decay of the first steps is lower, so that the average forgets where it started.
+    In the first steps the decay is lower, so that the average forgets the weights it started from.
     """
 
     def __init__(self, network: Cnsn | Model, decay: float) -> None:
@@ -20,6 +23,6 @@ class Average:
 
     @torch.no_grad()
     def update(self, network: Cnsn | Model, steps: int) -> None:
-        """Take in the weights of `network` after `steps` steps."""
+        """Add the weights that `network` has after `steps` steps to the average."""
         decay = min(self.decay, (1 + steps) / (10 + steps))
         torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - decay)

@@ -1,6 +1,8 @@
-"""How strongly sub-models pull at the units that they share with the base-model.
+"""How strongly the sub-models pull at the units that they share with the base-model.
 
-Late in training the base-model is nearly right and its gradient small, while a weak sub-model's stays large.
+Late in training the base-model is nearly right and its gradient is small, while the gradient of a weak
+sub-model stays large. The trainer scales and measures the gradients here. This module does not know how the
+losses are computed.
 """
 
 from collections.abc import Sequence
@@ -15,9 +17,9 @@ from cnsn_cli.training.metrics import Pull
 
 
 def undo_in_step_downs(network: Cnsn | Model, scales: Sequence[float]) -> None:
-    """Divide the gradients in the step-down convs by `scales`, which thus weigh the shared units alone.
+    """Divide the gradients in the step-down convs by `scales`, so that the scales act on shared units only.
 
-    That is exact because a gradient is proportional to the weight of its loss.
+    The division is exact, because a gradient is proportional to the weight of its loss.
     """
     for submodel, scale in zip(network.models()[1:], scales, strict=True):
         if scale != 1:
@@ -27,7 +29,10 @@ def undo_in_step_downs(network: Cnsn | Model, scales: Sequence[float]) -> None:
 
 
 def measure(network: Cnsn | Model, losses: Tensor, scales: Sequence[float]) -> list[Pull]:
-    """The pull of every sub-model, from the losses (models,) of a forward pass; its graph is kept."""
+    """The pull of every sub-model, from the losses (models,) of a forward pass, whose graph is kept.
+
+    A sub-model without trainable shared parameters (a frozen base-model) is left out.
+    """
     pulls = []
     for submodel, loss, scale in zip(network.models()[1:], losses[1:], scales, strict=True):
         own = {id(parameter) for parameter in submodel.step_down.parameters()}

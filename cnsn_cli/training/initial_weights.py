@@ -1,4 +1,7 @@
-"""Weights to start from: those of the original network, as published or from a file."""
+"""Weights to start training from: published weights of the original network, or weights in a file.
+
+`setup` calls this module before a new run. It does not know exits and sub-models.
+"""
 
 import re
 from dataclasses import dataclass
@@ -19,10 +22,10 @@ PART = re.compile(r"^(units\.\d+|head)\.")
 
 @dataclass
 class Start:
-    """`weights` by the names of the network that a backbone was made of, or of the backbone itself.
+    """`weights` under the names of the original network, or under the names of the backbone made from it.
 
-    `source` is what error messages call them. `drawn` are the names of those that a backbone did not get,
-    because it has another number of classes.
+    Error messages call them `source`. After `fill`, `drawn` names the weights that the backbone did not get
+    because it has another number of classes: they stay as they were drawn at random.
     """
 
     weights: dict[str, Tensor]
@@ -30,10 +33,10 @@ class Start:
     drawn: tuple[str, ...] = ()
 
     def fill(self, backbone: Backbone, classes: int) -> None:
-        """Copy the weights into `backbone`, except those of a classifier of another number of classes.
+        """Copy the weights into `backbone`, except the weights of a classifier for other classes.
 
-        Weights that it has no use for are ignored. Raises CheckpointError where one lacks or has another
-        shape.
+        Weights that the backbone does not have are ignored. Raises CheckpointError if one that it has is
+        missing or has another shape.
         """
         drawn = []
         for name, tensor in self._wanted(backbone).items():
@@ -75,11 +78,11 @@ def _of_other_classes(found: Tensor, wanted: Tensor, classes: int) -> bool:
 
 
 def from_file(path: Path) -> Start:
-    """The tensors of a safetensors file, whoever wrote it. Raises CheckpointError."""
-    read_header(path)  # holds it to the limits of a file
+    """The tensors of a safetensors file, which need not be from cnsn. Raises CheckpointError."""
+    read_header(path)  # checks the limits of a file
     return Start(read_plain(path), str(path))
 
 
 def from_publisher(arch: Architecture, task: Task) -> Start:
-    """What an architecture has been published with. Raises ArchitectureError where that cannot be had."""
+    """The published weights of an architecture. Raises ArchitectureError if they cannot be had."""
     return Start(arch.pretrained(task), f"pretrained weights of {arch.text}")

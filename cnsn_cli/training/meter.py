@@ -1,4 +1,8 @@
-"""What is measured while a network trains. The trainer adds every step; the numbers stay on the device."""
+"""Losses, accuracies and speed, measured while a network trains.
+
+The trainer adds every step; progress bars and `recorder` read the results. This module does not know how the
+losses are computed.
+"""
 
 import math
 import time
@@ -14,10 +18,10 @@ from cnsn_cli.network.network import Cnsn
 
 
 class Meter:
-    """Losses and accuracies of an epoch so far. They stay on the device until somebody asks.
+    """Losses and accuracies of an epoch so far. They stay on the device until `results` is called.
 
-    `losses` (models,) are summed over `batches`, `correct` (models,) counts right answers. Of several
-    processes each has its own, on its share of every batch.
+    `losses` (models,) are sums over `batches`, `correct` (models,) counts right answers. Each of several
+    processes has a meter of its own, for its share of every batch.
     """
 
     def __init__(self, network: Cnsn | Model, batch_size: int) -> None:
@@ -35,7 +39,7 @@ class Meter:
         self.correct = self.correct + correct
 
     def combine(self) -> None:
-        """Take in what the other processes have seen."""
+        """Average over all processes, so that every process has the same results."""
         self.losses, self.correct = distributed.mean(self.losses), distributed.mean(self.correct)
 
     def results(self) -> list[ModelResult]:
@@ -52,7 +56,7 @@ class Meter:
 
 
 def finite(results: list[ModelResult], epoch: int, lr: float) -> list[ModelResult]:
-    """The same results; raises TrainingError where a loss is not finite."""
+    """Return `results` unchanged; raise TrainingError if a loss is not finite."""
     for result in results:
         if not math.isfinite(result.loss):
             raise TrainingError(

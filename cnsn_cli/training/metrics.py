@@ -1,7 +1,7 @@
-"""What a training run tells of, and metrics.jsonl: written and read here alone.
+"""The events of a training run, and the lines of metrics.jsonl. No other module knows their format.
 
-The trainer makes the events, the recorder writes a line an epoch, `resume_state` and `plot` read them. This
-module does not import torch, because `plot` does not.
+The trainer makes the events, `recorder` writes a line for each epoch, `resume_state` and `plot` read the
+lines. This module does not import torch, because `plot` works without torch.
 """
 
 import json
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Pull:
     """The gradients of a sub-model and of the base-model in the parameters that both use.
 
-    `scale` is the weight that the recipe gives the sub-model's; `norm` and `base_norm` are Euclidean, without
-    it; `cosine` lies between -1 and 1.
+    `scale` is the weight that the recipe gives to the gradient of the sub-model. `norm` (sub-model) and
+    `base_norm` (base-model) are Euclidean norms without this weight. `cosine`, -1 to 1, compares directions.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Pull:
 
 @dataclass(frozen=True)
 class Step:
-    """`step` of `steps` in this epoch are done. Asking `meter` for results waits for the device."""
+    """Event: `step` of the `steps` in this epoch are done. `meter.results()` waits for the device."""
 
     epoch: int
     step: int
@@ -44,9 +44,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Epoch:
-    """An epoch that is over: `train` as seen while training, `results` on the held-out images.
+    """Event: an epoch is over.
 
-    `pulls` are those of the last step, one a sub-model.
+    `train` are the results on training images during the epoch, `results` the results on the held-out images
+    after it. `pulls` are measured in the last step, one for each sub-model.
     """
 
     epoch: int
@@ -59,7 +60,7 @@ class Epoch:
 
 
 class Result(BaseModel):
-    """A ModelResult in a line."""
+    """A ModelResult, as a line holds it."""
 
     name: str
     accuracy: float
@@ -67,7 +68,7 @@ class Result(BaseModel):
 
 
 class Line(BaseModel):
-    """A line of metrics.jsonl: an Epoch, and which images its `results` are of."""
+    """A line of metrics.jsonl: an Epoch. `selection` says which images its `results` were measured on."""
 
     epoch: int
     lr: float
@@ -80,11 +81,11 @@ class Line(BaseModel):
 
     @property
     def mean_accuracy(self) -> float:
-        """Over all models; the best epoch is the one where it is highest."""
+        """The mean over all models. The best epoch is the epoch with the highest mean."""
         return sum(result.accuracy for result in self.results) / len(self.results)
 
     def to_json(self) -> str:
-        """The line with its end."""
+        """The line, with the line break at its end."""
         return json.dumps(self.model_dump()) + "\n"
 
 

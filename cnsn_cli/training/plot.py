@@ -1,7 +1,8 @@
-"""Pictures of runs: accuracy against MACs, and accuracy as training went along.
+"""Pictures of runs: accuracy against MACs, and accuracy over the epochs.
 
-Colours are those of Okabe & Ito (https://jfly.uni-koeln.de/color/), which colour-blind people can tell apart;
-markers and dashes say the same once more.
+`run` draws every finished run, and `cnsn plot` draws several runs into one picture. Colour-blind people can
+tell the colours apart (Okabe & Ito, https://jfly.uni-koeln.de/color/), and markers and dashes differ as well.
+This module reads files; it does not know networks, and does not import torch.
 """
 
 import warnings
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 COLOURS, BLACK, GREY = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY), "#000000", "#767676"
 MARKERS, DASHES = "os^DvPX", ("-", "--", ":", "-.")
-LEVEL: Any = (0, (4, 3))  # the dashes of a baseline's level line
-MOST = 101  # per cent; leaves room for markers
+LEVEL: Any = (0, (4, 3))  # the dashes of the horizontal line of a baseline
+MOST = 101  # per cent, the top of an axis; leaves room for markers at 100
 FORMATS = (".png", ".svg")
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -32,13 +33,13 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "grid.color": "#E5E5E5",
-    "svg.hashsalt": "cnsn",  # equal runs, equal files
+    "svg.hashsalt": "cnsn",  # so that equal runs give equal files
     "text.parse_math": False,
 }
 
 
 class Story(NamedTuple):
-    """A run: its name in the picture, what its best network says of itself, and its epochs where known."""
+    """A run: its name in the picture, the metadata of its best network, and its epochs; [] if unknown."""
 
     name: str
     metadata: Metadata
@@ -53,16 +54,16 @@ class Story(NamedTuple):
 def draw(paths: Sequence[Path], output: Path) -> None:
     """Draw run folders and checkpoints into one .png or .svg; checkpoints have no training curves.
 
-    Raises CheckpointError for what is neither, OutputError where `output` cannot be written.
+    Raises CheckpointError if a path is neither, OutputError if `output` cannot be written.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     if output.suffix not in FORMATS:
-        raise OutputError(f"{output} is no name for a picture: end it in {' or '.join(FORMATS)}")
+        raise OutputError(f"{output} is not the name of a picture: end it in {' or '.join(FORMATS)}")
     stories = [read_story(path, name) for path, name in zip(paths, _names(paths), strict=True)]
     with rc_context(STYLE), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about letters that the font lacks
+        warnings.simplefilter("ignore")  # matplotlib warns about letters that the font lacks
         panels = 2 if any(story.epochs for story in stories) else 1
         figure = Figure(figsize=(5.2 * panels, 4.4), layout="constrained")
         axes = figure.subplots(1, panels, squeeze=False)[0]
@@ -75,7 +76,7 @@ def draw(paths: Sequence[Path], output: Path) -> None:
 
 
 def read_story(path: Path, name: str) -> Story:
-    """A run folder, or a checkpoint. Raises CheckpointError."""
+    """The story of a run folder, or of a checkpoint. Raises CheckpointError."""
     file = path / "best.safetensors" if path.is_dir() else path
     metadata = read_metadata(file, read_header(file))
     if any(model.accuracy is None for model in metadata.models):
@@ -91,23 +92,23 @@ def _read_epochs(path: Path, names: list[str]) -> list[Line]:
         lines = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError, UnicodeDecodeError) as error:
         reason = str(error).split("\n")[0]
-        raise CheckpointError(f"{path} does not tell of epochs: {reason}") from error
+        raise CheckpointError(f"cannot read epochs from {path}: {reason}") from error
     parts = [part for line in lines for part in (line.train, line.results)]
     if any([result.name for result in part] != names for part in parts):
-        raise CheckpointError(f"{path} does not tell of {', '.join(names)}, which best.safetensors holds")
+        raise CheckpointError(f"{path} has other models than best.safetensors, which has {', '.join(names)}")
     return lines
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The name of each folder, of files with that of their folder; whole paths where two are alike."""
+    """The name of each folder, and folder/name of each file; whole paths if two names are equal."""
     ends = [path.resolve().parts[-1 if path.is_dir() else -2 :] for path in paths]
     return ["/".join(end) for end in ends] if len(set(ends)) == len(ends) else [str(path) for path in paths]
 
 
 def _draw_trade_off(axes: "Axes", stories: list[Story]) -> None:
-    """A point a model, a line a run; a baseline is a level line too, to be compared with.
+    """Draw a point for each model and a line for each run; a baseline also gets a horizontal line.
 
-    Names stand in the legend: beside their points they would lie on each other where models are close.
+    Names are in the legend: beside their points they would overlap if models are close to each other.
     """
     keys = {}
     for number, story in enumerate(stories):
@@ -133,7 +134,7 @@ def _draw_trade_off(axes: "Axes", stories: list[Story]) -> None:
 
 
 def _draw_curves(axes: "Axes", stories: list[Story]) -> None:
-    """A line a model over the epochs; for a single run also its accuracy while training, faintly."""
+    """Draw a line for each model over the epochs; for a single run also the training accuracy, faintly."""
     from matplotlib.ticker import MaxNLocator
 
     keys = {}
@@ -158,12 +159,12 @@ def _draw_curves(axes: "Axes", stories: list[Story]) -> None:
 
 
 def _rank(stories: list[Story], model: ModelRecord) -> int:
-    """Where a model stands by what it drops, so that it looks the same in every run."""
+    """The place of a model in the order of dropped convs, so that equal models look alike in all runs."""
     return sorted({m.drops for story in stories for m in story.metadata.models}).index(model.drops)
 
 
 def _colour(stories: list[Story], number: int, rank: int) -> str:
-    """Of a run where there are several, else of a model."""
+    """The colour of run `number` if there are several runs, else of the model with this rank."""
     if stories[number].is_baseline:
         return BLACK
     return COLOURS[(number if stories[1:] else rank) % len(COLOURS)]
@@ -186,6 +187,6 @@ def _key(label: str, colour: str, **look: Any) -> Any:
 
 
 def _images(stories: list[Story]) -> str:
-    """Which images the accuracies are of."""
+    """Which images the accuracies were measured on: test, validation, or held-out if runs differ."""
     kinds = {story.metadata.selection.images for story in stories if story.metadata.selection}
     return kinds.pop() if len(kinds) == 1 else "held-out"

@@ -1,4 +1,8 @@
-"""Hyper-parameters: presets in TOML, files of the user's own, and flags that override both."""
+"""Hyper-parameters: presets in TOML, the user's own TOML files, and options that override both.
+
+`cnsn train` and Python users load a Recipe here; `setup` and the trainer read it. This module does not know
+networks and data.
+"""
 
 import json
 import math
@@ -19,12 +23,12 @@ from pydantic import (
 from cnsn_cli.choices import BatchNormMode, Distill, Flip, Mix, Schedule, Selection, StepDown
 from cnsn_cli.errors import RecipeError
 
-Scale = Annotated[float, Field(ge=1e-6, le=1e6)]  # gradients are multiplied by it, and divided again
+Scale = Annotated[float, Field(ge=1e-6, le=1e6)]  # limits, because gradients are multiplied and divided by it
 PRESETS_FOLDER = Path(__file__).parent / "recipes"
 
 
 class Recipe(BaseModel):
-    """Everything that decides how a network is trained; `cnsn train --help` says what each word means."""
+    """Everything that decides how a network is trained; `cnsn train --help` explains each field."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -72,8 +76,8 @@ class Recipe(BaseModel):
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of step 0, 1, 2, ...
 
-        Linear warm-up to `lr`; then `gamma` times less after each milestone (`step`), or down to 0 at the
-        last step, along a `cosine` or `linear`.
+        It rises linearly to `lr` during the warm-up. Then it is multiplied by `gamma` after each milestone
+        (schedule `step`), or falls to 0 at the last step (schedule `cosine` or `linear`).
         """
         warmup = self.warmup_epochs * steps_per_epoch
         ramp = min(1.0, (step + 1) / warmup) if warmup else 1.0
@@ -86,25 +90,25 @@ class Recipe(BaseModel):
         return self.lr * ramp * left
 
     def gradient_scales(self, submodels: int, progress: float) -> list[float]:
-        """The weight of each sub-model in the shared units, at `progress` 0..1 of the training.
+        """The weight of each sub-model's gradient in the shared units, at `progress` 0..1 of the training.
 
-        Raises RecipeError where the recipe gives weights for another number of sub-models.
+        Raises RecipeError if the recipe gives weights for another number of sub-models.
         """
         starts = _one_each("gradient_scale", self.gradient_scale, submodels)
         ends = _one_each("final_scale", self.final_scale or self.gradient_scale, submodels)
         return [start + (end - start) * progress for start, end in zip(starts, ends, strict=True)]
 
     def with_changes(self, changes: Mapping[str, Any]) -> "Recipe":
-        """The same with other values. Raises RecipeError for unknown keys and values out of range."""
+        """This recipe with other values. Raises RecipeError for unknown keys and values out of range."""
         return _valid("this recipe", {**self.model_dump(), **changes})
 
     def unreached_milestones(self) -> tuple[int, ...]:
-        """Milestones that lie behind the last epoch, so that the learning rate never falls there."""
+        """Milestones after the last epoch, which the learning rate never reaches."""
         return tuple(m for m in self.milestones if m >= self.epochs) if self.schedule == "step" else ()
 
     def to_toml(self) -> str:
-        """The recipe as a file that `--recipe` reads back."""
-        # Numbers, strings, booleans and lists are written alike in JSON and TOML.
+        """The recipe as the text of a file that `--recipe` can read."""
+        # JSON and TOML write numbers, strings, booleans and lists in the same way.
         return "".join(f"{key} = {json.dumps(value)}\n" for key, value in self.model_dump().items())
 
 
@@ -116,10 +120,14 @@ def presets() -> list[str]:
 def load_recipe(
     name: str = "paper", overrides: Mapping[str, Any] | None = None, *, baseline: bool = False
 ) -> Recipe:
-    """Read a preset or a TOML file, and lay `overrides` over it.
+    """Read a preset or a TOML file, and replace some of its values.
 
-    With `baseline`, `baseline_weight_decay` of the recipe, where it has one, stands for `weight_decay`.
-    Raises RecipeError for unknown names, keys and values out of range.
+    Raises RecipeError for unknown names and keys, and for values out of range.
+
+    Arguments:
+        name: A preset (paper, best, fast, quick) or the path of a TOML file.
+        overrides: Values to replace, by key. Default: none.
+        baseline: Use the recipe's `baseline_weight_decay`, if it has one, as `weight_decay`. Default: False.
     """
     settings = _read(name, seen=())
     baseline_decay = settings.pop("baseline_weight_decay", None)
@@ -136,7 +144,7 @@ def _valid(name: str, settings: dict[str, Any]) -> Recipe:
 
 
 def _read(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
-    """The settings of a recipe, laid over those that it extends."""
+    """The settings of a recipe, and the settings of the recipe that it extends where it has none."""
     if name in seen:
         raise RecipeError(f"recipes extend each other in a circle: {' -> '.join((*seen, name))}")
     path = PRESETS_FOLDER / f"{name}.toml" if name in presets() else Path(name)
@@ -159,7 +167,7 @@ def _read(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _one_each(key: str, values: tuple[float, ...], submodels: int) -> tuple[float, ...]:
-    if len(values) == 1 or not submodels:  # the same recipe serves for a baseline
+    if len(values) == 1 or not submodels:  # a baseline is trained with the same recipe
         return values[:1] * submodels
     if len(values) != submodels:
         raise RecipeError(f"{key} has {len(values)} values for {submodels} sub-models: give one, or one each")

@@ -1,4 +1,8 @@
-"""Writes the folder of a run."""
+"""Writes the files of a run: models, metrics, recipe and state.
+
+`run` makes a Recorder, hands it every event of the trainer, and asks it when to save the state. This module
+does not know how a network is trained, nor what ends a run.
+"""
 
 import time
 from collections.abc import Sequence
@@ -19,9 +23,9 @@ from cnsn_cli.training.trainer import Trainer
 
 
 class Recorder:
-    """Writes the state of a run before its first step, then and again, and models after each epoch.
+    """Writes the state of a run before its first step and in intervals, and models after each epoch.
 
-    `before` is the state that `trainer` goes on from, if any. `best` is the best epoch so far.
+    `before` is the state that a resumed `trainer` goes on from. `best` is the best epoch so far.
     """
 
     def __init__(
@@ -43,14 +47,17 @@ class Recorder:
         self.steps, self.saved = 0, time.monotonic()
 
     def start(self) -> None:
-        """Write all that it takes to go on, should the run be killed from here on."""
+        """Write what a resumed run needs, in case this run is killed before its first epoch is over."""
         self.save_state()
         self._write("recipe.toml", self.trainer.recipe.to_toml())
         if self.metrics:
             self._write("metrics.jsonl", self.metrics)
 
     def take(self, event: Step | Epoch) -> None:
-        """Write all after an epoch, the state last: where it says that the run is finished, all is there."""
+        """After an epoch write the models, the metrics, then the state.
+
+        The state is last: a finished state implies that the rest is on disk.
+        """
         if isinstance(event, Epoch):
             self._record(event)
             self.save_state()
@@ -97,7 +104,7 @@ class Recorder:
 
 
 def file_sizes(trainer: Trainer) -> dict[str, int]:
-    """Bytes of the large files of a run by name; the state has momenta too, maybe an average."""
+    """Bytes of the large files of a run by name. The state also has momenta, and maybe an average."""
     weights = sum(tensor.nbytes for tensor in trainer.network.state_dict().values())
     held = 3 if trainer.average else 2
     return {"best.safetensors": weights, "last.safetensors": weights, STATE: held * weights}

@@ -1,6 +1,7 @@
-"""What a run is asked for, as its state keeps it and as `--resume` changes it.
+"""What the user asked of a run: the state of the run stores it, and `--resume` can change it.
 
-It knows nothing of networks and data: `setup` makes what a request asks for.
+`run` makes a Request from the arguments of `train`, and `setup` builds what it asks for. This module does not
+know networks and data.
 """
 
 import math
@@ -21,7 +22,7 @@ from cnsn_cli.training.recipe import Recipe
 
 
 class Interval(NamedTuple):
-    """So many steps, or seconds."""
+    """A number of steps, or of seconds; the other one is infinite."""
 
     steps: float
     seconds: float
@@ -31,7 +32,7 @@ class Interval(NamedTuple):
 
 
 def parse_interval(text: str) -> Interval:
-    """`500` steps, `10m` minutes."""
+    """Parse `500` (steps) or `10m` (minutes). Raises RecipeError."""
     number = text.removesuffix("m")
     if not (number.isascii() and number.isdecimal() and int(number)):
         raise RecipeError(
@@ -43,7 +44,7 @@ def parse_interval(text: str) -> Interval:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Request(Options):
-    """What was asked of `train`, with `device`, `precision` and `compiled` decided for this machine."""
+    """The arguments of `train`, with `device`, `precision` and `compiled` decided for this machine."""
 
     arch: str
     exits: tuple[Count, ...]
@@ -59,24 +60,24 @@ class Request(Options):
         return str(value) if isinstance(value, Path) else value
 
     def interval(self) -> Interval:
-        """How often the state is saved. Raises RecipeError for what is neither steps nor minutes."""
+        """How often the state is saved. Raises RecipeError if `save_every` is neither steps nor minutes."""
         return parse_interval(self.save_every)
 
     @property
     def started_from(self) -> StartedFrom | None:
-        """Where the first weights came from, if they were not drawn."""
+        """Where the first weights came from; None if they were drawn at random."""
         if self.pretrained:
             return "published"
         return "file" if self.init else None
 
     def with_changes(self, changes: Mapping[str, Any]) -> "Request":
-        """The same with other values, those of the recipe under their own names. Raises RecipeError."""
+        """This request with other values; keys of its recipe may be among them. Raises RecipeError."""
         settings = {key: value for key, value in changes.items() if key in Recipe.model_fields}
         own = {key: value for key, value in changes.items() if key not in settings}
         return _valid({**_values(self), **own, "recipe": self.recipe.with_changes(settings)})
 
     def flat(self) -> dict[str, Any]:
-        """Everything by name, the recipe's settings among the rest."""
+        """All values by name, with the settings of the recipe in place of the recipe."""
         values = _values(self)
         del values["recipe"]
         return {**values, **self.recipe.model_dump()}

@@ -1,8 +1,9 @@
-"""The state of a training run between two steps: all that it takes to go on as if nothing had happened.
+"""The state of a training run between two steps: everything that a resumed run needs to give equal results.
 
-The order of the samples and their augmentation follow from the recipe's seed and the number of the epoch, so
-the state holds weights and their average, the optimizer's momentum, torch's random generators (for dropout),
-how many steps are done, and what was measured.
+The state holds the weights and their average, the optimizer's momentum, torch's random generators (for
+dropout), the number of steps done, and the losses and accuracies so far. It need not hold the order and the
+augmentation of the samples, which follow from the seed and the number of the epoch. `recorder` saves states,
+`run` reads and restores them. This module does not know when a state is saved.
 """
 
 import hashlib
@@ -31,10 +32,11 @@ RANDOM, RANDOM_CUDA, LOSSES, CORRECT = "random", "random.cuda", "losses", "corre
 
 
 class State(BaseModel):
-    """`epoch` epochs of `request` are done, in `environment`, and `step` steps of the next, in `seconds`.
+    """The part of a state that is not tensors.
 
-    `metrics` are the lines of metrics.jsonl, one an epoch; `pulls` those of the last epoch whose steps are
-    all done. `sha256` holds a digest per tensor.
+    `epoch` epochs of `request` are done in `environment`, and `step` steps of the next epoch, which took
+    `seconds`. `metrics` is the text of metrics.jsonl, with a line for each epoch. `pulls` were measured in
+    the newest epoch whose steps are all done. `sha256` holds a digest for each tensor.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -66,12 +68,12 @@ class State(BaseModel):
         return self
 
     def epochs(self) -> list[Line]:
-        """What the lines of `metrics` say."""
+        """The lines of `metrics`."""
         return parse(self.metrics)
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """What has to stay the same for results to stay the same, bit for bit."""
+    """Versions and hardware that must stay the same for results that are the same bit for bit."""
     return {
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -82,7 +84,7 @@ def environment(device: torch.device) -> dict[str, str]:
 
 
 def save_state(path: Path, trainer: Trainer, state: State) -> None:
-    """Write the state of `trainer`, with what is each process's own. Raises OutputError."""
+    """Write the state of `trainer`, including what differs between processes. Raises OutputError."""
     tensors = _without_momentum(trainer)
     for name, parameter in trainer.network.named_parameters():
         momentum = trainer.optimizer.state[parameter].get("momentum_buffer")
@@ -103,7 +105,7 @@ def _without_momentum(trainer: Trainer) -> dict[str, Tensor]:
 
 @distributed.first_only
 def write_state(path: Path, tensors: dict[str, Tensor], state: State) -> None:
-    """Write tensors and what goes with them; digests commit to both. Raises OutputError."""
+    """Write `tensors` and `state` into one file, with digests of both. Raises OutputError."""
     held = {name: for_file(tensor) for name, tensor in tensors.items()}
     sha256 = {name: digest(tensor) for name, tensor in held.items()}
     text = state.model_copy(update={"sha256": sha256}).model_dump_json()
@@ -115,14 +117,14 @@ def text_digest(text: str) -> str:
 
 
 def read_state(path: Path) -> State:
-    """What `save_state` wrote beside the tensors. Raises CheckpointError."""
+    """Read the State that `save_state` wrote beside the tensors. Raises CheckpointError."""
     sealed = read_header(path).metadata.get(KEY)
     if sealed is None:
-        raise CheckpointError(f"{path} is no state of a training run")
+        raise CheckpointError(f"{path} is not the state of a training run")
     seal, _, text = sealed.partition(" ")
     try:
         if seal != text_digest(text):
-            raise CheckpointError(f"{path} is damaged: its metadata are not as they were saved")
+            raise CheckpointError(f"{path} is damaged: its metadata have changed since they were saved")
         check_json(text)
         return State.model_validate_json(text)
     except ValidationError as error:
@@ -132,7 +134,7 @@ def read_state(path: Path) -> State:
 
 
 def restore(path: Path, trainer: Trainer, state: State) -> None:
-    """Put `trainer`, made for the same request, where the state says. Raises CheckpointError."""
+    """Bring `trainer`, made for the same request, into the saved state. Raises CheckpointError."""
     header, expected = read_header(path), _without_momentum(trainer)
     for name, parameter in trainer.network.named_parameters():
         if MOMENTUM + name in header.entries:
@@ -150,12 +152,12 @@ def restore(path: Path, trainer: Trainer, state: State) -> None:
                 trainer.optimizer.state[parameter]["momentum_buffer"] = buffer
         _restore_progress(trainer, tensors, state)
         own = distributed.rank()
-        torch.set_rng_state(tensors[RANDOM][own].clone())  # of a view, torch would read the wrong bytes
+        torch.set_rng_state(tensors[RANDOM][own].clone())  # from a view torch would read the wrong bytes
         if RANDOM_CUDA in tensors:
             torch.cuda.set_rng_state(tensors[RANDOM_CUDA][own].clone(), trainer.device)
     except (RuntimeError, KeyError, TypeError) as error:
         reason = one_line(error)
-        raise CheckpointError(f"{path} does not fit what it says of itself: {reason}") from error
+        raise CheckpointError(f"{path} is broken: its tensors do not fit its metadata: {reason}") from error
 
 
 def _restore_progress(trainer: Trainer, tensors: dict[str, Tensor], state: State) -> None:
@@ -173,6 +175,6 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def differences(old: Mapping[str, object], new: Mapping[str, object]) -> str:
-    """`torch 2.10 -> 2.11, threads 2 -> 4`, or nothing."""
+    """A text such as `torch 2.10 -> 2.11, threads 2 -> 4`; empty if `old` and `new` are equal."""
     names = sorted(old.keys() | new.keys())
     return ", ".join(f"{n} {old.get(n)} -> {new.get(n)}" for n in names if old.get(n) != new.get(n))

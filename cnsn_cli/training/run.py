@@ -1,4 +1,8 @@
-"""A training run in a folder: from names of an architecture and a data set to files on the disk."""
+"""A training run in a folder: from the names of an architecture and a data set to files on the disk.
+
+Python users and `cnsn train` call `train` and `resume`. This module puts the parts of the package together;
+it does not know how a step is computed, nor how a file is written.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,7 +30,7 @@ from cnsn_cli.training.run_folder import PLOT, locked, refuse_existing
 from cnsn_cli.training.setup import Prepared, prepare
 from cnsn_cli.training.signals import Stopped, listening
 
-# What a run cannot change on its way: the shape of the network, and where steps and images stand.
+# What a resumed run cannot change: the tensors of the network, and the meaning of a saved step.
 FIXED = (
     "arch", "exits", "drop", "freeze_base", "init", "pretrained", "image_size", "in_channels", "skip_bad",
     "bn", "step_down", "ema", "batch_size", "val_split",
@@ -35,10 +39,11 @@ FIXED = (
 
 @dataclass(frozen=True)
 class Started:
-    """All is ready: what will be trained, on how many images, and which images choose the best epoch.
+    """Event: everything is ready, and the first step follows.
 
-    `skipped` says of each image that was left out what is wrong with it. `drawn` are weights of the
-    classifier that start at random, because those that were given know another number of classes.
+    `selection` says which images choose the best epoch. `skipped` has a line for each image that was left
+    out, with the reason. `drawn` names the weights of the classifier that start at random, because the given
+    weights are for another number of classes.
     """
 
     train_images: int
@@ -53,7 +58,10 @@ class Started:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, the best epoch, and how every model of it does on the test images."""
+    """A finished run: its folder, its best epoch, and every model with its results on the test images.
+
+    `selection` says which images chose the best epoch.
+    """
 
     folder: Path
     best_epoch: int
@@ -66,10 +74,10 @@ Watch = Callable[[Started | Step | Epoch], None]
 
 @called_like(Arguments)
 def train(asked: Arguments) -> Run:
-    """Train a network and write a run folder.
+    """Train a network with its sub-models, and write a run folder. Returns the finished Run.
 
-    The state is saved after every epoch too; `resume` goes on from there. Raises a CnsnError, and Stopped
-    after Ctrl-C or SIGTERM; what was written is then whole and stays.
+    The state is also saved after every epoch, and `resume` goes on from it. Raises a CnsnError (see
+    cnsn_cli.errors) if something is wrong, and Stopped after Ctrl-C or SIGTERM; the files are then complete.
 
     Arguments:
     """
@@ -87,7 +95,7 @@ def _start(request: Request, folder: Path, asked: Arguments) -> Run:
     if asked.classes not in (None, found):
         raise DataError(f"{request.data} has {found} classes, not {asked.classes}: leave out --classes")
     with locked(folder):
-        refuse_existing(folder, asked.force)  # once more, now that nobody else can fill it
+        refuse_existing(folder, asked.force)  # again: before the lock another run could still write here
         return _run(Recorder(folder, prepared.trainer, request, arch), prepared, asked.watch)
 
 
@@ -97,24 +105,25 @@ def resume(
     override: bool = False,
     watch: Watch = ignore,
 ) -> Run:
-    """Go on with a run where it was saved, to the weights of a run that was not stopped.
+    """Go on with a run from its saved state. Returns the finished Run.
 
-    They are the same bit for bit on the same device, with the same versions and threads. Raises TrainingError
-    with a list of what differs, and CheckpointError where there is no such run.
+    The run ends in the weights of a run that was never stopped. They are the same bit for bit on the same
+    device, with the same versions and number of threads. Raises TrainingError with a list of differences if
+    something differs, CheckpointError if the folder holds no run, and whatever `train` raises.
 
     Arguments:
         folder: The run folder.
-        changes: Arguments of `train` and settings of its recipe, by name. Default: none.
-        override: Go on although something differs. Default: False.
-        watch: A function that is told of every event: Started, Step, Epoch.
+        changes: New values for arguments of `train` and settings of its recipe, by name. Default: none.
+        override: Go on even if something differs. Default: False.
+        watch: A function that is called with every event: Started, Step, Epoch.
     """
     folder = Path(folder)
-    read_state(folder / STATE)  # there must be a run, before its folder is locked
+    read_state(folder / STATE)  # locking makes a folder, which must not happen if there is no run
     with distributed.joined(), locked(folder):
         state = read_state(folder / STATE)
         request = state.request.with_changes(changes or {})
         device = choose_device(request.device)
-        request = request.with_changes({"device": device.type})  # one that was asked for may be `auto`
+        request = request.with_changes({"device": device.type})  # `changes` may say `auto`
         here = environment(device)
         _check_differences(folder, state.request, request, differences(state.environment, here), override)
         arch = registry.find(request.arch)
@@ -129,9 +138,7 @@ def _check_differences(folder: Path, old: Request, new: Request, elsewhere: str,
         raise TrainingError(f"{folder} cannot go on with {fixed}: start another run with --out")
     changed = ", ".join(filter(None, (differences(before, after), elsewhere)))
     if changed and not override:
-        raise TrainingError(
-            f"{folder} was trained otherwise ({changed}): give --override to go on all the same"
-        )
+        raise TrainingError(f"{folder} was trained differently ({changed}): give --override to go on anyway")
 
 
 def _run(recorder: Recorder, prepared: Prepared, watch: Watch) -> Run:
@@ -169,7 +176,10 @@ def _finish(recorder: Recorder, dataset: Dataset) -> Run:
 
 @distributed.first_only
 def _conclude(recorder: Recorder, dataset: Dataset) -> list[ModelResult] | None:
-    """Draw the run. With a `val_split`, how the best network does on the test images, which it meets now."""
+    """Draw the run. With a `val_split`, return the results of the best network on the test images.
+
+    These images are used here for the first time.
+    """
     results = None
     if recorder.trainer.recipe.selection == "validation":
         network = recorder.trainer.trained

@@ -1,4 +1,7 @@
-"""The folder of a run: for one process at a time, and with room for what will be written."""
+"""The folder of a run: only one run may write to it at a time, and its disk must have enough space.
+
+`run` and `recorder` call this module before the first step. It does not know what the files hold.
+"""
 
 import fcntl
 import os
@@ -21,7 +24,7 @@ _held: set[int] = set()
 
 @distributed.first_only
 def refuse_existing(folder: Path, force: bool) -> None:
-    """Raises OutputError where `folder` holds a run and `force` is not given."""
+    """Raises OutputError if `folder` holds a run and `force` is False, or if it is a file."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file: give --out another name")
     if not force and any((folder / name).exists() for name in FILES):
@@ -32,10 +35,10 @@ def refuse_existing(folder: Path, force: bool) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other runs out of `folder`, which is created where it is missing.
+    """Keeps other runs out of `folder`, which is created if it is missing.
 
-    What killed writes left in it is removed. The system lets go of the lock when the process ends, however
-    it ends; the empty file `.lock` stays. Raises OutputError where another run holds it.
+    Temporary files that killed runs left in it are removed. The system releases the lock when the process
+    ends, however it ends; the empty file `.lock` stays. Raises OutputError if another run has the lock.
     """
     with ExitStack() as until_then:
         _enter(folder, until_then)
@@ -62,7 +65,7 @@ def _lock(descriptor: int, folder: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise OutputError(
-            f"another run is at work in {folder}: wait until it ends, or give --out another folder"
+            f"another run is using {folder}: wait until it ends, or give --out another folder"
         ) from error
     except OSError as error:
         raise OutputError(f"cannot lock {folder}: {error.strerror}") from error
@@ -74,13 +77,16 @@ def _close_in_child() -> None:
     _held.clear()
 
 
-# Workers that read images outlive a killed run by seconds; the lock must not.
+# Processes that read images outlive a killed run by seconds, and must not keep its lock.
 os.register_at_fork(after_in_child=_close_in_child)
 
 
 @distributed.first_only
 def check_space(folder: Path, sizes: Mapping[str, int]) -> None:
-    """Raises OutputError unless files of `sizes` bytes by name fit, each replaced by way of a second copy."""
+    """Raises OutputError unless the disk has space for files of `sizes` bytes by name.
+
+    While a file is replaced, its old and its new version are both on the disk.
+    """
     there = sum((folder / name).stat().st_size for name in sizes if (folder / name).exists())
     needed = sum(sizes.values()) + max(sizes.values()) + SMALL_FILES - there
     free = shutil.disk_usage(folder).free

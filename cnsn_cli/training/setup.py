@@ -1,7 +1,7 @@
 """The network, the data and the weights that a run needs before its first step.
 
-A network with sub-models, one sub-model alone, or sub-models on a finished base-model. `run` calls this; it
-knows nothing of the run folder.
+The network is one with sub-models, one sub-model alone, or new sub-models on a finished base-model. `run`
+calls this module, which does not know the run folder.
 """
 
 import os
@@ -32,7 +32,10 @@ from cnsn_cli.training.trainer import Trainer
 
 
 class Prepared(NamedTuple):
-    """All that a run needs before its first step; weights `drawn` although others were asked for."""
+    """All that a run needs before its first step.
+
+    `drawn` names weights that start at random, although the user gave weights to start from.
+    """
 
     trainer: Trainer
     dataset: Dataset
@@ -40,9 +43,9 @@ class Prepared(NamedTuple):
 
 
 def prepare(request: Request, arch: Architecture, resumed: bool = False) -> Prepared:
-    """Everything for a run of `arch`, which if `resumed` gets its weights elsewhere.
+    """Make everything for a run of `arch`. If `resumed`, its weights come from the state, not from here.
 
-    Raises a CnsnError where it cannot start.
+    Raises a CnsnError if the run cannot start.
     """
     _check_start(request)
     if request.deterministic:
@@ -56,7 +59,7 @@ def prepare(request: Request, arch: Architecture, resumed: bool = False) -> Prep
     network = place(network, torch.device(request.device))
     trainer = Trainer(network, fitted, held_out, request.recipe, request.precision, request.compiled)
     if not distributed.is_first():
-        torch.manual_seed(request.recipe.seed + 2**32 * distributed.rank())  # dropout of its own
+        torch.manual_seed(request.recipe.seed + 2**32 * distributed.rank())  # processes differ in dropout
     return Prepared(trainer, dataset, start.drawn if start else ())
 
 
@@ -92,7 +95,7 @@ def _start(request: Request, arch: Architecture, dataset: Dataset) -> Start | No
 
 
 def _for_base(dataset: Dataset, base: Model, request: Request) -> Dataset:
-    """The data set normalised as `base` knows it. Raises DataError where its images or classes differ."""
+    """The data set, normalised as for `base`. Raises DataError if its images or classes differ."""
     for words, found, wanted in (
         ("classes", dataset.task.class_names, base.task.class_names),
         ("pixels a side", dataset.task.image_size, base.task.image_size),
@@ -106,7 +109,11 @@ def _for_base(dataset: Dataset, base: Model, request: Request) -> Dataset:
 
 
 def split_off(dataset: Dataset, recipe: Recipe) -> tuple[Split, Split]:
-    """The images to train on and those that choose the best epoch: the test images without `val_split`."""
+    """The images to train on, and the images that choose the best epoch.
+
+    The latter are the test images, or with a `val_split` a part of the training images. Raises RecipeError if
+    a part has fewer images than there are classes.
+    """
     if recipe.selection == "test":
         return dataset.train, dataset.test
     from sklearn.model_selection import train_test_split
@@ -132,10 +139,10 @@ def build_network(
     drop: int | None = None,
     start: Start | None = None,
 ) -> Cnsn | Model:
-    """A network with weights drawn with the seed of the recipe, or those that it shall `start` from.
+    """A network with weights drawn with the seed of the recipe, or with the weights of `start`.
 
-    With `drop` it is the sub-model at that detach point by itself, which shares nothing. Raises
-    CheckpointError where weights to start from do not fit.
+    With `drop` it is only the sub-model at that detach point, which shares no layers. Raises CheckpointError
+    if the weights of `start` do not fit.
     """
     torch.manual_seed(recipe.seed)
     cuts = exits if drop is None else (drop,)
@@ -147,7 +154,7 @@ def build_network(
 
 
 def load_base(path: Path, arch: str) -> Model:
-    """The base-model of a whole network or of a detached file; raises CheckpointError where there is none."""
+    """The base-model in the file of a whole network or of a base-model. Raises CheckpointError for others."""
     with TensorFile(path) as file:
         metadata = read_metadata(path, file.header)
         if metadata.arch != arch:
@@ -160,7 +167,7 @@ def load_base(path: Path, arch: str) -> Model:
 
 
 def build_around(base: Model, arch: Architecture, exits: tuple[int, ...], recipe: Recipe) -> Cnsn:
-    """A network whose base-model is `base`, frozen; only its sub-models are new, and are to be trained."""
+    """A network whose base-model is `base` and frozen, with new sub-models to train. Raises RecipeError."""
     if not exits:
         raise RecipeError("--freeze-base trains sub-models only: give --exits")
     if recipe.bn == "shared":
@@ -175,7 +182,7 @@ def build_around(base: Model, arch: Architecture, exits: tuple[int, ...], recipe
 def describe(
     network: Cnsn | Model, arch: Architecture, data: str, recipe: Recipe, precision: Precision = "fp32"
 ) -> Metadata:
-    """All that can be said of a network before it is trained."""
+    """The metadata of a network that is not trained yet: no accuracies, no selection."""
     models = [
         ModelRecord(first_unit=model.first_unit, **vars(cost))
         for model, cost in zip(network.models(), model_costs(network), strict=True)

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM, which end a training run after its step, with its state saved."""
+"""Ctrl-C and SIGTERM: how a training run learns of them.
+
+`run` asks after each step, saves the state and ends. This module does not know what is trained.
+"""
 
 import signal
 import threading
@@ -10,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """Training was stopped by the signal `number`, and can go on from where it was."""
+    """Training was stopped by the signal `number` after a step; its state is saved."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -19,9 +22,10 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def listening() -> Iterator[Callable[[], int | None]]:
-    """Yields what tells which signal has come. A second one does what the first would have done before.
+    """Yields a function that returns the signal received so far, or None.
 
-    Python hands signals to the main thread only; in others nothing changes.
+    After the first signal the old handlers are back, so a second one interrupts at once. Python hands signals
+    to the main thread only; in other threads the function returns None.
     """
     came: list[int] = []
     before = {number: signal.getsignal(number) for number in SIGNALS}

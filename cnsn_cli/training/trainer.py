@@ -1,4 +1,8 @@
-"""The training loop. It takes a network, data and a recipe, and yields what happens; it never prints."""
+"""The training loop: it takes a network, data and a recipe, and yields events.
+
+`setup` makes the Trainer, and `run` drives it and hands its events to others. This module prints nothing,
+writes nothing, and does not know the run folder.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +28,7 @@ from cnsn_cli.training.meter import Meter, finite
 from cnsn_cli.training.metrics import Epoch, Pull, Step
 from cnsn_cli.training.recipe import Recipe
 
-CHECK_EVERY = 0.5  # seconds between two looks at the losses; each one waits for the device
+CHECK_EVERY = 0.5  # seconds between two checks of the losses; each check waits for the device
 RECALIBRATION_BATCHES = 50  # for averaged weights, after every epoch
 Forward = Callable[[Tensor], list[Tensor]]
 Loss = Callable[[list[Tensor], Tensor], tuple[Tensor, Tensor]]
@@ -33,10 +37,10 @@ Loss = Callable[[list[Tensor], Tensor], tuple[Tensor, Tensor]]
 class Trainer:
     """Trains `network` on `train`, and evaluates it on `held_out` after each epoch.
 
-    The network must lie on the device that is to do the work. With `precision="bf16"` convs and linear
-    layers of a training step compute in bf16, weights and statistics stay in fp32; `compiled` hands the
-    forward pass to torch.compile. Evaluation is always in fp32 and eager. Raises TrainingError for too few
-    images, RecipeError for a recipe that does not fit the network.
+    The network must be on the device to train on. With `precision="bf16"` convs and linear layers compute in
+    bf16 in a training step; weights and statistics stay in fp32. `compiled` hands the forward pass to
+    torch.compile. Evaluation is always in fp32 and eager. Raises TrainingError if there are too few images,
+    and RecipeError if the recipe does not fit the network.
     """
 
     def __init__(
@@ -68,20 +72,20 @@ class Trainer:
         self.frozen = isinstance(network, Cnsn) and network.base_frozen
         self.average = Average(network, recipe.ema) if recipe.ema else None
         self.pulls: list[Pull] = []
-        self.epoch = self.step = 0  # how many epochs are done, and steps of the epoch after them
+        self.epoch = self.step = 0  # the number of epochs done, and of steps done in the next epoch
         self.meter = Meter(network, recipe.batch_size)
-        self._scales()  # where the recipe gives a wrong number of them, say it now
+        self._scales()  # raises RecipeError now, not in the first step, if their number is wrong
 
     @property
     def trained(self) -> Cnsn | Model:
-        """The network to evaluate and keep: that of averaged weights, where the recipe wants one."""
+        """The network to evaluate and save: with averaged weights if the recipe wants an average."""
         return self.average.network if self.average else self.network
 
     def run(self) -> Iterator[Step | Epoch]:
-        """Train what is left after `self.epoch` epochs and `self.step` steps, and tell of every step.
+        """Train what is left after `self.epoch` epochs and `self.step` steps, and yield every step and epoch.
 
-        Between two events all is as if training had only come so far, so that the state can be saved. Raises
-        TrainingError where a loss is not finite, in an epoch always before its Epoch.
+        After each event the trainer is consistent and may be saved. Raises TrainingError if a loss is not
+        finite, at the latest before the Epoch in which it happened.
         """
         for epoch in range(self.epoch + 1, self.recipe.epochs + 1):
             yield from self._epoch(epoch)
@@ -110,7 +114,7 @@ class Trainer:
         train = finite(self.meter.results(), epoch, lr)
         distributed.copy_buffers(self.network)
         if self.average:
-            learning = self.trained.models()[self.frozen :]  # all, or all but a frozen base-model
+            learning = self.trained.models()[self.frozen :]  # all models, without a frozen base-model
             recalibrate(learning, self.train, RECALIBRATION_BATCHES)
         results = finite(evaluate(self.trained, self.held_out), epoch, lr)
         self.epoch, self.step = epoch, 0
@@ -118,21 +122,21 @@ class Trainer:
 
     @property
     def _done(self) -> int:
-        """Steps since the start."""
+        """The number of steps since the start of the training."""
         return self.epoch * self.steps_per_epoch + self.step
 
     def _learning_rate(self) -> float:
-        """That of the step before."""
+        """The learning rate of the last step that was done."""
         return self.recipe.learning_rate(self._done - 1, self.steps_per_epoch)
 
     def _step(self, pixels: Tensor, indices: Tensor, plan: EpochPlan) -> tuple[Tensor, Tensor]:
         images, targets = plan.prepare(pixels, self.train.labels[indices], indices, self.network.task)
         scales = self._scales()
         is_last = self.step + 1 == self.steps_per_epoch
-        forward = self.eager if is_last else self.forward  # a compiled graph cannot be kept
+        forward = self.eager if is_last else self.forward  # `measure` keeps the graph, torch.compile cannot
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate(self._done, self.steps_per_epoch)
-        self.optimizer.zero_grad()  # before the forward pass: no old gradients beside its activations
+        self.optimizer.zero_grad()  # before the forward pass, so that old gradients do not take memory in it
         total, losses, correct = forward_pass(forward, images, targets, self._loss(scales), self.precision)
         if is_last:
             self.pulls = measure(self.network, losses, scales)
@@ -161,7 +165,7 @@ class Trainer:
 
 
 def check_shares(batch_size: int, held_out: int) -> None:
-    """Raises TrainingError where several processes cannot share batches or images."""
+    """Raises TrainingError if several processes cannot share batches or images equally."""
     count = distributed.size()
     if batch_size % count:
         raise TrainingError(
@@ -196,10 +200,10 @@ def _compiled(network: nn.Module) -> Forward:
 
 
 def sgd(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    """The optimizer of the paper, in one kernel where torch has it."""
+    """The optimizer of the paper, SGD; on CPU and CUDA torch computes its step in one kernel."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [{"params": parameters}]
-    if not recipe.decay_norms:  # biases and BN have one axis, weights of convs and linear layers more
+    if not recipe.decay_norms:  # biases and BN have one axis, weights of convs and linear layers have more
         groups = [
             {"params": [parameter for parameter in parameters if parameter.dim() > 1]},
             {"params": [parameter for parameter in parameters if parameter.dim() <= 1], "weight_decay": 0.0},
@@ -221,10 +225,10 @@ def forward_pass(
     loss: Loss = multi_model_loss,
     precision: Precision = "fp32",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised images (N, C, H, W) and targets, labels (N,) or probabilities (N, classes), to losses.
+    """Compute losses from normalised images (N, C, H, W) and targets.
 
-    Returns the loss to minimise, and of each model the loss and the number of correct answers (models,); all
-    stay on the device.
+    Targets are labels (N,) or probabilities (N, classes). Returns the loss to minimise, and for each model
+    its loss and its number of correct answers (models,); all tensors stay on the device.
     """
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
         logits = forward(images)

@@ -1,4 +1,4 @@
-"""The command line, from typed words to printed lines."""
+"""The command line: from the words that users type to the lines that they read."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from tests.conftest import TINY
 
 
 def one_line(result) -> str:
-    """The error that a command ended in."""
+    """The error message of a command that failed: its only line, on stderr."""
     assert result.code == 1
     assert result.out == ""
     lines = result.err.splitlines()
@@ -260,7 +260,7 @@ FLAGS = {
 
 @pytest.fixture
 def called(monkeypatch):
-    """What `cnsn train` hands to the library."""
+    """The calls of `cnsn_cli.training.run.train` that `cnsn train` makes."""
     calls = []
 
     def record(*arguments, **options):
@@ -272,7 +272,7 @@ def called(monkeypatch):
 
 
 def words(key: str, value: object) -> list[object]:
-    """A hyper-parameter as it is written on the command line."""
+    """A hyper-parameter as words of the command line."""
     name = key.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
@@ -314,7 +314,7 @@ def test_every_option_reaches_the_run(cnsn, called, tmp_path):
 
 
 def test_without_exits_the_weight_decay_of_the_baseline(cnsn, called):
-    """A sub-model alone is no baseline: it is compared with the same one inside a network."""
+    """A sub-model alone is not a baseline: it is compared with the same sub-model inside a network."""
     for models in (("--exits", ""), ("--exits", "1"), ("--drop", "1")):
         cnsn("train", "--arch", TINY, *models)
     assert [arguments[3].weight_decay for arguments, _ in called] == [6e-3, 6e-4, 6e-4]

@@ -33,12 +33,12 @@ def tiny(num_classes, in_channels, image_size, width=2, depth=2):
 
 @pytest.fixture(scope="package")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """Files by kind, all of the architecture `tiny` on images of 8 x 8, in a folder of their own."""
+    """Files by kind, in a folder of their own. All have the architecture `tiny`, for images of 8 x 8."""
     folder = tmp_path_factory.mktemp("tiny")
     with pytest.MonkeyPatch.context() as patch:
         install(folder, patch, "tinynet", {"tinynet": TINY_PLUGIN}, {"tiny": "tinynet:tiny"})
         known = registry.architectures()
-        patch.setattr(registry, "architectures", lambda: known)  # looking around takes longer than loading
+        patch.setattr(registry, "architectures", lambda: known)  # the scan takes longer than loading a file
         yield make_files(folder)
 
 
@@ -52,7 +52,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def on_one_thread() -> Iterator[None]:
-    """Runs are resumed with as many threads as they were started with."""
+    """Every test runs on one thread, because a run is resumed with as many threads as it had before."""
     with one_thread():
         yield
 
@@ -72,12 +72,12 @@ def make_files(folder: Path) -> dict[str, Path]:
     files |= {"detached": run / "detached.safetensors", "folded": run / "folded.safetensors"}
     detach(files["network"], "0", files["detached"])
     detach(files["network"], "0", files["folded"], fold_bn=True)
-    evaluate_file(files["network"], device="cpu")  # imports all there is, so that children need not
+    evaluate_file(files["network"], device="cpu")  # imports everything, so that forked children need not
     return files
 
 
 @pytest.fixture
 def figures(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Prints what was counted, and how long it took; `make faults` shows it."""
+    """A function that prints the numbers of a test and its duration; `make faults` shows them."""
     start = time.perf_counter()
     return lambda text: print(f"\n{request.node.name}: {text}, {time.perf_counter() - start:.0f} s")

@@ -1,4 +1,4 @@
-"""A file system that fails: stands between writer.py and the system, and spoils one call of all."""
+"""A file system that fails: it is between writer.py and the system, and makes one of all calls fail."""
 
 import io
 import os
@@ -13,16 +13,17 @@ CALLS = ("open", "fsync", "close", "replace", "unlink")
 
 
 class FileLayer:
-    """Counts calls to the system; number `at` ends with `fault`, an errno or when to kill this process.
+    """Counts calls to the system, and makes the call with number `at` end with `fault`.
 
-    `before` kills instead of the call, `after` when it is done; of a write, one half is then done.
+    If `fault` is an errno, the call raises OSError. `before` kills this process instead of the call, `after`
+    kills it when the call is done; a write is then only half done.
     """
 
     def __init__(self, at: int | None = None, fault: int | str = 0) -> None:
         self.at, self.fault, self.count = at, fault, 0
 
     def install(self) -> "FileLayer":
-        """Into this process, for good."""
+        """Put this layer into the current process, until it ends."""
         writer.os = self  # type: ignore[assignment]
         writer.open = self._open_file  # type: ignore[attr-defined]
         return self

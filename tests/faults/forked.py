@@ -1,4 +1,4 @@
-"""Commands in forked children: torch is imported once, and each command still has a process of its own."""
+"""Commands in forked children: torch is imported only once, and each command has a process of its own."""
 
 import os
 import resource
@@ -24,9 +24,10 @@ CPU_LIMIT, WALL_LIMIT = 30, 300  # seconds; other programs may keep the machine 
 
 
 class Ended(NamedTuple):
-    """How a command ended: `code` is negative for a signal, `memory` counts bytes beyond the imports.
+    """How a command ended.
 
-    `seconds` are those of the processor.
+    `code` is negative for a signal, `memory` is the number of bytes in addition to the imports, `seconds` is
+    processor time.
     """
 
     code: int
@@ -37,7 +38,7 @@ class Ended(NamedTuple):
 
 
 def run(words: list[object], ignored: tuple[str, ...] = ()) -> Ended:
-    """`cnsn words`. An event that runs code, unless `ignored`, is written to stderr as EXECUTED."""
+    """Run `cnsn words`. Events that execute code, except `ignored`, are written to stderr as EXECUTED."""
     from cnsn_cli.main import main
 
     def command() -> None:
@@ -49,7 +50,7 @@ def run(words: list[object], ignored: tuple[str, ...] = ()) -> Ended:
 
 
 def forked(function: Callable[[], None]) -> Ended:
-    """Call `function` in a child; it is killed where it takes longer than the limits."""
+    """Call `function` in a child process, which is killed if it takes longer than the limits."""
     with tempfile.TemporaryDirectory() as folder:
         out, err, memory = (Path(folder) / name for name in ("out", "err", "memory"))
         child = os.fork()
@@ -84,7 +85,7 @@ def _in_child(function: Callable[[], None], out: Path, err: Path, memory: Path) 
 
 
 def renew_threads() -> None:
-    """Torch makes its threads anew at their first use after a fork; two first users at once would fail."""
+    """Make torch's threads now: after a fork their first use makes them, and two first uses at once fail."""
     torch.set_num_threads(torch.get_num_threads())
 
 

@@ -1,4 +1,4 @@
-"""Broken checkpoints by the million: bytes and JSON of a sound one, changed at random."""
+"""Millions of broken checkpoints: bytes and JSON of a correct checkpoint, changed at random."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ ODD: tuple[Any, ...] = (
 
 
 class Mutator:
-    """Makes broken versions of `original`, a checkpoint; the same `seed` makes the same ones."""
+    """Makes broken versions of the checkpoint `original`; the same `seed` gives the same versions."""
 
     def __init__(self, original: bytes, seed: int) -> None:
         (length,) = struct.unpack("<Q", original[:8])
@@ -70,7 +70,7 @@ class Mutator:
         return _file(json.dumps(content).encode(), self.tensors)
 
     def _changed(self, data: bytes) -> bytes:
-        """A bit, a byte, a piece: flipped, replaced, removed, repeated, cut off."""
+        """`data` with one change: a flipped bit, a piece replaced, removed or repeated, or the end cut off."""
         draw = self.random
         place, size = draw.randrange(len(data)), draw.choice((1, 1, 2, 8, 100))
         before, piece, after = data[:place], data[place : place + size], data[place + size :]

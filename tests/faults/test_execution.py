@@ -1,4 +1,4 @@
-"""No command runs code out of a file: not as weights, state, recipe or image, whatever the file is."""
+"""No command executes code from a file, whether the file is given as weights, state, recipe or image."""
 
 import io
 import itertools
@@ -43,7 +43,7 @@ def payloads(canary: Path) -> list[str]:
 
 
 def other_files(canary: Path) -> dict[str, bytes]:
-    """Files that other programs would obey."""
+    """Files that would make other programs execute code."""
     evil, call = Evil(canary), payloads(canary)[0]
     postscript = f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n({canary}) (w) file\n"
     stream, legacy, array, arrays, archive = (io.BytesIO() for _ in range(5))
@@ -67,7 +67,7 @@ def other_files(canary: Path) -> dict[str, bytes]:
 
 
 def checkpoints(sound: Path, canary: Path, folder: Path) -> list[Path]:
-    """Sound weights, with each text of the metadata replaced by each payload."""
+    """Correct weights, in whose metadata each text is replaced by each payload."""
     fields = (
         lambda c, m, text: m.update(arch=text),
         lambda c, m, text: m.update(data=text),
@@ -86,7 +86,7 @@ def checkpoints(sound: Path, canary: Path, folder: Path) -> list[Path]:
 
 
 def states(sound: Path, canary: Path, folder: Path) -> list[Path]:
-    """Runs to resume, with each text of the request replaced by each payload, and digests that fit."""
+    """States of runs, in whose request each text is replaced by each payload; their digests are right."""
     state, tensors = read_state(sound), load_file(sound)
     lines = json.loads(state.metrics)
     runs = []
@@ -107,7 +107,7 @@ def states(sound: Path, canary: Path, folder: Path) -> list[Path]:
 
 
 def commands_on(path: Path, data: Path, out: Path) -> list[list[object]]:
-    """All that a file can be given to, as what it is and as what it is not."""
+    """Every command and option that takes a file, each with files of the right kind and of wrong kinds."""
     train = ["train", "--arch", "tiny", "--exits", "1", "--out", out / "run", "--force", "--epochs", "1"]
     run_folder, images = out / "resumed", out / "images"
     shutil.copytree(data, images, dirs_exist_ok=True)
@@ -138,7 +138,7 @@ def commands_on(path: Path, data: Path, out: Path) -> list[list[object]]:
 
 @pytest.fixture
 def warm(tiny: dict[str, Path]) -> dict[str, Path]:
-    """All libraries are imported, so that none of them does it under the eyes of the hook."""
+    """Import all libraries before the hook is installed, because imports execute code."""
     import matplotlib.font_manager  # noqa: F401
     import onnxruntime  # noqa: F401
     import sklearn.metrics  # noqa: F401
@@ -149,7 +149,7 @@ def warm(tiny: dict[str, Path]) -> dict[str, Path]:
 
 @many(40, 1)
 def test_hostile_files_and_commands(warm, tmp_path, figures, count):
-    """One of `count` pairs of a file and a command."""
+    """Runs one of `count` pairs of a file and a command."""
     canary, folder, out = tmp_path / "canary", tmp_path / "hostile", tmp_path / "out"
     folder.mkdir()
     out.mkdir()
@@ -181,7 +181,7 @@ def check(command: list[object], canary: Path) -> None:
 
 
 def test_the_hook_sees_code_that_is_run(tmp_path, monkeypatch):
-    """What the other tests trust in."""
+    """The other tests rely on the hook: it must report code that is executed."""
     path = tmp_path / "x.safetensors"
     path.write_bytes(pickle.dumps(Evil(tmp_path / "canary")))
     monkeypatch.setattr("cnsn_cli.files.model_file.read_info", lambda path: pickle.loads(path.read_bytes()))

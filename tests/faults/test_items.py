@@ -1,4 +1,4 @@
-"""What a resumed run ends in depends on everything that its state holds."""
+"""The end of a resumed run depends on everything that its state holds."""
 
 import shutil
 
@@ -14,11 +14,11 @@ from tests.faults.test_mutations import many
 from tests.training.test_resume import Stop, assert_same_run, stop_at_step
 
 CHANGES = {"epochs": 3, "batch_size": 2, "lr": 0.05, "crop_padding": 1}
-RECOMPUTED = ("running_mean", "running_var", "num_batches_tracked")  # for an average, after every epoch
+RECOMPUTED = ("running_mean", "running_var", "num_batches_tracked")  # of an average, after every epoch
 
 
 def ends_alike(cut, whole, case, tensors, state) -> bool:
-    """Whether the run in `cut` with `tensors` and `state` in its state ends as the one in `whole`."""
+    """Whether the run in `cut`, resumed from `tensors` and `state`, ends like the run in `whole`."""
     shutil.copytree(cut, case)
     write_state(case / "state.safetensors", tensors, state)
     resume(case)
@@ -40,7 +40,7 @@ def changed(name: str, tensor: Tensor) -> Tensor:
 @pytest.mark.parametrize("ema", [0, 0.8])
 @many(9, 1)
 def test_each_item_of_the_state(tiny, tmp_path, figures, ema, count):
-    """All tensors in the long version, one of `count` in the short one; and all that is no tensor."""
+    """Changes all tensors in the long version, one of `count` in the short version, and three other items."""
     data, recipe = tiny["network"].parents[1] / "data", load_recipe("quick", {**CHANGES, "ema": ema})
     whole, cut, case = (tmp_path / name for name in ("whole", "cut", "case"))
     train("tiny", (1,), str(data), recipe, whole)

@@ -1,4 +1,4 @@
-"""A run that is killed at random instants, and goes on each time, ends in the weights of one that was not."""
+"""A run that is killed at random times, and resumed each time, ends in the weights of an undisturbed run."""
 
 import os
 import random
@@ -22,7 +22,7 @@ STEPS = 12  # of 4 epochs: 6 of the 8 images, two at a time
 
 
 def killed(function: Callable[[], object], delay: float | None) -> bool:
-    """Whether `function`, in a child, was killed after `delay` seconds and had not come to its end."""
+    """Call `function` in a child, and kill it after `delay` seconds. Whether it was killed before its end."""
     child = os.fork()
     if child == 0:
         try:
@@ -52,7 +52,7 @@ def test_kills_at_random_instants(tiny, tmp_path, monkeypatch, figures, count):
     def go_on() -> None:
         resume(cut) if (cut / "state.safetensors").exists() else start(cut)
 
-    start(whole)  # here, so that children need not import what it takes
+    start(whole)  # in this process, so that children need not import anything
     begin = time.perf_counter()
     assert not killed(lambda: start(cut), None)
     seconds = time.perf_counter() - begin
@@ -69,11 +69,11 @@ def test_kills_at_random_instants(tiny, tmp_path, monkeypatch, figures, count):
         f"{kills} kills in {finished} runs, at {len(places)} places of {STEPS + 2}, {writes} of them while a "
         "file was written, 0 mismatches"
     )
-    assert len(places) >= min(count // 4, STEPS)  # all over the run, not again and again in one place
+    assert len(places) >= min(count // 4, STEPS)  # the kills are spread over the run
 
 
 def place(folder: Path) -> int | None:
-    """The steps that the state in `folder` says are done; None before there is one."""
+    """The number of steps done, as the state in `folder` says; None if there is no state yet."""
     path = folder / "state.safetensors"
     if not path.exists():
         return None

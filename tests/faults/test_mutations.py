@@ -1,4 +1,4 @@
-"""Mutated checkpoints end in one line of ours: no traceback, no hang, no great use of memory."""
+"""Mutated checkpoints end in one line of ours: no traceback, no endless work, not much memory."""
 
 import itertools
 import random
@@ -21,7 +21,7 @@ SECONDS = 10  # of the processor; a file that takes longer hangs
 
 
 def many(short: int, long: int) -> pytest.MarkDecorator:
-    """A short version for `make test`, a long one for `make faults`."""
+    """A decorator: a short version of a test for `make test`, a long version for `make faults`."""
     counts = [short, pytest.param(long, marks=pytest.mark.faults)]
     return pytest.mark.parametrize("count", counts)
 
@@ -84,7 +84,7 @@ def test_through_the_commands(tiny, tmp_path, figures, count):
 
 @many(150, 10_000)
 def test_single_bit_flips_in_tensors(tiny, tmp_path, figures, count):
-    """Each is found by the loader, and by detach where it keeps the tensor."""
+    """The loader finds every flip; detach finds it if it keeps the tensor."""
     path, small = tmp_path / "flipped.safetensors", tmp_path / "small.safetensors"
     draw, data, header = random.Random(3), tiny["network"].read_bytes(), read_header(tiny["network"])
     for _ in range(count):

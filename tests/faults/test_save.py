@@ -1,4 +1,4 @@
-"""Whatever happens while a run is saved, its newest or its previous state can be loaded."""
+"""Whatever fails while a run is saved, its newest or its previous state can be loaded."""
 
 import errno
 import itertools
@@ -29,7 +29,7 @@ FAULTS = (errno.EIO, errno.ENOSPC, "before", "after")
 
 @pytest.fixture
 def saving(tiny, tmp_path):
-    """A run after its first epoch, and a function that saves the second one."""
+    """The folder of a run after its first epoch, and a function that saves the second epoch."""
     request = read_state(tiny["state"]).request
     recipe = load_recipe("quick", {"epochs": 2, "batch_size": 4})
     trainer, *_ = prepare(replace(request, recipe=recipe), registry.find(request.arch))
@@ -56,7 +56,7 @@ def saving(tiny, tmp_path):
 
 
 def check(folder: Path) -> int:
-    """All files of the run can be loaded; returns the epoch of the state."""
+    """Check that all files of the run can be loaded, and return the epoch of its state."""
     state = read_state(folder / "state.safetensors")
     assert read_state_tensors(folder / "state.safetensors")
     assert load(folder / "best.safetensors")
@@ -70,7 +70,7 @@ def check(folder: Path) -> int:
 
 @many(11, 1)
 def test_a_fault_in_any_call_of_the_save_path(saving, tmp_path, figures, count):
-    """Every call to the system x EIO, ENOSPC and a kill; in the short version one of `count`."""
+    """Every call to the system fails with EIO, with ENOSPC or with a kill; the short version takes a part."""
     folder, save = saving
     calls = count_calls(folder, save, tmp_path)
     cases = list(itertools.product(range(calls), FAULTS))[::count]
@@ -107,7 +107,7 @@ def count_calls(folder, save, tmp_path) -> int:
 
 @many(5, 1)
 def test_a_fault_while_a_file_is_detached(tiny, tmp_path, figures, count):
-    """The file that stood there before stays, or the new one is whole."""
+    """Either the previous file is still there, or the new file is complete."""
     target = tmp_path / "small.safetensors"
 
     def write(layer: FileLayer) -> None:

@@ -78,7 +78,7 @@ def test_a_second_run_in_a_folder_is_refused(cnsn, tmp_path):
         result = cnsn(*words)
     assert result.code == 1
     assert result.err == (
-        f"cnsn: another run is at work in {tmp_path}: wait until it ends, or give --out another folder\n"
+        f"cnsn: another run is using {tmp_path}: wait until it ends, or give --out another folder\n"
     )
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     with locked(tmp_path):  # the lock is free again
@@ -89,7 +89,7 @@ def test_nobody_resumes_a_run_that_is_at_work(cnsn, checkpoint):
     with locked(checkpoint.parent):
         result = cnsn("train", "--resume", checkpoint.parent)
     assert result.code == 1
-    assert "another run is at work in" in result.err
+    assert "another run is using" in result.err
 
 
 HOLD = """

@@ -79,7 +79,7 @@ def test_eval_and_detach_recalibrate(cnsn, image_folder, tmp_path):
     result = cnsn("detach", path, "--submodel", 1, "--recalibrate", 1, "-o", small, "--json")
     assert "accuracy" not in json.loads(result.out)["models"][0]
     assert json.loads(cnsn("eval", small, "--json").out)["models"] == after[2:]
-    assert "computed anew from 1 batch of images" in cnsn("info", small).out
+    assert "recomputed from 1 batch of images" in cnsn("info", small).out
     folded = tmp_path / "folded.safetensors"
     cnsn("detach", path, "--submodel", 1, "--recalibrate", 1, "--fold-bn", "-o", folded)
     (model,) = json.loads(cnsn("eval", folded, "--json").out)["models"]

@@ -1,4 +1,4 @@
-"""What a run is asked for: one list for Python, the command line and the state."""
+"""The arguments of a run: one list for Python, the command line and the state."""
 
 import inspect
 from dataclasses import fields

@@ -1,3 +1,5 @@
+"""Augmentation: what a plan draws, and how it changes images and targets."""
+
 import pytest
 import torch
 
@@ -70,7 +72,7 @@ def test_alternating_flips_show_both_sides_in_every_two_epochs():
 
 
 def prepared(pixels: torch.Tensor, **changes: object) -> tuple[torch.Tensor, torch.Tensor]:
-    """All samples, each with its own number as its label, on a scale of 0 to 1."""
+    """Prepare all samples as one batch, each with its own index as its label; images on a scale of 0 to 1."""
     samples = len(pixels)
     task = Task(tuple(map(str, range(samples))), pixels.shape[-1], 1, (0.0,), (1.0,))
     return plan(samples, **changes).prepare(pixels, torch.arange(samples), torch.arange(samples), task)
@@ -92,14 +94,14 @@ def test_cutout_blanks_a_square_that_may_lie_partly_outside():
 
 
 def test_mixup_mixes_images_and_targets_alike():
-    """Image i is as bright as its number, so that a mixture tells the shares of its two parts."""
+    """The brightness of an image is its index, so that a mixture shows the shares of its two parts."""
     pixels = (torch.arange(10, dtype=torch.uint8) * 25).view(10, 1, 1, 1).expand(10, 1, 2, 2)
     images, targets = prepared(pixels, mix="mixup", mix_alpha=1.0)
     assert torch.allclose(targets.sum(1), torch.ones(10))
     brightness = targets @ (torch.arange(10) * 25 / 255)
     torch.testing.assert_close(images.mean((1, 2, 3)), brightness)
     own = targets.diagonal()
-    assert torch.allclose(own + targets.roll(1, 1).diagonal(), torch.ones(10))  # the rest is the one before
+    assert torch.allclose(own + targets.roll(1, 1).diagonal(), torch.ones(10))  # the rest is the image before
     assert own.min() < 0.3
     assert own.max() > 0.7
 
@@ -114,7 +116,7 @@ def test_cutmix_counts_the_pixels_that_are_left():
         assert targets[number, number].item() == pytest.approx((shown == number).float().mean().item())
         assert targets[number].sum().item() == pytest.approx(1)
         pasted = (shown == before).nonzero()
-        if len(pasted):  # a rectangle
+        if len(pasted):  # the pasted pixels fill a rectangle
             height, width = (pasted.max(0).values - pasted.min(0).values + 1).tolist()
             assert len(pasted) == height * width
     assert 0.2 < targets.diagonal().mean() < 0.95

@@ -1,4 +1,4 @@
-"""Averaged weights: what is evaluated and kept, and how it comes about."""
+"""Averaged weights: how they are computed, and that they are evaluated and saved."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Weights to start from: a file of the original network, or what was published with it."""
+"""Weights to start from: a file with weights of the original network, or published weights."""
 
 import sys
 import urllib.error
@@ -44,7 +44,7 @@ def weights(tmp_path):
 
 
 def tensors(backbone: Backbone) -> dict[str, torch.Tensor]:
-    """By their names in the original network."""
+    """The weights of `backbone` by their names in the original network."""
     state = torch.nn.ModuleDict({"units": backbone.units, "head": backbone.head}).state_dict()
     return {name.split(".", 2 if name.startswith("units") else 1)[-1]: t for name, t in state.items()}
 
@@ -92,7 +92,7 @@ def test_weights_of_another_network(change, message):
 
 
 class Meaning(nn.Module):
-    """Layers `fc` and `head.fc`; a mean that no file of this network holds, and a scale that one does."""
+    """A network with layers `fc` and `head.fc`, a constant mean that its own files lack, and a scale."""
 
     def __init__(self, number: float) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ def test_names_of_the_original_may_look_like_ours_and_its_plain_tensors_stay():
     network.mean = torch.full((3, 1, 1), 0.5)
     assert torch.equal(nn.Sequential(*backbone.units, backbone.head)(images), network(images))
     own = {name: tensor + 1 for name, tensor in whole.state_dict().items()}
-    Start(own, "a file of ours").fill(backbone, 2)  # which holds the mean
+    Start(own, "a file of ours").fill(backbone, 2)  # a file of ours holds the mean
     assert all(torch.equal(tensor, own[name]) for name, tensor in whole.state_dict().items())
 
 
@@ -130,7 +130,7 @@ def test_from_the_command_line_and_on_without_the_file(cnsn, weights, image_fold
     still = ("--epochs", 1, "--lr", 1e-12, "--momentum", 0, "--weight-decay", 0, "--warmup-epochs", 0)
     result = cnsn("train", "--arch", SQUEEZENET, "--init", weights, *words(image_folder, run), *still)
     assert result.code == 0, result.err
-    told = "the classifier starts at random, the weights know other classes"
+    told = "the classifier starts at random, the weights are for other classes"
     assert f"{told}: classifier.1.weight, classifier.1.bias" in result.err
     kept, given = load_file(run / "last.safetensors"), squeezed()
     name = "features.4.expand3x3.weight"
@@ -145,12 +145,12 @@ def test_from_the_command_line_and_on_without_the_file(cnsn, weights, image_fold
 
 
 def test_what_torchvision_publishes(cnsn, capsys, monkeypatch, quick, image_folder, tmp_path):
-    """A run that goes on does not ask for it again."""
+    """A resumed run does not ask for published weights again."""
     asked = []
 
     def fetched(self, *arguments, **options):
         asked.append(self)
-        print("Downloading")  # as torch does, where results stand
+        print("Downloading")  # as torch does, on stdout, which is for results
         return squeezed()
 
     monkeypatch.setattr(models._api.WeightsEnum, "get_state_dict", fetched)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: what is written is read."""
+"""metrics.jsonl: lines are read as they were written."""
 
 import json
 

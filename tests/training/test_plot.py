@@ -1,4 +1,4 @@
-"""Pictures: what is in an SVG can be read back."""
+"""Pictures of runs: the tests read texts, points and colours back from an SVG."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def baseline(tmp_path_factory: pytest.TempPathFactory, image_folder: Path, quick
 
 
 def texts(path: Path) -> str:
-    """matplotlib leaves every text in a comment beside its outlines."""
+    """The texts in an SVG: matplotlib draws them as outlines, and writes each text into a comment."""
     parser = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True))
     tree = ElementTree.parse(path, parser)
     return "\n".join(str(node.text).strip() for node in tree.iter() if callable(node.tag))
@@ -48,7 +48,8 @@ def test_one_run_shows_its_models(cnsn, checkpoint, tmp_path):
 
 
 def test_several_runs_and_a_baseline(cnsn, checkpoint, baseline, tmp_path):
-    run = shutil.copytree(checkpoint.parent, tmp_path / "ours $x$ \u65e5")  # as it is: no formula, no warning
+    # The name is shown as it is: not as a formula, and without a warning.
+    run = shutil.copytree(checkpoint.parent, tmp_path / "ours $x$ \u65e5")
     assert cnsn("plot", run, baseline, checkpoint, "-o", tmp_path / "a.svg").code == 0
     shown = texts(tmp_path / "a.svg").splitlines()
     names = (run.name, f"{checkpoint.parent.name}/best.safetensors", f"{baseline.name} (baseline)")
@@ -87,9 +88,10 @@ def test_bad_input_for_plot(cnsn, checkpoint, baseline, tmp_path):
     assert "cannot read" in refused(tmp_path, "-o", target)
     run = shutil.copytree(checkpoint.parent, tmp_path / "run")
     (run / "metrics.jsonl").write_text("{")
-    assert "metrics.jsonl does not tell of epochs" in refused(run, "-o", target)
+    assert f"cannot read epochs from {run}/metrics.jsonl" in refused(run, "-o", target)
     shutil.copy(baseline / "metrics.jsonl", run)
-    assert "does not tell of base, submodel0, submodel1, which" in refused(run, "-o", target)
+    wrong = "metrics.jsonl has other models than best.safetensors, which has base, submodel0, submodel1"
+    assert wrong in refused(run, "-o", target)
     assert not target.exists()
     target.write_text("mine")
     assert "give --force" in refused(checkpoint, "-o", target)

@@ -1,3 +1,5 @@
+"""Recipes: presets, files that extend others, learning rates, and errors in recipes."""
+
 import math
 
 import pytest

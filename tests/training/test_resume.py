@@ -1,4 +1,4 @@
-"""A run that was killed goes on to the weights of one that was not, bit for bit."""
+"""A resumed run ends in the weights of a run that was never stopped, bit for bit."""
 
 import json
 import shutil
@@ -67,7 +67,7 @@ def test_resuming_gives_the_weights_of_an_uninterrupted_run(image_folder, tmp_pa
     whole = train(TINY, (1, 4), str(image_folder), recipe, tmp_path / "whole")
     with pytest.raises(Stop):
         train(TINY, (1, 4), str(image_folder), recipe, tmp_path / "cut", watch=stop_after(epoch))
-    torch.manual_seed(99)  # whatever happened in between
+    torch.manual_seed(99)  # stands for anything that happens between stopping and resuming
     finished = resume(tmp_path / "cut")
     assert (finished.best_epoch, finished.models) == (whole.best_epoch, whole.models)
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
@@ -101,7 +101,7 @@ def test_another_environment_is_refused_or_accepted(checkpoint, tmp_path, monkey
     here = read_state(folder / "state.safetensors").environment
     monkeypatch.setattr(runs, "environment", lambda device: {**here, "threads": "64"})
     with pytest.raises(
-        TrainingError, match=rf"trained otherwise \(threads {here['threads']} -> 64\): give --override"
+        TrainingError, match=rf"trained differently \(threads {here['threads']} -> 64\): give --override"
     ):
         resume(folder)
     assert resume(folder, override=True).best_epoch == 1
@@ -111,11 +111,11 @@ def test_no_run_to_resume(cnsn, checkpoint, tmp_path):
     with pytest.raises(CheckpointError, match=r"cannot read .*state.safetensors: No such file"):
         resume(tmp_path)
     shutil.copy(checkpoint, tmp_path / "state.safetensors")
-    with pytest.raises(CheckpointError, match="is no state of a training run"):
+    with pytest.raises(CheckpointError, match="is not the state of a training run"):
         resume(tmp_path)
     result = cnsn("train", "--resume", tmp_path, "--out", "x")
     assert result.code == 2
-    assert "--resume goes without --out" in result.err
+    assert "--resume cannot be combined with --out" in result.err
 
 
 def test_what_differs_is_listed_and_refused_or_accepted(cnsn, checkpoint, tmp_path):
@@ -123,7 +123,7 @@ def test_what_differs_is_listed_and_refused_or_accepted(cnsn, checkpoint, tmp_pa
     shutil.copytree(checkpoint.parent, folder)
     result = cnsn("train", "--resume", folder, "--arch", TINY, "--epochs", 2, "--lr", 0.01)
     assert result.code == 1
-    assert "was trained otherwise (epochs 1 -> 2, lr 0.02 -> 0.01): give --override" in result.err
+    assert "was trained differently (epochs 1 -> 2, lr 0.02 -> 0.01): give --override" in result.err
     for words in (("--exits", "1"), ("--bn", "shared"), ("--batch-size", 4)):
         result = cnsn("train", "--resume", folder, *words, "--override")
         assert result.code == 1
@@ -134,7 +134,7 @@ def test_what_differs_is_listed_and_refused_or_accepted(cnsn, checkpoint, tmp_pa
 
 
 def test_the_same_recipe_again_is_no_change(cnsn, image_folder, tmp_path):
-    """That of a baseline has a weight decay of its own."""
+    """A recipe gives a baseline another weight decay, also with --resume."""
     same = ("--recipe", "paper", "--epochs", 1, "--batch-size", 8)
     words = ("--arch", TINY, "--exits", "", "--data", image_folder, *same)
     assert cnsn("train", *words, "--out", tmp_path / "run").code == 0

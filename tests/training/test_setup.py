@@ -1,4 +1,4 @@
-"""What can be trained beside a network with sub-models: one of them alone, or new ones on a frozen base."""
+"""What else can be trained: one sub-model alone, or new sub-models on a frozen base-model."""
 
 import json
 
@@ -34,13 +34,13 @@ def test_a_frozen_base_stays_bit_identical_and_its_submodels_learn(
         assert all(torch.equal(after[name], before[name]) for name in before)
     assert [model.drops for model in run.models] == [0, 2, 6]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert lines[0]["results"][0] == lines[2]["results"][0]  # the base-model does as well as before
+    assert lines[0]["results"][0] == lines[2]["results"][0]  # the base-model is unchanged
     for first, last in list(zip(lines[0]["train"], lines[2]["train"], strict=True))[1:]:
         assert last["loss"] < first["loss"]
 
 
 class Counting(nn.Module):
-    """Another layer with a buffer that training changes."""
+    """A layer that is not BN, with a buffer that training changes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Counting(nn.Module):
 
 @pytest.mark.parametrize("norm", [nn.InstanceNorm2d(4, track_running_stats=True), Counting()])
 def test_buffers_of_other_layers_are_frozen_too(norm):
-    """Base and sub-models share them."""
+    """The base-model and the sub-models share such buffers."""
     layers = (nn.Conv2d(3, 4, 3), norm, nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     task = Task.plain(classes=4, image_size=16)
     network = Cnsn(traced(nn.Sequential(*layers), task), (1,), task)
@@ -75,7 +75,8 @@ def test_a_base_can_be_a_detached_file_and_names_its_architecture(cnsn, image_fo
     before, after = load_file(base), base_tensors(out / "last.safetensors")
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert load(out / "last.safetensors").task == load(base).task
-    assert "cnsn train" not in cnsn("card", out / "last.safetensors").out  # the base came from elsewhere
+    # The card shows no command, because another run trained the base-model.
+    assert "cnsn train" not in cnsn("card", out / "last.safetensors").out
 
 
 def test_a_run_on_a_frozen_base_goes_on(image_folder, checkpoint, tmp_path, quick):

@@ -1,4 +1,4 @@
-"""Six steps with every option of the optimizer and the loss, against the same written out by hand."""
+"""Six steps with every option of the optimizer and the loss, compared with the formulas written by hand."""
 
 import copy
 import math
@@ -41,7 +41,7 @@ def network() -> Cnsn:
 
 
 def losses(logits: list[Tensor], labels: Tensor) -> list[Tensor]:
-    """Each model's: half labels, half the softened answers of the model before it."""
+    """The loss of each model: half from labels, half from the softened answers of the model before it."""
     hard = [F.cross_entropy(scores, labels, label_smoothing=0.1) for scores in logits]
     soft = [
         9 * (p * (p.log() - (student / 3).log_softmax(1))).sum(1).mean()
@@ -66,7 +66,7 @@ def test_six_steps_by_hand(split):
         for (name, parameter), *parts in zip(parameters.items(), *gradients, strict=True):
             kept = (1, 1, 1) if "step_down" in name else scales
             change = sum(w * k * part for w, k, part in zip((1, 0.5, 0.5), kept, parts, strict=True))
-            if parameter.dim() > 1:  # neither biases nor BN
+            if parameter.dim() > 1:  # weights of convs and linear layers, neither biases nor BN
                 change = change + 0.05 * parameter.detach()
             momenta[name] = 0.9 * momenta[name] + change if name in momenta else change
             parameter.data -= RATES[step] * (change + 0.9 * momenta[name])

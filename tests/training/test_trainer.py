@@ -1,3 +1,5 @@
+"""The training loop and a whole run, from Python: steps, epochs, files and errors."""
+
 import json
 import math
 import shutil
@@ -46,7 +48,7 @@ def dataset(image_folder):
 
 
 def test_one_step_is_sgd_on_the_multi_model_loss(dataset):
-    """The weights after one step, against w - lr * (gradient + weight decay * w)."""
+    """The weights after one step are w - lr * (gradient + weight decay * w)."""
     ours, reference = network(dataset), network(dataset)
     split = dataset.train.take(torch.arange(0, 64, 16))
     images, labels = normalise(split.pixels, dataset.task), split.labels
