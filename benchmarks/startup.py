@@ -48,6 +48,8 @@ def bare_app() -> str:
 def bare_command(name: str, function) -> str:
     lines = [f"@app.command({name!r})", f"def {name}_("]
     for parameter in inspect.signature(function).parameters.values():
+        if not hasattr(parameter.annotation, "__metadata__"):  # the context of the command
+            continue
         option = parameter.annotation.__metadata__[0]
         names = "".join(f"{word!r}, " for word in option.param_decls or ())
         kind = f"typer.{type(option).__name__.removesuffix('Info')}({names}help={option.help!r})"
