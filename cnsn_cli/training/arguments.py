@@ -30,7 +30,8 @@ def about(description: str, **more: Any) -> dict[str, Any]:
     """The metadata of an argument: its help text, and in `more` whatever applies.
 
     `ge` and `le` are the limits of its values, `flags` the names of its option if they are not `--name`, and
-    `default` says what the default None means.
+    `default` says what the default None means: only for fields that Request declares again, as pydantic
+    has a `default` of its own.
     """
     return {"description": description, **more}
 
@@ -45,7 +46,7 @@ class Options:
     )
     freeze_base: str | Path | None = field(
         default=None,
-        metadata=about("A file whose base-model is kept unchanged; only its new sub-models are trained."),
+        metadata=about("A file whose base-model stays unchanged; only new sub-models are trained."),
     )
     init: str | Path | None = field(
         default=None,
@@ -60,7 +61,7 @@ class Options:
     skip_bad: bool = field(
         default=False, metadata=about("Leave out images that cannot be read, and list them.")
     )
-    device: str = field(default="auto", metadata=about("The device: auto, cpu, cuda or mps."))
+    device: str = field(default="auto", metadata=about("The device to run on: auto, cpu, cuda or mps."))
     precision: Precision | None = field(
         default=None,
         metadata=about("The number format of convs in a training step.", default="bf16 on CUDA, else fp32"),
@@ -78,11 +79,11 @@ class Options:
         default=3, metadata=about("Channels of the images: 3, or 1 for grey.", ge=1, le=64)
     )
     deterministic: bool = field(
-        default=False, metadata=about("Make results repeatable bit for bit on CUDA too; slower.")
+        default=False, metadata=about("Make results repeatable bit for bit also on CUDA; slower.")
     )
     save_every: str = field(
         default="10m",
-        metadata=about("Also save the state after this many steps (500) or minutes (10m) within an epoch."),
+        metadata=about("Also save the state within an epoch, after steps (500) or minutes (10m)."),
     )
 
 
@@ -99,7 +100,7 @@ class Arguments(Options):
         metadata=about("The detach points, such as (2, 7); () trains the plain baseline.")
     )
     data: str = field(
-        metadata=about("The data: cifar10, cifar100, digits, or a folder with train/ and test/ or val/.")
+        metadata=about("A data set: cifar10, cifar100, digits, or a folder with train/ and test/ or val/.")
     )
     recipe: "Recipe" = field(metadata=about("The hyper-parameters, from load_recipe."))
     out: str | Path = field(metadata=about("The run folder."))

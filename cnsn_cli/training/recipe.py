@@ -144,7 +144,7 @@ def _valid(name: str, settings: dict[str, Any]) -> Recipe:
 
 
 def _read(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
-    """The settings of a recipe, and the settings of the recipe that it extends where it has none."""
+    """The settings of a recipe, together with inherited settings of the recipe that it extends."""
     if name in seen:
         raise RecipeError(f"recipes extend each other in a circle: {' -> '.join((*seen, name))}")
     path = PRESETS_FOLDER / f"{name}.toml" if name in presets() else Path(name)

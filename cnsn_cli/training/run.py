@@ -77,7 +77,8 @@ def train(asked: Arguments) -> Run:
     """Train a network with its sub-models, and write a run folder. Returns the finished Run.
 
     The state is also saved after every epoch, and `resume` goes on from it. Raises a CnsnError (see
-    cnsn_cli.errors) if something is wrong, and Stopped after Ctrl-C or SIGTERM; the files are then complete.
+    cnsn_cli.errors) if something is wrong, and Stopped after Ctrl-C or SIGTERM. Every file that was written
+    is then complete and stays.
 
     Arguments:
     """

@@ -70,7 +70,7 @@ class Mutator:
         return _file(json.dumps(content).encode(), self.tensors)
 
     def _changed(self, data: bytes) -> bytes:
-        """`data` with one change: a bit flipped, a piece replaced, removed or repeated, or the end cut."""
+        """`data` with a change: a bit flipped, a piece replaced, removed or repeated, the end cut off."""
         draw = self.random
         place, size = draw.randrange(len(data)), draw.choice((1, 1, 2, 8, 100))
         before, piece, after = data[:place], data[place : place + size], data[place + size :]

@@ -1,4 +1,4 @@
-"""Mutated checkpoints end in one line of ours: no traceback, no endless work, not much memory."""
+"""Mutated checkpoints end in a one-line error: no traceback, no endless work, not much memory."""
 
 import itertools
 import random
