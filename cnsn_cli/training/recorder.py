@@ -54,10 +54,8 @@ class Recorder:
             self._write("metrics.jsonl", self.metrics)
 
     def take(self, event: Step | Epoch) -> None:
-        """After an epoch write the models, the metrics, then the state.
-
-        The state is last: a finished state implies that the rest is on disk.
-        """
+        """After an epoch write the models, the metrics, then the state: a finished state implies that the
+        rest is on disk."""
         if isinstance(event, Epoch):
             self._record(event)
             self.save_state()

@@ -22,10 +22,10 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def listening() -> Iterator[Callable[[], int | None]]:
-    """Yields a function that returns the signal received so far, or None.
+    """Yields a function that returns the signal received so far, or None. After the first signal the old
+    handlers are back, so a second one interrupts at once.
 
-    After the first signal the old handlers are back, so a second one interrupts at once. Python hands signals
-    to the main thread only; in other threads the function returns None.
+    Python hands signals to the main thread only; in other threads the function returns None.
     """
     came: list[int] = []
     before = {number: signal.getsignal(number) for number in SIGNALS}
