@@ -185,3 +185,29 @@ finally:
 
 def test_architectures_are_listed_without_torch():
     assert '"vgg16"' in subprocess.check_output([sys.executable, "-c", LIST], text=True)
+
+
+COMPILER = """
+import sys
+from cnsn_cli.main import main
+
+sys.argv = ["cnsn", *sys.argv[1:]]
+try:
+    main()
+finally:
+    assert "torch._dynamo" not in sys.modules, "this takes as long as importing torch"
+"""
+
+
+def test_commands_on_small_images_do_not_import_the_compiler_of_torch(checkpoint, tmp_path):
+    """It computes shapes on the meta device, and is imported by the first operator there."""
+    for words in (
+        ("archs", "resnet20"),
+        ("mac", checkpoint),
+        ("mac", "--arch", "vgg11", "--exits", "4"),
+        ("eval", checkpoint),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", COMPILER, *map(str, words)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr

@@ -8,10 +8,8 @@ from bisect import bisect_left
 from itertools import accumulate
 from typing import NamedTuple
 
-import torch
-
 from cnsn_cli.backbones.backbone import Backbone
-from cnsn_cli.backbones.meta import on_meta
+from cnsn_cli.backbones.meta import blank_images, run_blank
 from cnsn_cli.errors import ArchitectureError, DetachPointError, one_line
 from cnsn_cli.task import LARGEST_IMAGE
 
@@ -91,12 +89,12 @@ def _fits(backbone: Backbone, image_shape: tuple[int, int, int]) -> bool:
 
 
 def _trace_shapes(backbone: Backbone, image_shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
-    features = torch.empty(1, *image_shape, device="meta")
+    features = blank_images(image_shape)
     shapes = [tuple(features.shape[1:])]
     for unit in backbone.units:
-        features = on_meta(unit, features)
+        features = run_blank(unit, features)
         shapes.append(tuple(features.shape[1:]))
-    on_meta(backbone.head, features)
+    run_blank(backbone.head, features)
     return shapes
 
 

@@ -15,6 +15,8 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 LARGEST = 2**14  # elements of a tensor that is made with values
+SMALL = 64  # pixels a side of images that are computed on the CPU
+DRAWS = {f"aten::{name}_" for name in ("normal", "uniform", "bernoulli", "random", "exponential")}
 
 
 class blank(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -24,12 +26,19 @@ class blank(TorchDispatchMode):  # type: ignore[no-untyped-call]
     built, which the meta device cannot do, or keep them as constants.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nobody compiles in this context. To skip its compiler, torch would import it, for 1.3 seconds."""
+        return False
+
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if _makes(args, kwargs) and prod(args[0]) > LARGEST:
             kwargs = {**kwargs, "device": torch.device("meta")}
+        if operator._schema.name in DRAWS and args[0].is_meta:
+            return args[0]  # there are no values to draw
         return operator(*args, **kwargs)
 
 
@@ -51,15 +60,39 @@ def emptied(*networks: nn.Module) -> None:
                     module._buffers[name] = buffer.to("meta")
 
 
-def on_meta(module: nn.Module, features: Tensor) -> Tensor:
-    """Return the output of `module` in eval mode, computed on shapes only; `module` does not change."""
+def blank_images(image_shape: tuple[int, int, int], batch: int = 1) -> Tensor:
+    """Images (N, C, H, W) for `run_blank`: without values on the meta device, or if small zeros on the CPU.
+
+    Shapes on the meta device need torch's compiler, whose import takes longer than computing small images.
+    """
+    small = max(image_shape[1:]) <= SMALL
+    return torch.zeros(batch, *image_shape, device="cpu" if small else "meta")
+
+
+def run_blank(module: nn.Module, features: Tensor) -> Tensor:
+    """Return the output of `module` in eval mode, for features of `blank_images`; only its shape counts.
+
+    `module` does not change, and its weights are not used.
+    """
     view = shared_copy(module)
     for part in view.modules():
         part.training = False
-    tensors = {name: tensor.to("meta") for name, tensor in view.named_parameters()}
-    tensors |= {name: buffer.to("meta") for name, buffer in view.named_buffers()}
+    tensors = {name: emptied_like(tensor, features) for name, tensor in view.named_parameters()}
+    tensors |= {name: emptied_like(buffer, features) for name, buffer in view.named_buffers()}
     output: Tensor = functional_call(view, tensors, features)
     return output
+
+
+def emptied_like(tensor: Tensor, features: Tensor) -> Tensor:
+    """A tensor to compute with beside `features`: on the meta device, or zeros on the CPU.
+
+    Integers may be indices. They keep their values if they have some.
+    """
+    if features.is_meta:
+        return tensor.to("meta")
+    if tensor.is_floating_point():
+        return torch.zeros_like(tensor, device="cpu", dtype=torch.float32)
+    return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor.detach().cpu()
 
 
 def shared_copy(

@@ -14,12 +14,11 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from cnsn_cli.backbones import registry
 from cnsn_cli.backbones.architecture import Architecture
 from cnsn_cli.backbones.detach_points import detach_points
-from cnsn_cli.backbones.meta import on_meta
+from cnsn_cli.backbones.meta import blank_images, emptied_like, run_blank
 from cnsn_cli.choices import StepDown
 from cnsn_cli.evaluation import operators
 from cnsn_cli.files.model_file import ModelFile
@@ -144,7 +143,7 @@ def _own(model: Model, parts: dict[str, Cost], step_downs: dict[str, Cost]) -> l
 def check(network: Cnsn | Model, costs: list[ModelCost]) -> list[Difference]:
     """The models for which torch.utils.flop_counter counts other MACs; it runs them on the meta device."""
     first, *others = network.models()
-    image = torch.empty(1, *first.task.image_shape, device="meta")
+    image = blank_images(first.task.image_shape)
     parts, features = {}, image
     for name, part in _parts(first).items():
         features, parts[name] = _flop_counted(part, features)
@@ -158,10 +157,10 @@ def check(network: Cnsn | Model, costs: list[ModelCost]) -> list[Difference]:
 
 
 def _flop_counted(part: nn.Module, features: torch.Tensor) -> tuple[torch.Tensor, Cost]:
-    """What `part` returns, and its MACs; two floating-point operations are one MAC."""
-    with FlopCounterMode(display=False) as counter:
-        features = on_meta(part, features)
-    return features, Cost(int(counter.get_total_flops()) // 2, 0)
+    """What `part` returns, and its MACs."""
+    with operators.separate(), operators.TorchCount() as counter:
+        features = run_blank(part, features)
+    return features, Cost(counter.macs, 0)
 
 
 def file_costs(file: ModelFile) -> list[ModelCost]:
@@ -182,13 +181,13 @@ def layer_costs(network: Cnsn | Model, counted: Counted | None = None) -> list[L
     """The costs of each part of the first model, then of the step-down conv of each other model."""
     parts, step_downs, _ = counted or count(network)
     first, *others = network.models()
-    image = torch.empty(1, *first.task.image_shape, device="meta")
+    image = blank_images(first.task.image_shape)
     layers, features = [], image
     for name, part in _parts(first).items():
-        features = on_meta(part, features)
+        features = run_blank(part, features)
         layers.append(_layer(name, features, parts[name], part))
     for model in others:
-        features = on_meta(model.step_down, image)
+        features = run_blank(model.step_down, image)
         name = f"{model.name}.{STEP_DOWN}"
         layers.append(_layer(name, features, step_downs[model.name], model.step_down))
     return layers
@@ -229,26 +228,21 @@ class _Trace(NamedTuple):
 
 def _trace(module: nn.Module, task: Task) -> _Trace:
     """Trace `module` on one image of `task`."""
-    blank = copy.deepcopy(module).eval()._apply(_filled)  # type: ignore[no-untyped-call]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # it makes a whole attention layer one operator
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # fvcore uses torch.jit, which is deprecated
-            from fvcore.nn import FlopCountAnalysis
+    image = torch.zeros(1, *task.image_shape)
+    blank = (
+        copy.deepcopy(module)
+        .eval()
+        ._apply(  # type: ignore[no-untyped-call]
+            lambda tensor: emptied_like(tensor, image)
+        )
+    )
+    with warnings.catch_warnings(), torch.no_grad(), operators.separate():
+        warnings.simplefilter("ignore")  # fvcore uses torch.jit, which is deprecated
+        from fvcore.nn import FlopCountAnalysis
 
-            analysis = FlopCountAnalysis(blank, torch.zeros(1, *task.image_shape))
-            analysis.clear_op_handles().set_op_handle(**operators.handles())
-            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-            counts, left_over = analysis.by_module_and_operator(), analysis.unsupported_ops()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+        analysis = FlopCountAnalysis(blank, image)
+        analysis.clear_op_handles().set_op_handle(**operators.handles())
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        counts, left_over = analysis.by_module_and_operator(), analysis.unsupported_ops()
     costs = {name: Cost(int(found["macs"]), int(found["operations"])) for name, found in counts.items()}
     return _Trace(costs, left_over)
-
-
-def _filled(tensor: torch.Tensor) -> torch.Tensor:
-    """Zeros in float32 on the CPU. Integers, which may be indices, keep their values if they have some."""
-    if tensor.is_floating_point():
-        return torch.zeros_like(tensor, device="cpu", dtype=torch.float32)
-    return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor

@@ -5,13 +5,17 @@ autograd sees: a conv is one operator however it is written, `x @ y` is `aten::m
 activation and its function are the same.
 """
 
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from math import isqrt, prod
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 Handle = Callable[[list[Any], list[Any]], Counter[str]]
 Macs = Callable[[list[Any], list[Any]], int]
@@ -47,6 +51,52 @@ FREE = {
     "view", "view_as", "zeros", "zeros_like",
 }  # fmt: skip
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+
+
+class TorchCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts MACs of what torch runs in this context, with the formulas of torch.utils.flop_counter.
+
+    The FlopCounterMode of that module imports torch's compiler, for longer than `cnsn mac` takes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
+
+    @property
+    def macs(self) -> int:
+        """Two floating-point operations are one MAC."""
+        return int(self.flops) // 2
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs, formula = kwargs or {}, flop_registry.get(operator._overloadpacket)
+        if formula is None:
+            with self:  # an operator without a formula may be made of others that have one
+                made = operator.decompose(*args, **kwargs)
+            return operator(*args, **kwargs) if made is NotImplemented else made
+        output = operator(*args, **kwargs)
+        self.flops += formula(*args, **kwargs, out_val=output)
+        return output
+
+
+@contextmanager
+def separate() -> Iterator[None]:
+    """In this context, torch runs attention and recurrent layers as several operators, not as a fused one."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # mkldnn warns that it has no Intel GPU
+            with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
+                yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def handles() -> dict[str, Handle]:
@@ -119,9 +169,9 @@ def _tensordot(inputs: list[Any], outputs: list[Any]) -> int:
 def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
     """torch does it on shapes alone, as the matrix products that it would compute."""
     operands = [torch.empty(_shape(value), device="meta") for value in inputs[1].node().inputs()]
-    with FlopCounterMode(display=False) as counter:
+    with TorchCount() as counter:
         torch.einsum(inputs[0].toIValue(), *operands)
-    return int(counter.get_total_flops()) // 2
+    return int(counter.macs)
 
 
 def _attention(inputs: list[Any], outputs: list[Any]) -> int:

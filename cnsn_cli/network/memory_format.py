@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from cnsn_cli.backbones.meta import on_meta
+from cnsn_cli.backbones.meta import blank_images, run_blank
 
 if TYPE_CHECKING:
     from cnsn_cli.network.network import Network
@@ -51,10 +51,10 @@ def fastest(network: "Network") -> "Network":
     If a layer cannot read such features (`Tensor.view` cannot), all weights are contiguous instead.
     """
     network.to(memory_format=torch.channels_last)
-    images = torch.empty(1, *network.task.image_shape, device="meta")
+    images = blank_images(network.task.image_shape)
     with register_module_forward_hook(_channels_last):
         try:
-            on_meta(network.models()[0], images)
+            run_blank(network.models()[0], images)
         except Exception:  # layers may raise anything
             contiguous(network)
     return network

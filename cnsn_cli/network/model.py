@@ -8,10 +8,9 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
-from cnsn_cli.backbones.meta import on_meta
+from cnsn_cli.backbones.meta import blank_images, run_blank
 from cnsn_cli.data.pixels import normalise, preprocess
 from cnsn_cli.errors import CnsnError
 from cnsn_cli.network.memory_format import like_weights
@@ -58,10 +57,10 @@ class Model(nn.Module):
     def unit_shapes(self) -> list[tuple[int, ...]]:
         """The shape (c, h, w) of the features that each unit takes."""
         shapes = []
-        features = on_meta(self.step_down, torch.empty(1, *self.task.image_shape, device="meta"))
+        features = run_blank(self.step_down, blank_images(self.task.image_shape))
         for unit in self.units:
             shapes.append(tuple(features.shape[1:]))
-            features = on_meta(unit, features)
+            features = run_blank(unit, features)
         return shapes
 
     @property

@@ -60,7 +60,8 @@ def _halvings(size: list[int], target: list[int]) -> list[list[int]]:
 
 
 def _conv(conv: nn.Conv2d) -> nn.Sequential:
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    if not conv.weight.is_meta:  # drawing nothing would import torch's compiler
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
     return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(inplace=True))
 

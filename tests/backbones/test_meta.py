@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from cnsn_cli.backbones.meta import on_meta, shared_copy
+from cnsn_cli.backbones.meta import run_blank, shared_copy
 
 
 def network() -> nn.Sequential:
@@ -40,7 +40,7 @@ def test_shapes_are_found_without_a_trace(training):
     """BatchNorm refuses one value per channel in training, so shapes are computed in eval mode."""
     original = network().train(training)
     before = {name: tensor.clone() for name, tensor in original.state_dict().items()}
-    found = on_meta(original, torch.empty(1, 3, 3, 3, device="meta"))
+    found = run_blank(original, torch.empty(1, 3, 3, 3, device="meta"))
     assert found.is_meta
     assert found.shape == (1, 4, 1, 1)
     assert all(module.training is training for module in original.modules())

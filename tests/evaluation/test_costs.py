@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.backbones.meta import on_meta
+from cnsn_cli.backbones.meta import run_blank
 from cnsn_cli.evaluation.costs import blank_network, count_macs, layer_costs, model_costs
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.task import Task
@@ -125,5 +125,5 @@ def test_the_table_of_architectures(library, name, size, base, drops, cut):
     network = blank_network(f"{library}:{name}", (int(drops),), task).eval()
     for model, shown in zip(network.models(), (base, cut), strict=True):
         with FlopCounterMode(display=False) as counter:
-            on_meta(model, torch.empty(1, *task.image_shape, device="meta"))
+            run_blank(model, torch.empty(1, *task.image_shape, device="meta"))
         assert f"{counter.get_total_flops() / 2e9:.2f}" == shown, model.name

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from cnsn_cli.backbones.backbone import Backbone, Obstacle, UnitNote
-from cnsn_cli.backbones.meta import on_meta
+from cnsn_cli.backbones.meta import blank_images, run_blank
 from cnsn_cli.backbones.plugins import GUIDE
 from cnsn_cli.backbones.tracing.dataflow import depths, is_conv, needed_later
 from cnsn_cli.backbones.tracing.requirements import check_ordinary
@@ -184,7 +184,7 @@ def _shapes_of(
     reasons = []
     for side in (size, *SIZES):
         try:
-            found = on_meta(whole, torch.empty(1, channels, side, side, device="meta"))
+            found = run_blank(whole, blank_images((channels, side, side)))
             return [tuple(value.shape) if isinstance(value, Tensor) else () for value in found]
         except Exception as error:  # any error of the network
             reasons.append(one_line(error))

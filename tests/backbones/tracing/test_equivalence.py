@@ -72,7 +72,7 @@ class Divided(Net):
         return super().forward(images) * float("nan")
 
 
-def on_meta() -> nn.Module:
+def run_blank() -> nn.Module:
     return Net().to("meta")
 
 
@@ -86,7 +86,7 @@ REFUSED = [
     (Stubborn, f"Stubborn {OTHERWISE}"),
     (Failing, "Failing cannot be trained: The size of tensor a (3) must match"),
     (Divided, "Divided returns NaN for images of random numbers"),
-    (on_meta, "Net has weights on the meta device: make them on the CPU"),
+    (run_blank, "Net has weights on the meta device: make them on the CPU"),
 ]
 
 
