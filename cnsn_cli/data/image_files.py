@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from cnsn_cli.data.pixels import eight_bits
+from cnsn_cli.data.pixels import eight_bits, upright
 from cnsn_cli.errors import DataError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -42,7 +42,7 @@ def images_below(folder: str) -> list[str]:
 
 
 def read_image(path: str) -> Image.Image:
-    """Read a picture with 8 bits per channel. Raises DataError, which names the file, if this fails."""
+    """Read a picture, upright and with 8 bits per channel. Raises DataError, which names the file."""
     try:
         return _decoded(path)
     except Image.DecompressionBombError as error:  # Pillow's own limit, which is higher
@@ -58,13 +58,14 @@ def _decoded(path: str) -> Image.Image:
         raise ValueError("it is no ordinary file")
     if os.path.getsize(path) == 0:
         raise ValueError("it is empty")
-    with Image.open(path, formats=FORMATS) as image:
+    # Not Image.open(path): Pillow then maps some TIFFs into memory, and garbles those that lie on their side.
+    with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
         if image.width * image.height > MOST_PIXELS:
             raise ValueError(
                 f"its {image.width:,} x {image.height:,} pixels are more than {MOST_PIXELS:,}: shrink it"
             )
         image.load()
-        return eight_bits(image)
+        return eight_bits(upright(image))
 
 
 @contextmanager

@@ -5,13 +5,22 @@ Data sets, networks, training and exports call this module. It knows no files an
 
 from functools import lru_cache
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor, device, from_numpy, tensor
 
 from cnsn_cli.task import Task
 
 BATCH_SIZE = 200  # always the same, so that whole and detached files agree to the last digit
 BATCH_PIXELS = BATCH_SIZE * 96**2  # larger images make smaller batches, to save memory
+TURNS = {  # EXIF orientation -> what makes a picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def batch_size(task: Task) -> int:
@@ -20,14 +29,32 @@ def batch_size(task: Task) -> int:
 
 
 def to_pixels(image: Image.Image, image_size: int, in_channels: int) -> Tensor:
-    """Turn a picture into uint8 (C, S, S): grey for one channel, else RGB; cut to a centred square."""
+    """Turn a picture into uint8 (C, S, S): upright, grey for one channel, else RGB; cut to a centred square.
+
+    Raises ValueError like `eight_bits`.
+    """
     import numpy as np
 
-    image = eight_bits(image).convert("L" if in_channels == 1 else "RGB")
+    image = eight_bits(upright(image)).convert("L" if in_channels == 1 else "RGB")
     if image.size != (image_size, image_size):
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
     pixels = np.array(image).reshape(image_size, image_size, in_channels)
     return from_numpy(pixels).permute(2, 0, 1)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return a picture as its EXIF orientation says that people see it; broken EXIF data change nothing."""
+    image.load()  # Pillow turns a TIFF while it reads the pixels
+    # Not ImageOps.exif_transpose: it also writes the other EXIF data anew, and fails if they are broken.
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow's parser raises many kinds of errors
+        return image
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.info = {}  # it holds the orientation: nobody shall turn the picture once more
+    return turned
 
 
 def eight_bits(image: Image.Image) -> Image.Image:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from cnsn_cli.data.datasets import load_dataset
-from cnsn_cli.data.image_files import MOST_PIXELS, find_images, read_image
+from cnsn_cli.data.image_files import MOST_PIXELS, find_images, quiet, read_image
 from cnsn_cli.data.pixels import to_pixels
 from cnsn_cli.errors import DataError
 from tests.conftest import TINY
@@ -62,6 +62,62 @@ def test_pictures_that_are_converted(tmp_path, kind):
     assert pixels.permute(1, 2, 0).reshape(-1, 3).unique(dim=0).tolist() == [list(expected)]
     grey = to_pixels(read_image(str(path)), 4, 1)
     assert grey.shape == (1, 4, 4)
+
+
+SEEN = {  # orientation -> what people see of the pixels (rows, columns), by the table of the EXIF standard
+    1: lambda stored: stored,
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.T,
+    6: lambda stored: stored.T[:, ::-1],
+    7: lambda stored: stored.T[::-1, ::-1],
+    8: lambda stored: stored.T[::-1],
+}
+STORED = np.kron(np.array([[0, 180, 90, 0], [0, 180, 90, 0], [250, 180, 90, 40]], np.uint8), np.ones((8, 8)))
+
+
+def with_orientation(path: Path, kind: str, orientation: int, mode: str = "L") -> Path:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"PNG": {}, "TIFF": {}, "JPEG": {"quality": 100}, "WEBP": {"lossless": True}}[kind]
+    return saved(Image.fromarray(STORED.astype(np.uint8)).convert(mode), path, kind, exif=exif, **options)
+
+
+@pytest.mark.parametrize("orientation", SEEN)
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("JPEG", "L"), ("PNG", "L"), ("PNG", "P"), ("TIFF", "L"), ("WEBP", "RGB")]
+)
+def test_a_picture_is_read_as_people_see_it(tmp_path, kind, mode, orientation):
+    path = with_orientation(tmp_path / "x.png", kind, orientation, mode)
+    seen = SEEN[orientation](STORED)
+    found = np.asarray(read_image(str(path)).convert("L"))
+    assert found.shape == seen.shape
+    assert np.abs(found - seen).max() <= 3  # JPEG loses a little
+    with path.open("rb") as file, Image.open(file) as image:  # what users give to `preprocess`
+        assert torch.equal(to_pixels(image, 24, 1), to_pixels(read_image(str(path)), 24, 1))
+
+
+def test_a_phone_photo_is_upright_in_a_data_set(photos):
+    """The left half is grey, the right half is black; orientation 6 shows the grey half on top."""
+    pixels = np.zeros((32, 32), np.uint8)
+    pixels[:, :16] = 180
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    saved(Image.fromarray(pixels), photos / "train" / "a" / "x.jpg", "JPEG", exif=exif, quality=100)
+    found = load_dataset(str(photos)).train.pixels[4, 0].float()
+    assert found[:16].mean() == pytest.approx(180, abs=1)
+    assert found[16:].mean() == pytest.approx(0, abs=1)
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0M", b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12", b"Exif\0\0no exif data"]
+)
+def test_broken_exif_data_change_nothing(tmp_path, exif, recwarn):
+    path = saved(Image.fromarray(STORED.astype(np.uint8)), tmp_path / "x.jpg", "JPEG", exif=exif, quality=100)
+    with quiet():
+        assert np.abs(np.asarray(read_image(str(path))) - STORED).max() <= 3
+    assert not recwarn.list
 
 
 def truncated(path: Path) -> None:
