@@ -1,16 +1,22 @@
 """What the README and the docs show must work as written."""
 
+import json
 import re
+import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
 
 from cnsn_cli.backbones import registry
+from cnsn_cli.data.image_files import read_image
+from cnsn_cli.data.pixels import to_pixels
 from cnsn_cli.deploy.export import export
-from cnsn_cli.files.checkpoint import load
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
 
@@ -37,19 +43,140 @@ def test_the_python_example_and_the_accuracy_of_quick(tmp_path, monkeypatch):
     assert names["logits"].shape == (1, 10)
 
 
-def test_exported_files_run_as_shown(checkpoint, image_folder, tmp_path, monkeypatch, capsys):
-    """Runs the examples for ONNX Runtime and .pt2. Those for OpenVINO and ExecuTorch were run by hand."""
-    for to in ("onnx", "pt2"):
-        export(checkpoint, to, tmp_path / f"small.{to}")
-    (image,) = (image_folder / "test" / "dark").glob("03.png")
-    (tmp_path / "picture.png").write_bytes(image.read_bytes())
+def photo(path: Path, size: tuple[int, int], mode: str, orientation: int = 1) -> Path:
+    """A noisy picture, dark on its left half and bright on its right half, as a phone may store it."""
+    grey = np.kron(np.linspace(20, 230, 8)[None], np.ones((size[1], size[0] // 8)))
+    noise = np.random.default_rng(0).normal(0, 20, grey.shape)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray((grey + noise).clip(0, 255).astype(np.uint8)).convert(mode).save(path, exif=exif)
+    return path
+
+
+PHOTOS = {
+    "wide": ((160, 40), "RGB"),
+    "tall": ((40, 100), "RGB"),
+    "smaller": ((24, 17), "RGB"),
+    "as trained": ((32, 32), "RGB"),
+    "grey": ((96, 40), "L"),
+    "palette": ((96, 40), "P"),
+    "transparent": ((96, 40), "RGBA"),
+    "on its side": ((96, 40), "RGB", 6),
+    "mirrored": ((96, 41), "RGB", 2),
+}
+
+
+@pytest.fixture
+def shown_modules(tmp_path, monkeypatch):
+    """The folder of a user who follows docs/deploy.md: `picture.py` is in it."""
+    (tmp_path / "picture.py").write_text(block("python", "def read_pixels"))
     monkeypatch.chdir(tmp_path)
-    exec(block("python", "import onnxruntime"), {})
-    model = load(checkpoint).base
-    expected = model.task.class_names[model(model.preprocess(Image.open(image))[None]).argmax()]
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "picture", raising=False)
+    return tmp_path
+
+
+def predicted(cnsn, file: Path, picture: Path) -> tuple[str, dict[str, float]]:
+    """The class that `cnsn predict` says, and the probabilities of all."""
+    (row,) = json.loads(cnsn("predict", file, picture, "--json").out)["images"]
+    shares = {guess["class_name"]: guess["probability"] for guess in row["classes"]}
+    return row["classes"][0]["class_name"], shares
+
+
+def assert_same(logits: object, classes: list[str], shares: dict[str, float]) -> None:
+    found = torch.as_tensor(np.asarray(logits)).double().reshape(-1).softmax(0).tolist()
+    assert dict(zip(classes, found, strict=True)) == pytest.approx(shares, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", PHOTOS)
+def test_the_pixels_of_the_docs_are_those_of_cnsn(shown_modules, kind):
+    path = photo(shown_modules / "picture.png", *PHOTOS[kind])
+    names: dict[str, Any] = {}
+    exec(block("python", "def read_pixels"), names)
+    for channels, size in ((3, 32), (1, 20)):
+        expected = to_pixels(read_image(str(path)), size, channels)[None]
+        found = names["read_pixels"](path, channels, size)
+        assert found.flags.c_contiguous
+        assert torch.equal(torch.tensor(found), expected)
+
+
+@pytest.mark.parametrize("kind", ["wide", "on its side"])
+def test_exported_files_answer_as_predict(checkpoint, cnsn, shown_modules, capsys, kind):
+    """Each example for a runtime, on pictures that must be cut and turned, says what `cnsn predict` says."""
+    picture = photo(shown_modules / "picture.png", *PHOTOS[kind])
+    for to in ("onnx", "pt2"):
+        export(checkpoint, to, shown_modules / f"small.{to}")
+    expected, shares = predicted(cnsn, checkpoint, picture)
+    for containing in ("import onnxruntime", "network = torch.export.load"):
+        names: dict[str, Any] = {}
+        exec(block("python", containing), names)
+        assert capsys.readouterr().out.strip() == expected
+        assert_same(names["logits"].tolist(), names["classes"], shares)
+
+
+def test_a_file_with_the_preprocessing_inside_takes_the_pixels(checkpoint, cnsn, shown_modules):
+    picture = photo(shown_modules / "picture.png", *PHOTOS["wide"])
+    export(checkpoint, "onnx", shown_modules / "small.onnx", with_preprocess=True)
+    names: dict[str, Any] = {}
+    exec(block("python", "def read_pixels"), names)
+    session = onnxruntime.InferenceSession("small.onnx")
+    (logits,) = session.run(None, {"images": names["read_pixels"](picture, 3, 32)})
+    assert_same(logits, ["bright", "dark"], predicted(cnsn, checkpoint, picture)[1])
+
+
+def test_openvino_answers_as_predict(checkpoint, cnsn, shown_modules, capsys):
+    pytest.importorskip("openvino")
+    export(checkpoint, "onnx", shown_modules / "small.onnx")
+    picture = photo(shown_modules / "picture.png", *PHOTOS["wide"])
+    expected, shares = predicted(cnsn, checkpoint, picture)
+    names: dict[str, Any] = {}
+    exec(block("python", "import openvino"), names)
     assert capsys.readouterr().out.strip() == expected
-    exec(block("python", "extra_files=texts"), {})
-    assert capsys.readouterr().out.strip() in ("bright", "dark")
+    assert_same(names["logits"], names["classes"], shares)
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")  # it uses what Python deprecates
+def test_executorch_answers_as_predict(checkpoint, cnsn, shown_modules, capsys):
+    pytest.importorskip("executorch.exir")
+    pytest.importorskip("executorch.runtime")
+    export(checkpoint, "pt2", shown_modules / "small.pt2")
+    picture = photo(shown_modules / "picture.png", *PHOTOS["wide"])
+    expected, shares = predicted(cnsn, checkpoint, picture)
+    exec(block("python", "to_edge_transform_and_lower"), {})
+    names: dict[str, Any] = {}
+    exec(block("python", "from executorch.runtime"), names)
+    assert capsys.readouterr().out.strip() == expected
+    assert_same(names["logits"], names["classes"], shares)
+
+
+TESTED = (
+    "import cnsn_cli", "def read_pixels", "import onnxruntime", "network = torch.export.load",
+    "to_edge_transform_and_lower", "from executorch.runtime", "import openvino", "def twins", "def plain",
+)  # fmt: skip
+
+
+def test_no_example_is_without_a_test():
+    """Whoever adds an example adds a test that runs it, and what picks it out to TESTED."""
+    pages = [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("benchmarks/*.md"),
+    ]
+    shown = re.findall(r"^```python\n(.*?)^```", "".join(page.read_text() for page in pages), re.M | re.S)
+    assert sorted(shown) == sorted(block("python", words) for words in TESTED)
+
+
+def test_a_model_card_shows_code_that_runs(checkpoint, cnsn, shown_modules, capsys):
+    picture = photo(shown_modules / "picture.png", *PHOTOS["wide"])
+    expected, _ = predicted(cnsn, checkpoint, picture)
+    assert cnsn("card", checkpoint, "-o", shown_modules / "upload").code == 0
+    (code,) = re.findall(
+        r"^```python\n(.*?)^```", (shown_modules / "upload/README.md").read_text(), re.M | re.S
+    )
+    exec(code.replace("model.safetensors", "upload/model.safetensors"), {})
+    assert capsys.readouterr().out.strip() == expected
 
 
 def test_the_plugin_examples(distribution):
