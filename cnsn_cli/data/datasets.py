@@ -4,7 +4,7 @@ Training, evaluation, int8 and `predict` get images here. This module knows no n
 """
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,11 +45,15 @@ class Dataset:
 
 
 class Source(NamedTuple):
-    """Images that are not read yet: `read(i)` reads image i, also in another process."""
+    """Images that are not read yet: `read(i)` reads image i, also in another process.
+
+    `files` are the paths of all files that were found, even if some were left out later.
+    """
 
     class_names: tuple[str, ...]
     labels: list[int]
     read: Callable[[int], Image.Image]
+    files: Sequence[str] = ()
 
 
 @quiet()
@@ -243,7 +247,7 @@ def _folder(data: str, split: SplitName) -> Source:
     if empty and split == "train":
         raise DataError(f"no images of class {class_names[min(empty)]!r} in {folder}")
     paths = [path for path, _ in samples]
-    return Source(class_names, [label for _, label in samples], partial(_read, paths))
+    return Source(class_names, [label for _, label in samples], partial(_read, paths), paths)
 
 
 def _split_folder(data: str, split: SplitName) -> Path:

@@ -5,6 +5,8 @@ run                 `train` and `resume`: put everything below together
   recipe            hyper-parameters: presets, TOML files, options
   request           what the user asked of a run, as its state stores it
   setup             network, data and weights before the first step
+  data_record       what the data are, to notice other data
+  places            where relative names are looked for
   initial_weights   weights to start from
 trainer             the training loop, which yields events
   augmentation      random changes to training images

@@ -14,7 +14,9 @@ from cnsn_cli.evaluation.accuracy import ModelResult
 from cnsn_cli.files.checkpoint import save
 from cnsn_cli.files.metadata import ModelRecord, Selection
 from cnsn_cli.files.writer import write_text
+from cnsn_cli.training.data_record import DataRecord
 from cnsn_cli.training.metrics import Epoch, Line, Result, Step, line_of
+from cnsn_cli.training.places import working_folder
 from cnsn_cli.training.request import Request
 from cnsn_cli.training.resume_state import STATE, State, environment, save_state
 from cnsn_cli.training.run_folder import check_space
@@ -25,7 +27,8 @@ from cnsn_cli.training.trainer import Trainer
 class Recorder:
     """Writes the state of a run before its first step and in intervals, and models after each epoch.
 
-    `before` is the state that a resumed `trainer` goes on from. `best` is the best epoch so far.
+    `before` is the state that a resumed `trainer` goes on from, `data` the record of its data. `best` is the
+    best epoch so far.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class Recorder:
         request: Request,
         arch: Architecture,
         before: State | None = None,
+        data: DataRecord | None = None,
     ) -> None:
         self.folder, self.trainer, self.request = folder, trainer, request
         check_space(folder, file_sizes(trainer))
@@ -43,6 +47,8 @@ class Recorder:
         self.metrics = before.metrics if before else ""
         epochs = before.epochs() if before else []
         self.best = max(epochs, key=lambda epoch: epoch.mean_accuracy, default=None)
+        self.data = data
+        self.started_in = (before.started_in if before else None) or working_folder()
         self.interval = request.interval()
         self.steps, self.saved = 0, time.monotonic()
 
@@ -76,6 +82,8 @@ class Recorder:
             metrics=self.metrics,
             seconds=trainer.meter.seconds(),
             pulls=trainer.pulls,
+            data=self.data,
+            started_in=self.started_in,
         )
         save_state(self.folder / STATE, trainer, state)
         self.steps, self.saved = 0, time.monotonic()

@@ -21,6 +21,7 @@ from cnsn_cli.files.checkpoint import check_tensors, digest, read_tensors, write
 from cnsn_cli.files.metadata import Count, first_problem
 from cnsn_cli.files.tensor_file import TensorFile, check_json, read_header
 from cnsn_cli.network.memory_format import copy_like, for_file
+from cnsn_cli.training.data_record import DataRecord
 from cnsn_cli.training.metrics import Line, Pull, parse
 from cnsn_cli.training.request import Request
 from cnsn_cli.training.trainer import Trainer
@@ -36,7 +37,8 @@ class State(BaseModel):
 
     `epoch` epochs of `request` are done in `environment`, and `step` steps of the next epoch, which took
     `seconds`. `metrics` is the text of metrics.jsonl, with a line for each epoch. `pulls` were measured in
-    the newest epoch whose steps are all done. `sha256` holds a digest for each tensor.
+    the newest epoch whose steps are all done. `data` describes the data, and `started_in` is the working
+    folder of the start; older states have neither. `sha256` holds a digest for each tensor.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -48,6 +50,8 @@ class State(BaseModel):
     metrics: str
     seconds: float = Field(ge=0)
     pulls: list[Pull]
+    data: DataRecord | None = None
+    started_in: str | None = None
     sha256: dict[str, str] = {}
 
     @model_validator(mode="after")

@@ -21,7 +21,9 @@ from cnsn_cli.evaluation.accuracy import ModelResult, evaluate
 from cnsn_cli.files.checkpoint import fill
 from cnsn_cli.files.metadata import ModelRecord
 from cnsn_cli.training.arguments import Arguments, called_like, ignore
+from cnsn_cli.training.data_record import check_data
 from cnsn_cli.training.metrics import Epoch, Step
+from cnsn_cli.training.places import located
 from cnsn_cli.training.plot import draw
 from cnsn_cli.training.recorder import Recorder, with_results
 from cnsn_cli.training.request import Request, decide
@@ -97,7 +99,8 @@ def _start(request: Request, folder: Path, asked: Arguments) -> Run:
         raise DataError(f"{request.data} has {found} classes, not {asked.classes}: leave out --classes")
     with locked(folder):
         refuse_existing(folder, asked.force)  # again: before the lock another run could still write here
-        return _run(Recorder(folder, prepared.trainer, request, arch), prepared, asked.watch)
+        recorder = Recorder(folder, prepared.trainer, request, arch, data=prepared.record)
+        return _run(recorder, prepared, asked.watch)
 
 
 def resume(
@@ -109,7 +112,8 @@ def resume(
     """Go on with a run from its saved state. Returns the finished Run.
 
     The run ends in the weights of a run that was never stopped. They are the same bit for bit on the same
-    device, with the same versions and number of threads. Raises TrainingError with a list of differences if
+    device, with the same data, versions and number of threads. Relative names are looked for in the folder
+    where the run was started, then in the working folder. Raises TrainingError with a list of differences if
     something differs, CheckpointError if the folder holds no run, and whatever `train` raises.
 
     Arguments:
@@ -128,9 +132,11 @@ def resume(
         here = environment(device)
         _check_differences(folder, state.request, request, differences(state.environment, here), override)
         arch = registry.find(request.arch)
-        prepared = prepare(request, arch, resumed=True)
+        found = located(request, state.started_in, changes or ())
+        prepared = prepare(found, arch, lambda record: check_data(folder, state.data, record, override))
         restore(folder / STATE, prepared.trainer, state)
-        return _run(Recorder(folder, prepared.trainer, request, arch, state), prepared, watch)
+        recorder = Recorder(folder, prepared.trainer, request, arch, state, prepared.record)
+        return _run(recorder, prepared, watch)
 
 
 def _check_differences(folder: Path, old: Request, new: Request, elsewhere: str, override: bool) -> None:
@@ -143,7 +149,7 @@ def _check_differences(folder: Path, old: Request, new: Request, elsewhere: str,
 
 
 def _run(recorder: Recorder, prepared: Prepared, watch: Watch) -> Run:
-    trainer, dataset, drawn = prepared
+    trainer, dataset, drawn, _ = prepared
     selection = trainer.recipe.selection
     images = len(trainer.train), len(trainer.held_out)
     done = trainer.epoch * trainer.steps_per_epoch + trainer.step

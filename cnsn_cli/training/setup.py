@@ -5,6 +5,7 @@ calls this module, which does not know the run folder.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
+from cnsn_cli.training.data_record import DataRecord, record_data
 from cnsn_cli.training.initial_weights import Start, from_file, from_publisher
 from cnsn_cli.training.recipe import Recipe
 from cnsn_cli.training.request import Request
@@ -34,41 +36,49 @@ from cnsn_cli.training.trainer import Trainer
 class Prepared(NamedTuple):
     """All that a run needs before its first step.
 
-    `drawn` names weights that start at random, although the user gave weights to start from.
+    `drawn` names weights that start at random, although the user gave weights to start from. `record`
+    describes the data; only the first process has it.
     """
 
     trainer: Trainer
     dataset: Dataset
     drawn: tuple[str, ...] = ()
+    record: DataRecord | None = None
 
 
-def prepare(request: Request, arch: Architecture, resumed: bool = False) -> Prepared:
-    """Make everything for a run of `arch`. If `resumed`, its weights come from the state, not from here.
+def prepare(
+    request: Request, arch: Architecture, check: Callable[[DataRecord | None], None] | None = None
+) -> Prepared:
+    """Make everything for a run of `arch`. Raises a CnsnError if the run cannot start.
 
-    Raises a CnsnError if the run cannot start.
+    A resumed run gives a `check` of its data, which runs before its network is built. The weights of this
+    network come from the state, not from here.
     """
     _check_start(request)
     if request.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
         torch.use_deterministic_algorithms(True)
     base = load_base(Path(request.freeze_base), request.arch) if request.freeze_base else None
-    dataset = _data(request, base)
-    start = None if resumed else _start(request, arch, dataset)
+    dataset = _data(request)
+    record = record_data(request, dataset)
+    if check:
+        check(record)
+    dataset = _for_base(dataset, base, request) if base else dataset
+    start = None if check else _start(request, arch, dataset)
     fitted, held_out = split_off(dataset, request.recipe)
     network = _network(request, arch, dataset.task, base, start)
     network = place(network, torch.device(request.device))
     trainer = Trainer(network, fitted, held_out, request.recipe, request.precision, request.compiled)
     if not distributed.is_first():
         torch.manual_seed(request.recipe.seed + 2**32 * distributed.rank())  # processes differ in dropout
-    return Prepared(trainer, dataset, start.drawn if start else ())
+    return Prepared(trainer, dataset, start.drawn if start else (), record)
 
 
-def _data(request: Request, base: Model | None) -> Dataset:
+def _data(request: Request) -> Dataset:
     with distributed.first_ahead():  # it may have to download
-        dataset = load_dataset(
+        return load_dataset(
             request.data, request.data_dir, request.image_size, request.in_channels, request.skip_bad
         )
-    return _for_base(dataset, base, request) if base else dataset
 
 
 def _network(

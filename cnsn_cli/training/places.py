@@ -1,0 +1,36 @@
+"""Where the relative names in the request of a run are looked for.
+
+The state keeps the working folder in which the run was started, so that the run can be resumed elsewhere.
+`run` and `recorder` call this module.
+"""
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from cnsn_cli.data.datasets import NAMED
+from cnsn_cli.training.request import Request
+
+PLACES = ("data", "data_dir", "freeze_base")  # what a resumed run reads
+
+
+def working_folder() -> str | None:
+    """The working folder; None if it was removed, or if its name is no UTF-8, which a state cannot hold."""
+    try:
+        folder = os.getcwd()
+        folder.encode()
+    except (OSError, UnicodeEncodeError):
+        return None
+    return folder
+
+
+def located(request: Request, folder: str | None, given: Collection[str] = ()) -> Request:
+    """The request, with each relative name that leads to something in `folder` made absolute.
+
+    All other names are looked for in the working folder, as are the names of values that were `given` now.
+    """
+    if folder is None:
+        return request
+    names = {name: getattr(request, name) for name in PLACES if name not in given}
+    places = {name: Path(folder, value) for name, value in names.items() if value and value not in NAMED}
+    return request.with_changes({name: str(place) for name, place in places.items() if place.exists()})
