@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError, one_line
+from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError, OutputError, one_line
 from cnsn_cli.files.metadata import KEY, Metadata, read_metadata
-from cnsn_cli.files.tensor_file import Entry, Header, TensorFile
+from cnsn_cli.files.tensor_file import Entry, Header, TensorFile, read_header
 from cnsn_cli.files.writer import replacing
 from cnsn_cli.network.dtypes import HALVES, cast_weights
 from cnsn_cli.network.folding import fold
@@ -62,10 +62,23 @@ def _with_digests(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Metadata
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], key: str, text: str) -> None:
-    """Write a safetensors file with the one metadata entry `key`: `text`. Raises OutputError."""
+    """Write a safetensors file with the one metadata entry `key`: `text`.
+
+    Raises OutputError if the file cannot be written, or if its header is beyond the limits of its reader.
+    """
     content = serialise({name: for_file(tensor) for name, tensor in tensors.items()}, metadata={key: text})
     with replacing(path) as file:
         file.write(content)
+        file.flush()
+        _check_readable(path, Path(file.name))
+
+
+def _check_readable(path: Path, written: Path) -> None:
+    try:
+        read_header(written)
+    except CheckpointError as error:
+        reason = str(error).replace(str(written), "the new file")
+        raise OutputError(f"cannot write {path}, which could not be read again: {reason}") from error
 
 
 class Opened(NamedTuple):

@@ -4,9 +4,13 @@ The state holds the weights and their average, the optimizer's momentum, torch's
 dropout), the number of steps done, and the losses and accuracies so far. It need not hold the order and the
 augmentation of the samples, which follow from the seed and the number of the epoch. `recorder` saves states,
 `run` reads and restores them. This module does not know when a state is saved.
+
+The text of metrics.jsonl grows with every epoch, and the header of a file has a limit: the text is a tensor
+of bytes. Older states hold this text in their header.
 """
 
 import hashlib
+import json
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +34,7 @@ KEY = "cnsn-state"
 STATE = "state.safetensors"
 NETWORK, MOMENTUM, AVERAGE = "network.", "momentum.", "average."
 RANDOM, RANDOM_CUDA, LOSSES, CORRECT = "random", "random.cuda", "losses", "correct"
+METRICS = "metrics"
 
 
 class State(BaseModel):
@@ -110,10 +115,15 @@ def _without_momentum(trainer: Trainer) -> dict[str, Tensor]:
 @distributed.first_only
 def write_state(path: Path, tensors: dict[str, Tensor], state: State) -> None:
     """Write `tensors` and `state` into one file, with digests of both. Raises OutputError."""
-    held = {name: for_file(tensor) for name, tensor in tensors.items()}
+    held = {name: for_file(tensor) for name, tensor in tensors.items()} | {METRICS: _bytes(state.metrics)}
     sha256 = {name: digest(tensor) for name, tensor in held.items()}
-    text = state.model_copy(update={"sha256": sha256}).model_dump_json()
+    text = state.model_copy(update={"sha256": sha256}).model_dump_json(exclude={"metrics"})
     write_tensors(path, held, KEY, f"{text_digest(text)} {text}")
+
+
+def _bytes(text: str) -> Tensor:
+    data = bytearray(text.encode())
+    return torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
 
 
 def text_digest(text: str) -> str:
@@ -122,19 +132,36 @@ def text_digest(text: str) -> str:
 
 def read_state(path: Path) -> State:
     """Read the State that `save_state` wrote beside the tensors. Raises CheckpointError."""
-    sealed = read_header(path).metadata.get(KEY)
+    with TensorFile(path) as file:
+        sealed = file.header.metadata.get(KEY)
+        metrics = file.read(METRICS) if METRICS in file.header.entries else None
     if sealed is None:
         raise CheckpointError(f"{path} is not the state of a training run")
     seal, _, text = sealed.partition(" ")
+    if seal != text_digest(text):
+        raise CheckpointError(f"{path} is damaged: its metadata have changed since they were saved")
     try:
-        if seal != text_digest(text):
-            raise CheckpointError(f"{path} is damaged: its metadata have changed since they were saved")
-        check_json(text)
-        return State.model_validate_json(text)
+        return _parsed(text, metrics)
     except ValidationError as error:
         raise CheckpointError(f"{path} is broken: {first_problem(error)}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is broken: {error}") from error
+
+
+def _parsed(text: str, metrics: bytearray | None) -> State:
+    """The State in `text`, whose metrics are in a tensor of their own if this is no older state."""
+    check_json(text)
+    if metrics is None:
+        return State.model_validate_json(text)
+    content = json.loads(text)
+    if not isinstance(content, dict) or not isinstance(content.get("sha256"), dict):
+        raise ValueError("its metadata have no digests")
+    if hashlib.sha256(metrics).hexdigest() != content["sha256"].get(METRICS):
+        raise ValueError(f"tensor {METRICS!r} is not as it was saved")
+    lines = metrics.decode()
+    for line in lines.splitlines():
+        check_json(line)
+    return State.model_validate({**content, "metrics": lines})
 
 
 def restore(path: Path, trainer: Trainer, state: State) -> None:
@@ -143,6 +170,8 @@ def restore(path: Path, trainer: Trainer, state: State) -> None:
     for name, parameter in trainer.network.named_parameters():
         if MOMENTUM + name in header.entries:
             expected[MOMENTUM + name] = parameter
+    if METRICS in header.entries:
+        expected[METRICS] = _bytes(state.metrics)
     check_tensors(path, header, expected)
     with TensorFile(path) as file:
         tensors = read_tensors(file, state.sha256)

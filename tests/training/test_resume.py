@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 
 from cnsn_cli.data import datasets
 from cnsn_cli.errors import CheckpointError, RecipeError, TrainingError
-from cnsn_cli.files.checkpoint import load
+from cnsn_cli.files.checkpoint import digest, load, write_tensors
+from cnsn_cli.files.tensor_file import LARGEST_HEADER
 from cnsn_cli.training import run as runs
 from cnsn_cli.training.recipe import Recipe
-from cnsn_cli.training.resume_state import read_state, write_state
+from cnsn_cli.training.resume_state import KEY, read_state, text_digest, write_state
 from cnsn_cli.training.run import resume, train
 from tests.conftest import TINY
 
@@ -337,3 +338,76 @@ def test_relative_data_are_looked_for_where_the_run_was_started(cnsn, stopped, m
     monkeypatch.chdir(tmp_path)
     assert cnsn("train", "--resume", "run").code == 0
     assert json.loads(cnsn("info", "run/last.safetensors", "--json").out)["data"] == "photos"
+
+
+LONG = 12_000  # epochs; their metrics are longer than the 8 MiB that a header may have
+
+
+def test_a_run_of_thousands_of_epochs_can_be_resumed(cnsn, checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint.parent, tmp_path / "copy")
+    path = folder / "state.safetensors"
+    state = read_state(path)
+    line = json.loads(state.metrics)
+    metrics = "".join(json.dumps({**line, "epoch": epoch}) + "\n" for epoch in range(1, LONG + 1))
+    assert len(metrics) > LARGEST_HEADER
+    changes = {"epoch": LONG, "request": state.request.with_changes({"epochs": LONG}), "metrics": metrics}
+    write_state(path, load_file(path), state.model_copy(update=changes))
+    assert read_state(path).metrics == metrics
+    result = cnsn("train", "--resume", folder, "--lr", 1)
+    assert "(lr 0.02 -> 1.0)" in result.err
+
+
+def test_states_with_metrics_in_their_header_are_read(cnsn, checkpoint, tmp_path):
+    """The form of older versions."""
+    folder = shutil.copytree(checkpoint.parent, tmp_path / "copy")
+    path = folder / "state.safetensors"
+    state, tensors = read_state(path), load_file(path)
+    del tensors["metrics"]
+    sha256 = {name: digest(tensor) for name, tensor in tensors.items()}
+    text = state.model_copy(update={"sha256": sha256}).model_dump_json()
+    write_tensors(path, tensors, KEY, f"{text_digest(text)} {text}")
+    assert read_state(path).metrics == (folder / "metrics.jsonl").read_text()
+    assert cnsn("train", "--resume", folder, "--epochs", 2, "--override").code == 0
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_metrics_that_were_changed_are_refused(checkpoint, tmp_path):
+    path = tmp_path / "state.safetensors"
+    data = (checkpoint.parent / "state.safetensors").read_bytes()
+    assert data.count(b'"epoch": 1') == 1
+    path.write_bytes(data.replace(b'"epoch": 1', b'"epoch": 2'))
+    with pytest.raises(CheckpointError, match="'metrics' is not as it was saved"):
+        resume(tmp_path)
+
+
+WORDY = """
+from torch import nn
+
+def wordy(num_classes):
+    units = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    network = nn.Sequential()
+    network.add_module("x" * 490, units)
+    network.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)])
+    return network
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--arch", TINY + "0" * 5000, "--exits", "1"), "arch: String should have at most 4096 characters"),
+        (("--arch", "wordy:wordy", "--exits", "1"), "the name of a tensor is not 1 to 512 printable"),
+    ],
+)
+def test_a_run_whose_files_could_not_be_read_is_refused_at_once(
+    cnsn, image_folder, tmp_path, monkeypatch, words, message
+):
+    (tmp_path / "wordy.py").write_text(WORDY)
+    monkeypatch.syspath_prepend(tmp_path)
+    plugin = ("--plugin", "wordy:wordy") if "wordy:wordy" in words else ()
+    always = ("--data", image_folder, "--recipe", "quick", "--batch-size", 8, "--out", tmp_path / "run")
+    result = cnsn("train", *words, *plugin, *always)
+    assert result.code == 1
+    assert message in result.err
+    assert "could not be read again" in result.err
+    assert "epoch 1" not in result.err
