@@ -13,7 +13,7 @@ from typing import Any
 from cnsn_cli.errors import OutputError
 from cnsn_cli.files.metadata import Metadata, ModelRecord, read_metadata
 from cnsn_cli.files.tensor_file import read_header
-from cnsn_cli.files.writer import check_output, replacing, write_text
+from cnsn_cli.files.writer import check_output, create_folder, replacing, write_text
 
 PAPER = "https://doi.org/10.2991/jrnal.k.210521.012"
 LISTED = 20  # class names in the card
@@ -37,7 +37,7 @@ def write_folder(path: Path, folder: Path, license_name: str, force: bool = Fals
         raise OutputError(f"no folder {folder.parent}: create it first")
     if (folder / WEIGHTS).exists() and (folder / WEIGHTS).samefile(path):
         raise OutputError(f"{folder / WEIGHTS} is the file itself: give another folder")
-    folder.mkdir(exist_ok=True)
+    create_folder(folder)
     for name in (WEIGHTS, CONFIG, CARD):
         check_output(folder / name, force)
     with open(path, "rb") as source, replacing(folder / WEIGHTS) as target:

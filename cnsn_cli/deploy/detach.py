@@ -13,7 +13,7 @@ from cnsn_cli.deploy.copying import copy_model, read_whole
 from cnsn_cli.errors import OutputError
 from cnsn_cli.files.metadata import Metadata
 from cnsn_cli.files.tensor_file import TensorFile
-from cnsn_cli.files.writer import check_output
+from cnsn_cli.files.writer import check_output, create_folder
 
 
 class Changes(NamedTuple):
@@ -88,9 +88,9 @@ def detach_all(
         outputs = {folder / f"{model.name}.safetensors": model.name for model in read_whole(file).models}
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder} is a file: --all writes into a folder")
-        for output in filter(Path.exists, outputs):
+        for output in outputs if folder.is_dir() else ():
             check_output(output, force, file.path)
-        folder.mkdir(parents=True, exist_ok=True)
+        create_folder(folder)
         return {output: detach_from(file, name, output, force, changes) for output, name in outputs.items()}
 
 

@@ -3,7 +3,9 @@
 Every module that writes results calls it. It does not know what is in the files.
 """
 
+import glob
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,31 +18,54 @@ def check_output(path: Path, force: bool, source: Path | None = None) -> None:
     """Raises OutputError if `path` cannot be written, is `source`, or exists and `force` is False."""
     if source is not None and path.exists() and path.samefile(source):
         raise OutputError(f"{path} is the checkpoint itself: give another name")
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder: give the name of a file")
-    if path.exists() and not path.is_file():
-        raise OutputError(f"{path} is no ordinary file: give another name")
-    if not path.parent.is_dir():
-        raise OutputError(f"no folder {path.parent}: create it first")
-    if path.exists() and not force:
+    target = end_of_links(path)
+    if not target.parent.is_dir():
+        folder = target.parent if path.is_symlink() else path.parent
+        raise OutputError(f"no folder {folder}: create it first")
+    if target.exists() and not force:
         raise OutputError(f"{path} exists: give --force to replace it, or another name")
+
+
+def end_of_links(path: Path) -> Path:
+    """The file that a program changes when it writes to `path`: the target of a link, even of a dangling one.
+
+    Raises OutputError if there is something else than an ordinary file.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return target
+    except OSError as error:  # links in a circle, for example
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    if stat.S_ISDIR(mode):
+        raise OutputError(f"{path} is a folder: give the name of a file")
+    if not stat.S_ISREG(mode) or not target.exists():  # /dev/stdout leads to pipes, which have no path
+        raise OutputError(f"{path} is no ordinary file: give another name")
+    return target
+
+
+def create_folder(path: Path) -> None:
+    """Create the folder `path`, or the target of a dangling link, and the folders above it."""
+    Path(os.path.realpath(path)).mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Yields a temporary file in the same folder; at the end it is synced to disk and renamed to `path`.
 
-    If the process or the machine stops, `path` has either its old content or all of the new one. Raises
-    OutputError if the system refuses.
+    If the process or the machine stops, `path` has either its old content or all of the new one. A link stays
+    a link, and its target is replaced. Raises OutputError if the system refuses.
     """
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
+    target = end_of_links(path)
+    temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
     try:
         with open(temporary, "xb") as file:  # the umask sets its permissions
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync(path.parent)
+        os.replace(temporary, target)
+        _sync(target.parent)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -59,7 +84,8 @@ def remove_leftovers(folder: Path, names: tuple[str, ...]) -> None:
     The caller makes sure that no process is writing these files.
     """
     for name in names:
-        for path in folder.glob(f".{name}.*.tmp"):
+        target = Path(os.path.realpath(folder / name))
+        for path in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
             path.unlink()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cnsn_cli import distributed
 from cnsn_cli.errors import OutputError
-from cnsn_cli.files.writer import remove_leftovers
+from cnsn_cli.files.writer import check_output, create_folder, remove_leftovers
 
 PLOT = "plot.png"
 FILES = ("best.safetensors", "last.safetensors", "state.safetensors", "metrics.jsonl", "recipe.toml", PLOT)
@@ -24,13 +24,15 @@ _held: set[int] = set()
 
 @distributed.first_only
 def refuse_existing(folder: Path, force: bool) -> None:
-    """Raises OutputError if `folder` holds a run and `force` is False, or if it is a file."""
+    """Raises OutputError if `folder` holds a run and `force` is False, or something that is not a file."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file: give --out another name")
     if not force and any((folder / name).exists() for name in FILES):
         raise OutputError(
             f"{folder} holds a run already: give --force to replace it, or --out another folder"
         )
+    for name in FILES if folder.exists() else ():
+        check_output(folder / name, force)
 
 
 @contextmanager
@@ -47,7 +49,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @distributed.first_only
 def _enter(folder: Path, until_then: ExitStack) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    create_folder(folder)
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     _held.add(descriptor)
     until_then.callback(_let_go, descriptor)
