@@ -21,5 +21,5 @@ def plot(
     from cnsn_cli.training.plot import draw
 
     check_output(output, force)
-    draw(runs, output)
+    draw(runs, output, force)
     print(f"written: {printable(str(output))}")

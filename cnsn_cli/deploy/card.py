@@ -40,10 +40,10 @@ def write_folder(path: Path, folder: Path, license_name: str, force: bool = Fals
     create_folder(folder)
     for name in (WEIGHTS, CONFIG, CARD):
         check_output(folder / name, force)
-    with open(path, "rb") as source, replacing(folder / WEIGHTS) as target:
+    with open(path, "rb") as source, replacing(folder / WEIGHTS, force) as target:
         shutil.copyfileobj(source, target)
-    write_text(folder / CONFIG, json.dumps(config(metadata), indent=2) + "\n")
-    write_text(folder / CARD, _card(metadata, license_name))
+    write_text(folder / CONFIG, json.dumps(config(metadata), indent=2) + "\n", force)
+    write_text(folder / CARD, _card(metadata, license_name), force)
 
 
 def config(metadata: Metadata) -> dict[str, Any]:

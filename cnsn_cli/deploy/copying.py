@@ -26,7 +26,9 @@ def read_whole(file: TensorFile) -> Metadata:
     return metadata
 
 
-def copy_model(file: TensorFile, whole: Metadata, model: ModelRecord, output: Path) -> Metadata:
+def copy_model(
+    file: TensorFile, whole: Metadata, model: ModelRecord, output: Path, force: bool = False
+) -> Metadata:
     """Write one model of an open file to `output`; returns the metadata of the new file.
 
     Raises CheckpointError if the file is damaged, OutputError if `output` cannot be written.
@@ -34,7 +36,7 @@ def copy_model(file: TensorFile, whole: Metadata, model: ModelRecord, output: Pa
     names = kept_names(file.header, model)
     check_size(file, model, names)
     metadata = detached_metadata(file.header, whole, model)
-    with replacing(output) as target:
+    with replacing(output, force) as target:
         copy_tensors(file, names, target, metadata.to_json(), metadata.sha256)
     return metadata
 

@@ -72,8 +72,8 @@ def detach_from(
     if changes.any:
         from cnsn_cli.deploy.recompute import detach_recomputed
 
-        return detach_recomputed(file, record, output, changes)
-    return copy_model(file, whole, record, output)
+        return detach_recomputed(file, record, output, force, changes)
+    return copy_model(file, whole, record, output, force)
 
 
 def detach_all(

@@ -86,14 +86,14 @@ def export(
     file, output = Path(file), Path(output)
     check_export_target(output, to, force)
     model, metadata = open_for_export(file, submodel)
-    return write_checked(model, metadata, to, output, with_preprocess)
+    return write_checked(model, metadata, to, output, with_preprocess, force)
 
 
 def write_checked(
-    model: Model, metadata: Metadata, to: ExportFormat, output: Path, with_preprocess: bool
+    model: Model, metadata: Metadata, to: ExportFormat, output: Path, with_preprocess: bool, force: bool
 ) -> Export:
     """Write `model`, load the file again, and compare the logits. Raises the errors of `export`."""
-    with replacing(output) as target:
+    with replacing(output, force) as target:
         write(model, to, target, with_preprocess, metadata)
         target.flush()
         written = Path(target.name)

@@ -59,12 +59,12 @@ def export_int8(
     sample = sample_train(data or str(metadata.data), metadata.task, images, data_dir)
     with TemporaryDirectory() as folder:
         whole, small = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
-        write_checked(model, metadata, "onnx", whole, with_preprocess)
+        write_checked(model, metadata, "onnx", whole, with_preprocess, force)
         quantize(whole, small, sample)
         results = evaluate_models([OnnxModel(path) for path in (whole, small)], split)
         own = results[1] if data is None else None
         metadata = remeasured(metadata, "int8", tensor_bytes(small), own)
-        _relabel(small, output, labels(metadata, with_preprocess))
+        _relabel(small, output, labels(metadata, with_preprocess), force)
         exported = Export(metadata, output.stat().st_size, read_opset(output), None)
         # Opened again, because ONNX Runtime fixes the number of threads then; comparisons take one thread.
         before, after = (OnnxModel(path, threads=1) for path in (whole, output))
@@ -116,10 +116,10 @@ def tensor_bytes(path: Path) -> int:
     return sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in onnx.load(path).graph.initializer)
 
 
-def _relabel(source: Path, target: Path, texts: dict[str, str]) -> None:
+def _relabel(source: Path, target: Path, texts: dict[str, str], force: bool) -> None:
     import onnx
 
     proto = onnx.load(source)
     onnx.helper.set_model_props(proto, texts)
-    with replacing(target) as file:
+    with replacing(target, force) as file:
         onnx.save(proto, file)

@@ -32,10 +32,12 @@ if TYPE_CHECKING:
     from cnsn_cli.deploy.detach import Changes
 
 
-def detach_recomputed(file: TensorFile, record: ModelRecord, output: Path, changes: "Changes") -> Metadata:
+def detach_recomputed(
+    file: TensorFile, record: ModelRecord, output: Path, force: bool, changes: "Changes"
+) -> Metadata:
     """Write the model `record` of an open file with `changes`. The caller has checked `output`."""
     model, metadata = _recomputed(file, record, changes)
-    return save(output, model, metadata)
+    return save(output, model, metadata, force)
 
 
 def half_from(
@@ -59,7 +61,7 @@ def half_from(
     split = _test_images(metadata, changes)
     results = _results(split, model, rounded)
     own = results[1] if results and changes.data is None else None
-    metadata = save(output, half, remeasured(metadata, dtype, tensor_bytes, own))
+    metadata = save(output, half, remeasured(metadata, dtype, tensor_bytes, own), force)
     sizes = size, output.stat().st_size
     return metadata, compare((model, rounded), sizes, results, len(split) if split else 0)
 

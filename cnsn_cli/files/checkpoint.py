@@ -43,11 +43,14 @@ def versions() -> dict[str, str]:
     return {"cnsn-cli": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def save(path: Path, network: Cnsn | Model, metadata: Metadata) -> Metadata:
-    """Write a network or a detached model; returns `metadata` with the digests added. Raises OutputError."""
+def save(path: Path, network: Cnsn | Model, metadata: Metadata, force: bool = True) -> Metadata:
+    """Write a network or a detached model; returns `metadata` with the digests added.
+
+    Raises OutputError, without `force` also if `path` exists.
+    """
     tensors = {name: for_file(tensor) for name, tensor in network.state_dict().items()}
     metadata = _with_digests(metadata, tensors)
-    write_tensors(path, tensors, KEY, metadata.to_json())
+    write_tensors(path, tensors, KEY, metadata.to_json(), force)
     return metadata
 
 
@@ -61,13 +64,13 @@ def _with_digests(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Metadata
     return metadata.model_copy(update={"sha256": {name: digest(tensor) for name, tensor in tensors.items()}})
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], key: str, text: str) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], key: str, text: str, force: bool = True) -> None:
     """Write a safetensors file with the one metadata entry `key`: `text`.
 
     Raises OutputError if the file cannot be written, or if its header is beyond the limits of its reader.
     """
     content = serialise({name: for_file(tensor) for name, tensor in tensors.items()}, metadata={key: text})
-    with replacing(path) as file:
+    with replacing(path, force) as file:
         file.write(content)
         file.flush()
         _check_readable(path, Path(file.name))

@@ -1,4 +1,4 @@
-"""The one writer: a file appears complete or not at all, and replaces another one only if asked to.
+"""The one writer: a file appears complete or not at all, and replaces another one only if `force` says so.
 
 Every module that writes results calls it. It does not know what is in the files.
 """
@@ -23,7 +23,7 @@ def check_output(path: Path, force: bool, source: Path | None = None) -> None:
         folder = target.parent if path.is_symlink() else path.parent
         raise OutputError(f"no folder {folder}: create it first")
     if target.exists() and not force:
-        raise OutputError(f"{path} exists: give --force to replace it, or another name")
+        raise _taken(path)
 
 
 def end_of_links(path: Path) -> Path:
@@ -51,11 +51,12 @@ def create_folder(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, force: bool = True) -> Iterator[BinaryIO]:
     """Yields a temporary file in the same folder; at the end it is synced to disk and renamed to `path`.
 
     If the process or the machine stops, `path` has either its old content or all of the new one. A link stays
-    a link, and its target is replaced. Raises OutputError if the system refuses.
+    a link, and its target is replaced. Raises OutputError if the system refuses, and without `force` also if
+    `path` exists at the end, because somebody else was faster.
     """
     target = end_of_links(path)
     temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
@@ -64,8 +65,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+        _appear(temporary, target, force)
         _sync(target.parent)
+    except FileExistsError as error:
+        raise _taken(path) from error
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -73,8 +76,35 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.unlink(temporary)
 
 
-def write_text(path: Path, text: str) -> None:
-    with replacing(path) as file:
+def _appear(temporary: Path, target: Path, force: bool) -> None:
+    """Give the file `temporary` its name. Without `force`, raises FileExistsError if the name is taken."""
+    if force:
+        os.replace(temporary, target)
+        return
+    try:
+        os.link(temporary, target)  # unlike a rename, a hard link never replaces
+    except FileExistsError:
+        raise
+    except OSError:
+        _appear_without_links(temporary, target)
+
+
+def _appear_without_links(temporary: Path, target: Path) -> None:
+    """On a file system that has no hard links, such as exFAT, an empty file takes the name first."""
+    os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+    try:
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(target)
+        raise
+
+
+def _taken(path: Path) -> OutputError:
+    return OutputError(f"{path} exists: give --force to replace it, or another name")
+
+
+def write_text(path: Path, text: str, force: bool = True) -> None:
+    with replacing(path, force) as file:
         file.write(text.encode())
 
 

@@ -51,10 +51,11 @@ class Story(NamedTuple):
         return self.metadata.kind == "network" and not self.metadata.exits
 
 
-def draw(paths: Sequence[Path], output: Path) -> None:
+def draw(paths: Sequence[Path], output: Path, force: bool = True) -> None:
     """Draw run folders and checkpoints into one .png or .svg; checkpoints have no training curves.
 
-    Raises CheckpointError if a path is neither, OutputError if `output` cannot be written.
+    Raises CheckpointError if a path is neither, OutputError if `output` cannot be written, or exists and
+    `force` is False.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -70,7 +71,7 @@ def draw(paths: Sequence[Path], output: Path) -> None:
         _draw_trade_off(axes[0], stories)
         if panels > 1:
             _draw_curves(axes[1], stories)
-        with replacing(output) as file:
+        with replacing(output, force) as file:
             date = {"Date": None} if output.suffix == ".svg" else {}
             figure.savefig(file, format=output.suffix[1:], dpi=150, metadata=date)
 

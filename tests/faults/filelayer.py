@@ -9,7 +9,7 @@ from typing import Any
 
 from cnsn_cli.files import writer
 
-CALLS = ("open", "fsync", "close", "replace", "unlink")
+CALLS = ("open", "fsync", "close", "replace", "link", "unlink")
 
 
 class FileLayer:

@@ -1,5 +1,6 @@
 """Where output goes: through links, never in the place of what is no file."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from cnsn_cli.errors import OutputError
 from cnsn_cli.files.metadata import read_metadata
 from cnsn_cli.files.tensor_file import read_header
+from cnsn_cli.files.writer import replacing, write_text
 from cnsn_cli.training.run_folder import locked
 from tests.commands.test_cli import one_line
 from tests.conftest import TINY
@@ -136,3 +139,75 @@ def test_a_run_behind_links(cnsn, image_folder, tmp_path):
     assert message == f"{link / 'metrics.jsonl'} is a folder: give the name of a file"
     with locked(link):
         pass
+
+
+WRITERS = {
+    "detach": (("detach", "--submodel", 0), "a.safetensors"),
+    "fold": (("detach", "--submodel", 0, "--fold-bn"), "a.safetensors"),
+    "half": (("detach", "--submodel", 0, "--dtype", "float16"), "a.safetensors"),
+    "all": (("detach", "--all"), "base.safetensors"),
+    "pt2": (("export", "--to", "pt2"), "a.pt2"),
+    "int8": (("export", "--to", "onnx", "--quantize", "int8", "--calibrate", 8), "a.onnx"),
+    "card": (("card",), "config.json"),
+    "plot": (("plot",), "a.png"),
+}
+
+
+@pytest.fixture(params=["hard links", "no hard links"])
+def links(request, monkeypatch):
+    """A file system with and without hard links."""
+
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "no hard links here")
+
+    if request.param == "no hard links":
+        monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_the_second_writer_loses(cnsn, checkpoint, tmp_path, monkeypatch, writer):
+    """Another process writes the file after cnsn has looked for it and before cnsn puts its own there."""
+    (command, *options), name = WRITERS[writer]
+    sync, taken = os.fsync, tmp_path / name
+
+    def meanwhile(descriptor: int) -> None:
+        taken.write_text("first")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    output = tmp_path if writer in ("all", "card") else taken
+    message = one_line(cnsn(command, checkpoint, *options, "-o", output))
+    assert message == f"{taken} exists: give --force to replace it, or another name"
+    assert taken.read_text() == "first"
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.usefixtures("links")
+def test_of_writers_without_force_the_first_wins(tmp_path):
+    path = tmp_path / "x"
+
+    def race() -> None:
+        with replacing(path, force=False) as slow:
+            slow.write(b"slow")
+            with replacing(path, force=False) as fast:
+                fast.write(b"fast")
+
+    with pytest.raises(OutputError, match="x exists: give --force"):
+        race()
+    assert path.read_bytes() == b"fast"
+    assert list(tmp_path.iterdir()) == [path]
+    with replacing(path, force=True) as file:
+        file.write(b"last")
+    assert path.read_bytes() == b"last"
+    assert path.stat().st_nlink == 1
+
+
+def test_a_name_that_was_taken_is_free_again_after_a_fault(tmp_path, monkeypatch):
+    def fail(source: Path, target: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "link", fail)
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OutputError, match=r"cannot write .*: Input/output error"):
+        write_text(tmp_path / "x", "new", force=False)
+    assert not list(tmp_path.iterdir())
