@@ -73,3 +73,11 @@ class TrainingError(CnsnError):
 def one_line(error: Exception) -> str:
     """The text of another library's error in one line, for use inside a message of cnsn."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def escaped(name: str) -> str:
+    """`name` with each byte that is no UTF-8 spelled out, such as `caf\\xe9`.
+
+    The system lets names be any bytes; in Python, each byte that is no UTF-8 is a character from U+DC80 on.
+    """
+    return "".join(rf"\x{ord(c) - 0xDC00:02x}" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in name)

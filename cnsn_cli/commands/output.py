@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cnsn_cli.errors import escaped
+
 if TYPE_CHECKING:
     from cnsn_cli.deploy.comparison import Comparison
 
@@ -30,7 +32,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 def printable(text: str) -> str:
     """`text` with control characters spelled out, so that names from files cannot steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in escaped(text))
 
 
 def shortened(text: str, most: int = 2000) -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cnsn_cli.training.run import Run, Watch
 
 Exits = tuple[int, ...]
+LONGEST_NAME = 50  # characters of a run folder's name before its time; at most 255 bytes in all
 NOT_WITH_RESUME = {"out", "force", "classes"}
 
 
@@ -178,7 +179,7 @@ def _watched(folder: Path, recipe: "Recipe") -> "Iterator[Watch]":
 def default_folder(arch: str, data: str) -> Path:
     """The folder runs/<arch>-<data>-<time>."""
     name = re.sub(r"[^\w.=]+", "-", f"{arch}-{Path(data).name}")
-    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    return Path("runs") / f"{name[:LONGEST_NAME]}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def report(run: "Run", json: bool) -> None:

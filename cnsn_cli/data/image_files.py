@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from cnsn_cli.data.pixels import eight_bits, upright
-from cnsn_cli.errors import DataError
+from cnsn_cli.errors import DataError, escaped
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # for PostScript, Pillow would run Ghostscript
@@ -20,7 +20,13 @@ MOST_PIXELS = 64_000_000  # 8,000 x 8,000; decoded, they take 256 MB
 
 
 def find_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[str, int]]:
-    """Return path and class number of all images in the folders of `classes`, sorted within each class."""
+    """Return path and class number of all images in the folders of `classes`, sorted within each class.
+
+    Raises DataError if the name of a class is no UTF-8, since no file could record it.
+    """
+    for name in classes:
+        if escaped(name) != name:
+            raise DataError(f"the class folder '{escaped(name)}' in {folder} is no UTF-8: rename it")
     return [
         (path, number) for number, name in enumerate(classes) for path in images_below(str(folder / name))
     ]

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cnsn_cli.errors import OutputError
-from cnsn_cli.files.metadata import Metadata, ModelRecord, read_metadata
-from cnsn_cli.files.tensor_file import read_header
+from cnsn_cli.files.metadata import Metadata, ModelRecord, metadata_in
 from cnsn_cli.files.writer import check_output, create_folder, replacing, write_text
 
 PAPER = "https://doi.org/10.2991/jrnal.k.210521.012"
@@ -22,7 +21,7 @@ WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 def card(path: Path, license_name: str) -> str:
     """The card, in Markdown, of a network or a detached model. Raises CheckpointError."""
-    return _card(read_metadata(path, read_header(path)), license_name)
+    return _card(metadata_in(path), license_name)
 
 
 def write_folder(path: Path, folder: Path, license_name: str, force: bool = False) -> None:
@@ -30,7 +29,7 @@ def write_folder(path: Path, folder: Path, license_name: str, force: bool = Fals
 
     Raises CheckpointError for the file, OutputError if the folder cannot be written.
     """
-    metadata = read_metadata(path, read_header(path))
+    metadata = metadata_in(path)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file: give the name of a folder")
     if not folder.parent.is_dir():
@@ -40,7 +39,7 @@ def write_folder(path: Path, folder: Path, license_name: str, force: bool = Fals
     create_folder(folder)
     for name in (WEIGHTS, CONFIG, CARD):
         check_output(folder / name, force)
-    with open(path, "rb") as source, replacing(folder / WEIGHTS, force) as target:
+    with open(path, "rb") as source, replacing(folder / WEIGHTS, force, metadata_in) as target:
         shutil.copyfileobj(source, target)
     write_text(folder / CONFIG, json.dumps(config(metadata), indent=2) + "\n", force)
     write_text(folder / CARD, _card(metadata, license_name), force)

@@ -13,7 +13,7 @@ not know what the tensors mean.
 from pathlib import Path
 
 from cnsn_cli.errors import CheckpointError
-from cnsn_cli.files.metadata import Metadata, ModelRecord, read_metadata
+from cnsn_cli.files.metadata import Metadata, ModelRecord, metadata_in, read_metadata
 from cnsn_cli.files.tensor_file import Header, TensorFile, copy_tensors, kept_entries, new_header
 from cnsn_cli.files.writer import replacing
 
@@ -36,7 +36,7 @@ def copy_model(
     names = kept_names(file.header, model)
     check_size(file, model, names)
     metadata = detached_metadata(file.header, whole, model)
-    with replacing(output, force) as target:
+    with replacing(output, force, metadata_in) as target:
         copy_tensors(file, names, target, metadata.to_json(), metadata.sha256)
     return metadata
 

@@ -121,5 +121,5 @@ def _relabel(source: Path, target: Path, texts: dict[str, str], force: bool) -> 
 
     proto = onnx.load(source)
     onnx.helper.set_model_props(proto, texts)
-    with replacing(target, force) as file:
+    with replacing(target, force, OnnxModel) as file:
         onnx.save(proto, file)

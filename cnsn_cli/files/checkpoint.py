@@ -6,7 +6,7 @@ know how a network was trained.
 
 import hashlib
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError, OutputError, one_line
-from cnsn_cli.files.metadata import KEY, Metadata, read_metadata
-from cnsn_cli.files.tensor_file import Entry, Header, TensorFile, read_header
-from cnsn_cli.files.writer import replacing
+from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError, one_line
+from cnsn_cli.files.metadata import KEY, Metadata, metadata_in, read_metadata
+from cnsn_cli.files.tensor_file import Entry, Header, TensorFile, header_in, new_header, read_header
+from cnsn_cli.files.writer import read_back, replacing
 from cnsn_cli.network.dtypes import HALVES, cast_weights
 from cnsn_cli.network.folding import fold
 from cnsn_cli.network.memory_format import fastest, for_file
@@ -50,7 +50,7 @@ def save(path: Path, network: Cnsn | Model, metadata: Metadata, force: bool = Tr
     """
     tensors = {name: for_file(tensor) for name, tensor in network.state_dict().items()}
     metadata = _with_digests(metadata, tensors)
-    write_tensors(path, tensors, KEY, metadata.to_json(), force)
+    write_tensors(path, tensors, KEY, metadata.to_json(), force, metadata_in)
     return metadata
 
 
@@ -64,24 +64,35 @@ def _with_digests(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Metadata
     return metadata.model_copy(update={"sha256": {name: digest(tensor) for name, tensor in tensors.items()}})
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], key: str, text: str, force: bool = True) -> None:
-    """Write a safetensors file with the one metadata entry `key`: `text`.
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    key: str,
+    text: str,
+    force: bool = True,
+    check: Callable[[Path], object] = read_header,
+) -> None:
+    """Write a safetensors file with the one metadata entry `key`: `text`, which `check` reads back.
 
-    Raises OutputError if the file cannot be written, or if its header is beyond the limits of its reader.
+    Raises OutputError.
     """
     content = serialise({name: for_file(tensor) for name, tensor in tensors.items()}, metadata={key: text})
-    with replacing(path, force) as file:
+    with replacing(path, force, check) as file:
         file.write(content)
-        file.flush()
-        _check_readable(path, Path(file.name))
 
 
-def _check_readable(path: Path, written: Path) -> None:
-    try:
-        read_header(written)
-    except CheckpointError as error:
-        reason = str(error).replace(str(written), "the new file")
-        raise OutputError(f"cannot write {path}, which could not be read again: {reason}") from error
+def check_readable(path: Path, network: Cnsn | Model, metadata: Metadata) -> None:
+    """Raises OutputError if cnsn could not read the file that `save` would write to `path`."""
+    tensors = network.state_dict()
+    digests = dict.fromkeys(tensors, "0" * hashlib.sha256().digest_size * 2)
+    entries = {
+        name: Entry(DTYPES.get(tensor.dtype, "unknown"), tuple(tensor.shape), 0, tensor.nbytes)
+        for name, tensor in tensors.items()
+    }
+    start = new_header(entries, metadata.model_copy(update={"sha256": digests}).to_json())
+    size = len(start) + sum(entry.end for entry in entries.values())
+    with read_back(path, path):
+        _read_blank(path, header_in(path, start, size))
 
 
 class Opened(NamedTuple):
@@ -114,7 +125,7 @@ def open_network(path: Path) -> Opened:
 
 def read_network(file: TensorFile) -> Opened:
     """The network in an open file, with metadata and header. Raises the errors of `load`."""
-    network, metadata = _read_blank(file)
+    network, metadata = _read_blank(file.path, file.header)
     _fill(network, file, metadata)
     if metadata.dtype in HALVES:
         network = cast_weights(network, torch.float32)
@@ -127,7 +138,7 @@ def load_blank(path: Path) -> Opened:
     Its tensors are checked against those in the file. Raises the errors of `load`.
     """
     with TensorFile(path) as file:
-        return Opened(*_read_blank(file), file.header)
+        return Opened(*_read_blank(path, file.header), file.header)
 
 
 def fill(network: Cnsn | Model, path: Path) -> None:
@@ -150,10 +161,10 @@ def _fill(network: Cnsn | Model, file: TensorFile, metadata: Metadata) -> None:
         )
 
 
-def _read_blank(file: TensorFile) -> tuple[Cnsn | Model, Metadata]:
-    path, metadata = file.path, read_metadata(file.path, file.header)
+def _read_blank(path: Path, header: Header) -> tuple[Cnsn | Model, Metadata]:
+    metadata = read_metadata(path, header)
     network = _blank(path, metadata)
-    check_tensors(path, file.header, network.state_dict())
+    check_tensors(path, header, network.state_dict())
     for model, record in zip(network.models(), metadata.models, strict=True):
         if (model.drops, model.first_unit) != (record.drops, record.first_unit):
             raise CheckpointError(f"{path} places {record.name} where its architecture has no detach point")

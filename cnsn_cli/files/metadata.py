@@ -8,13 +8,13 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cnsn_cli import choices
-from cnsn_cli.errors import CheckpointError
-from cnsn_cli.files.tensor_file import Header, check_json
+from cnsn_cli.errors import CheckpointError, OutputError
+from cnsn_cli.files.tensor_file import Header, check_json, read_header
 from cnsn_cli.task import LARGEST_IMAGE, Task
 
 KEY = "cnsn"  # one key only: safetensors shuffles several, and files would not be reproducible
@@ -126,6 +126,19 @@ class Metadata(BaseModel):
         return json.dumps(
             self.model_dump(mode="json", exclude_none=True), sort_keys=True, separators=(",", ":")
         )
+
+
+def new_metadata(**fields: Any) -> Metadata:
+    """The metadata of a new file. Raises OutputError if a field cannot be recorded."""
+    try:
+        return Metadata(format=FORMAT, **fields)
+    except ValidationError as error:
+        raise OutputError(f"no file can record this network: {first_problem(error)}") from error
+
+
+def metadata_in(path: Path) -> Metadata:
+    """Like `read_metadata`, of a closed file."""
+    return read_metadata(path, read_header(path))
 
 
 def read_metadata(path: Path, header: Header) -> Metadata:

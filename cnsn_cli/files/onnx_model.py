@@ -77,11 +77,12 @@ def _session(path: Path, threads: int) -> Any:
 
     if not path.is_file():
         raise CheckpointError(f"cannot read {path}: no such file")
+    content = path.read_bytes()  # ONNX Runtime takes names in UTF-8 only
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # errors are raised, and need no log
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise CheckpointError(f"{path} is no ONNX file that can be run: {_first_line(error)}") from error
 

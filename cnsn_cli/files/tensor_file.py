@@ -13,6 +13,7 @@ without arrays. `files.checkpoint` and `deploy` call this module. It does not kn
 """
 
 import hashlib
+import io
 import json
 import os
 import stat
@@ -73,7 +74,7 @@ class TensorFile:
         self.path = path
         self._file = _open(path)
         try:
-            self.header = _read_header(path, self._file)
+            self.header = _read_header(path, self._file, os.fstat(self._file.fileno()).st_size)
         except BaseException:
             self._file.close()
             raise
@@ -105,6 +106,11 @@ def read_header(path: Path) -> Header:
         return file.header
 
 
+def header_in(path: Path, start: bytes, size: int) -> Header:
+    """The header in `start`, the first bytes of a file of `size` bytes. Raises the errors of TensorFile."""
+    return _read_header(path, io.BytesIO(start), size)
+
+
 def _open(path: Path) -> BinaryIO:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would block until somebody writes
@@ -121,8 +127,7 @@ def _open(path: Path) -> BinaryIO:
     raise CheckpointError(f"{path} is no ordinary file")
 
 
-def _read_header(path: Path, file: BinaryIO) -> Header:
-    size = os.fstat(file.fileno()).st_size
+def _read_header(path: Path, file: BinaryIO, size: int) -> Header:
     try:
         raw = _raw_header(path, file, size)
     except OSError as error:

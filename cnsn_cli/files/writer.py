@@ -6,19 +6,21 @@ Every module that writes results calls it. It does not know what is in the files
 import glob
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from cnsn_cli.errors import OutputError
+from cnsn_cli.errors import CnsnError, OutputError
+
+LONGEST_PART = 50  # characters of a name in that of its temporary file; at most 255 bytes in all
 
 
 def check_output(path: Path, force: bool, source: Path | None = None) -> None:
     """Raises OutputError if `path` cannot be written, is `source`, or exists and `force` is False."""
-    if source is not None and path.exists() and path.samefile(source):
-        raise OutputError(f"{path} is the checkpoint itself: give another name")
     target = end_of_links(path)
+    if source is not None and target.exists() and target.samefile(source):
+        raise OutputError(f"{path} is the checkpoint itself: give another name")
     if not target.parent.is_dir():
         folder = target.parent if path.is_symlink() else path.parent
         raise OutputError(f"no folder {folder}: create it first")
@@ -51,20 +53,25 @@ def create_folder(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path, force: bool = True) -> Iterator[BinaryIO]:
+def replacing(
+    path: Path, force: bool = True, check: Callable[[Path], object] = lambda written: None
+) -> Iterator[BinaryIO]:
     """Yields a temporary file in the same folder; at the end it is synced to disk and renamed to `path`.
 
     If the process or the machine stops, `path` has either its old content or all of the new one. A link stays
-    a link, and its target is replaced. Raises OutputError if the system refuses, and without `force` also if
-    `path` exists at the end, because somebody else was faster.
+    a link, and its target is replaced. `check` reads the file before it is renamed. Raises OutputError if the
+    system or `check` refuses, and without `force` also if `path` exists at the end, because somebody else was
+    faster.
     """
     target = end_of_links(path)
-    temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
+    temporary = target.with_name(f".{target.name[:LONGEST_PART]}.{os.urandom(4).hex()}.tmp")
     try:
         with open(temporary, "xb") as file:  # the umask sets its permissions
             yield file
             file.flush()
             os.fsync(file.fileno())
+        with read_back(path, temporary):
+            check(temporary)
         _appear(temporary, target, force)
         _sync(target.parent)
     except FileExistsError as error:
@@ -74,6 +81,16 @@ def replacing(path: Path, force: bool = True) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             os.unlink(temporary)
+
+
+@contextmanager
+def read_back(path: Path, temporary: Path) -> Iterator[None]:
+    """Turns errors of reading `temporary` into an OutputError that names `path`."""
+    try:
+        yield
+    except CnsnError as error:
+        reason = str(error).replace(str(temporary), "it")
+        raise OutputError(f"{path} is not written, because cnsn could not read it again: {reason}") from error
 
 
 def _appear(temporary: Path, target: Path, force: bool) -> None:

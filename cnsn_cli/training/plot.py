@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
-from cnsn_cli.errors import CheckpointError, OutputError
+from cnsn_cli.errors import CheckpointError, OutputError, escaped
 from cnsn_cli.files.metadata import Metadata, ModelRecord, read_metadata
 from cnsn_cli.files.tensor_file import read_header
 from cnsn_cli.files.writer import replacing
@@ -103,7 +103,8 @@ def _read_epochs(path: Path, names: list[str]) -> list[Line]:
 def _names(paths: Sequence[Path]) -> list[str]:
     """The name of each folder, and folder/name of each file; whole paths if two names are equal."""
     ends = [path.resolve().parts[-1 if path.is_dir() else -2 :] for path in paths]
-    return ["/".join(end) for end in ends] if len(set(ends)) == len(ends) else [str(path) for path in paths]
+    unique = len(set(ends)) == len(ends)
+    return [escaped("/".join(end) if unique else str(path)) for end, path in zip(ends, paths, strict=True)]
 
 
 def _draw_trade_off(axes: "Axes", stories: list[Story]) -> None:

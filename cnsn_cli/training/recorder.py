@@ -8,14 +8,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from cnsn_cli import distributed
 from cnsn_cli.backbones.architecture import Architecture
-from cnsn_cli.errors import CheckpointError, OutputError
 from cnsn_cli.evaluation.accuracy import ModelResult
-from cnsn_cli.files.checkpoint import save
-from cnsn_cli.files.metadata import Metadata, ModelRecord, Selection, first_problem, parse_metadata
+from cnsn_cli.files.checkpoint import check_readable, save
+from cnsn_cli.files.metadata import ModelRecord, Selection
 from cnsn_cli.files.writer import write_text
 from cnsn_cli.training.data_record import DataRecord
 from cnsn_cli.training.metrics import Epoch, Line, Result, Step, line_of
@@ -45,7 +42,9 @@ class Recorder:
     ) -> None:
         self.folder, self.trainer, self.request = folder, trainer, request
         check_space(folder, file_sizes(trainer))
-        self.metadata = _readable_metadata(folder, trainer, request, arch)
+        metadata = describe(trainer.network, arch, request.data, request.recipe, request.precision)
+        self.metadata = metadata.model_copy(update={"started_from": request.started_from})
+        check_readable(folder / "best.safetensors", trainer.trained, self.metadata)
         self.metrics = before.metrics if before else ""
         epochs = before.epochs() if before else []
         self.best = max(epochs, key=lambda epoch: epoch.mean_accuracy, default=None)
@@ -109,17 +108,6 @@ class Recorder:
         models = with_results(self.metadata.models, line.results)
         metadata = self.metadata.model_copy(update={"models": models, "selection": selection})
         save(self.folder / name, self.trainer.trained, metadata)
-
-
-def _readable_metadata(folder: Path, trainer: Trainer, request: Request, arch: Architecture) -> Metadata:
-    """The metadata of the models. Raises OutputError now if no reader could take them after an epoch."""
-    try:
-        metadata = describe(trainer.network, arch, request.data, request.recipe, request.precision)
-        parse_metadata(folder / "best.safetensors", metadata.to_json())
-    except (ValidationError, CheckpointError) as error:
-        reason = first_problem(error) if isinstance(error, ValidationError) else error
-        raise OutputError(f"cannot start a run whose files could not be read again: {reason}") from error
-    return metadata.model_copy(update={"started_from": request.started_from})
 
 
 def file_sizes(trainer: Trainer) -> dict[str, int]:

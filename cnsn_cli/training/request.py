@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from cnsn_cli.choices import Precision, StartedFrom
 from cnsn_cli.device import choose_device, default_precision
-from cnsn_cli.errors import RecipeError
+from cnsn_cli.errors import RecipeError, escaped
 from cnsn_cli.files.metadata import Count, first_problem
 from cnsn_cli.training.arguments import Arguments, Options
 from cnsn_cli.training.recipe import Recipe
@@ -101,6 +101,12 @@ def _values(of: Options) -> dict[str, Any]:
 
 
 def _valid(values: dict[str, Any]) -> Request:
+    for name, value in values.items():
+        if isinstance(value, str | Path) and escaped(str(value)) != str(value):
+            raise RecipeError(
+                f"--{name.replace('_', '-')} '{escaped(str(value))}' is no UTF-8, and no file can record it: "
+                "rename it, or name a link to it"
+            )
     try:
         return Request(**values)
     except ValidationError as error:

@@ -118,7 +118,7 @@ def write_state(path: Path, tensors: dict[str, Tensor], state: State) -> None:
     held = {name: for_file(tensor) for name, tensor in tensors.items()} | {METRICS: _bytes(state.metrics)}
     sha256 = {name: digest(tensor) for name, tensor in held.items()}
     text = state.model_copy(update={"sha256": sha256}).model_dump_json(exclude={"metrics"})
-    write_tensors(path, held, KEY, f"{text_digest(text)} {text}")
+    write_tensors(path, held, KEY, f"{text_digest(text)} {text}", check=read_state)
 
 
 def _bytes(text: str) -> Tensor:

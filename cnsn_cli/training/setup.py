@@ -20,7 +20,7 @@ from cnsn_cli.data.split import Split
 from cnsn_cli.errors import CheckpointError, DataError, RecipeError
 from cnsn_cli.evaluation.costs import model_costs
 from cnsn_cli.files.checkpoint import read_network, versions
-from cnsn_cli.files.metadata import FORMAT, Metadata, ModelRecord, read_metadata
+from cnsn_cli.files.metadata import Metadata, ModelRecord, new_metadata, read_metadata
 from cnsn_cli.files.tensor_file import TensorFile
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.model import Model
@@ -197,8 +197,7 @@ def describe(
         ModelRecord(first_unit=model.first_unit, **vars(cost))
         for model, cost in zip(network.models(), model_costs(network), strict=True)
     ]
-    return Metadata(
-        format=FORMAT,
+    return new_metadata(
         kind="network" if isinstance(network, Cnsn) else "detached",
         arch=arch.text,
         provider=arch.provider,
