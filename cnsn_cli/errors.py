@@ -13,7 +13,7 @@ CnsnError
 ├── ExportError         a network that cannot be exported, or an export whose logits differ
 ├── ExtraError          an optional library that is not installed
 ├── OutputError         a file or folder that would be overwritten, or cannot be written
-├── ProcessError        several processes that cannot continue together
+├── ProcessError        a process that has ended or does not answer
 └── TrainingError       a training run that cannot continue
 """
 
@@ -63,7 +63,7 @@ class OutputError(CnsnError):
 
 
 class ProcessError(CnsnError):
-    """Several processes that cannot continue together."""
+    """One of several processes has ended or does not answer."""
 
 
 class TrainingError(CnsnError):

@@ -18,6 +18,7 @@ from cnsn_cli.commands.hyperparameters import given_hyperparameters, with_hyperp
 from cnsn_cli.commands.listed import option, with_listed
 from cnsn_cli.commands.options import Json, Plugin, parse_exits
 from cnsn_cli.commands.output import print_json, print_models, printable
+from cnsn_cli.errors import ProcessError
 from cnsn_cli.training.arguments import TYPED
 
 if TYPE_CHECKING:
@@ -158,22 +159,31 @@ def _resume(
 
 @contextmanager
 def _watched(folder: Path, recipe: "Recipe") -> "Iterator[Watch]":
-    """Shows progress on stderr. If a signal stops the run, prints the command that resumes it."""
+    """Shows progress on stderr. If a signal or a lost process stops the run, says how to resume it."""
     from cnsn_cli.commands.progress import progress
-    from cnsn_cli.training.resume_state import STATE
     from cnsn_cli.training.signals import Stopped
 
     try:
         with progress(recipe) as watch:
             yield watch
+    except ProcessError as error:
+        raise ProcessError(f"{error}{_to_go_on(folder)}") from error
     except (KeyboardInterrupt, SystemExit) as stop:
-        if (folder / STATE).exists():
-            name = shlex.quote(printable(str(folder)))
-            program = "torchrun, as before, with -m cnsn_cli" if distributed.launched() else "cnsn"
-            print(f"stopped; to go on: {program} train --resume {name}", file=sys.stderr)
+        if command := _to_go_on(folder):
+            print(f"stopped{command}", file=sys.stderr)
         if isinstance(stop, Stopped):
             raise typer.Exit(128 + stop.number) from stop
         raise
+
+
+def _to_go_on(folder: Path) -> str:
+    """The command that resumes the run in `folder`; empty if there is no state yet."""
+    from cnsn_cli.training.resume_state import STATE
+
+    if not (folder / STATE).exists():
+        return ""
+    program = "torchrun, as before, with -m cnsn_cli" if distributed.launched() else "cnsn"
+    return f"; to go on: {program} train --resume {shlex.quote(printable(str(folder)))}"
 
 
 def default_folder(arch: str, data: str) -> Path:

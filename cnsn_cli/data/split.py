@@ -5,6 +5,8 @@ names of classes and no networks.
 """
 
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from cnsn_cli.errors import DataError
+from cnsn_cli.errors import DataError, ProcessError
 
 MOST_WORKERS = 8
 Read = Callable[[int], Tensor]
@@ -82,7 +84,7 @@ class FileSplit:
             pin_memory=self.labels.device.type == "cuda",
             worker_init_fn=_be_quiet,
         )
-        for batch in loader:
+        for batch in _from_workers(loader):
             if isinstance(batch, DataError):
                 raise batch
             yield batch.to(self.labels.device, non_blocking=True)
@@ -92,6 +94,37 @@ class FileSplit:
 
     def to(self, device: torch.device) -> "FileSplit":
         return FileSplit(self.read, self.samples, self.labels.to(device))
+
+
+def _from_workers(loader: "DataLoader[Tensor | DataError]") -> Iterator[Tensor | DataError]:
+    """The batches of `loader`. Raises ProcessError if a worker process dies or cannot hand over its batch."""
+    before = signal.getsignal(signal.SIGCHLD)
+    batches: Iterator[Tensor | DataError] = iter(())
+    try:
+        batches = iter(loader)
+        if threading.current_thread() is threading.main_thread():
+            # torch's handler raises wherever the main thread is; without it, only the next batch raises.
+            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+        yield from batches
+    except (RuntimeError, OSError, EOFError) as error:
+        if not loader.num_workers:
+            raise
+        raise ProcessError(_cause_of_death(batches, error)) from error
+
+
+def _cause_of_death(batches: Iterator[Tensor | DataError], error: Exception) -> str:
+    codes = {worker.exitcode for worker in getattr(batches, "_workers", ())}
+    text = str(error)
+    if -signal.SIGBUS in codes or any(word in text for word in ("Bus error", "shared memory", "No space")):
+        return (
+            "a process that reads images has ended, most likely because /dev/shm is full: enlarge it, for "
+            "example with docker run --shm-size 8g, or use smaller batches"
+        )
+    killed = " was killed" if -signal.SIGKILL in codes else " has ended"
+    return (
+        f"a process that reads images{killed}, most likely because memory is full: close other programs, or "
+        "use smaller batches or images"
+    )
 
 
 class _Files(TorchDataset[Tensor | DataError]):
