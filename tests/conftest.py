@@ -91,9 +91,9 @@ def lively(arch: str, exits: tuple[int, ...]) -> Cnsn:
     return network.eval()
 
 
-def saved(path: Path, network: Cnsn, arch: str) -> Path:
+def saved(path: Path, network: Cnsn, arch: str, data: str = "digits") -> Path:
     """Write `network` into a file as training would, and return the path."""
-    save(path, network, describe(network, registry.find(arch), "digits", load_recipe("quick")))
+    save(path, network, describe(network, registry.find(arch), data, load_recipe("quick")))
     return path
 
 

@@ -4,6 +4,7 @@ options           options that several commands share
 listed            options that are listed elsewhere, as Typer wants them
 hyperparameters   the settings of a recipe, as options
 output            tables, JSON and safe text
+table             the layout of tables on terminals of any width
 progress          what people see while a network trains
 
 Torch and other heavy libraries are imported inside functions, so that `cnsn --help` is quick. This package

@@ -36,7 +36,7 @@ def _list_all(json: bool) -> None:
     if json:
         print_json({"architectures": [{"name": name, "provider": provider} for name, provider in rows]})
     else:
-        print_table(("architecture", "provided by"), rows)
+        print_table(("architecture", "provided by"), rows, texts=(0, 1))
 
 
 def _show(arch: "Architecture", image_size: int, why: bool, json: bool) -> None:

@@ -31,9 +31,8 @@ def bench(
     if json:
         print_json({"rounds": rounds, "speeds": [_facts(speed) for speed in speeds]})
         return
-    print_table(
-        HEADINGS, [_row(speed, len(files) > 1) for speed in speeds], f"timed in turns, rounds: {rounds}"
-    )
+    rows = [_row(speed, len(files) > 1) for speed in speeds]
+    print_table(HEADINGS, rows, f"timed in turns, rounds: {rounds}", texts=(0, 1))
 
 
 def _facts(speed: "Speed") -> dict[str, object]:

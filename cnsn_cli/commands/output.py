@@ -84,20 +84,12 @@ def print_table(
     title: str | None = None,
     texts: Sequence[int] = (0,),
 ) -> None:
-    """Print a table to stdout; the columns numbered in `texts` are flush left, the others flush right."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    """Print a table to stdout. The columns numbered in `texts` are texts, which fold on a narrow terminal.
 
-    table = Table(box=SIMPLE_HEAD, show_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index in texts else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 10_000  # a pipe is as wide as the table needs
+    All other columns are figures, which are never cut.
+    """
+    from cnsn_cli.commands.table import show
+
     if title:
         print(printable(title), flush=True)
-    console.print(table)
+    show(columns, [[printable(cell) for cell in row] for row in rows], texts)

@@ -33,7 +33,7 @@ def predict(
         print_json({"file": str(file), "model": model, "images": rows})
         return
     table = [row for prediction in predictions for row in _rows(prediction)]
-    print_table(("image", "class", "probability"), table, f"{model} of {file}")
+    print_table(("image", "class", "probability"), table, f"{model} of {file}", texts=(0, 1))
 
 
 def _rows(prediction: "Prediction") -> list[tuple[str, str, str]]:

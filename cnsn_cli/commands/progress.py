@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from cnsn_cli.commands.output import print_skipped
@@ -19,6 +19,7 @@ from cnsn_cli.training.recipe import Recipe
 from cnsn_cli.training.run import Started, Watch
 
 LOOK_EVERY = 0.5  # seconds between two looks at the results; each look waits for the device
+OTHER_COLUMNS = 30  # the width of the words and numbers beside the bar
 
 
 @contextmanager
@@ -30,9 +31,7 @@ def progress(recipe: Recipe) -> Iterator[Watch]:
         return
     columns = (
         TextColumn("epoch {task.fields[epoch]}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}"),
+        BarColumn(bar_width=min(24, max(4, console.width - OTHER_COLUMNS))),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
@@ -42,11 +41,14 @@ def progress(recipe: Recipe) -> Iterator[Watch]:
 
 
 class _Watcher:
-    """A bar over all steps of all epochs, so that it shows the time left of the whole run; models below."""
+    """A bar over all steps of all epochs, so that it shows the time left of the whole run.
+
+    The steps, the speed and the models are texts below the bar, because a bar would cut them.
+    """
 
     def __init__(self, bars: Progress, models: Text, recipe: Recipe) -> None:
         self.bars, self.models, self.recipe = bars, models, recipe
-        self.task = bars.add_task("", total=None, epoch=f"1/{recipe.epochs}", speed="")
+        self.task = bars.add_task("", total=None, epoch=f"1/{recipe.epochs}")
         self.steps, self.shown = 0, 0.0
 
     def __call__(self, event: Started | Step | Epoch) -> None:
@@ -61,13 +63,10 @@ class _Watcher:
         _print_event(self.bars.console, event, self.recipe)
 
     def _show(self, epoch: int, step: int, results: list[ModelResult], speed: float) -> None:
-        self.models.plain = _models(results)
-        self.bars.update(
-            self.task,
-            completed=(epoch - 1) * self.steps + step,
-            epoch=f"{epoch}/{self.recipe.epochs}",
-            speed=f"{speed:,.0f} images/s",
-        )
+        done = (epoch - 1) * self.steps + step
+        total = self.steps * self.recipe.epochs
+        self.models.plain = f"step {done:,}/{total:,}  {speed:,.0f} images/s\n{_models(results)}"
+        self.bars.update(self.task, completed=done, epoch=f"{epoch}/{self.recipe.epochs}")
         self.shown = time.monotonic()
 
 
