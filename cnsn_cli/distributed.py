@@ -70,7 +70,7 @@ def quiet() -> Iterator[None]:
     """Silences every process but the first."""
     with ExitStack() as stack:
         if not is_first():
-            nowhere = stack.enter_context(open(os.devnull, "w"))
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8", errors="replace"))
             stack.enter_context(redirect_stdout(nowhere))
             stack.enter_context(redirect_stderr(nowhere))
         yield

@@ -5,6 +5,7 @@ The script `cnsn` and `python -m cnsn_cli` start here. This module does not know
 
 import signal
 import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -57,12 +58,20 @@ def cnsn(
 
 def main() -> None:
     """The entry point of the command `cnsn`."""
+    _escape_what_cannot_be_shown()
     try:
         _run()
     except SystemExit as end:
         if distributed.launched():
             distributed.end(end.code)
         raise
+
+
+def _escape_what_cannot_be_shown() -> None:
+    """Let both streams write characters as escapes that their encoding lacks, instead of raising an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run() -> None:

@@ -31,8 +31,13 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 
 def printable(text: str) -> str:
-    """`text` with control characters spelled out, so that names from files cannot steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in escaped(text))
+    """`text` with control characters spelled out, so that names from files cannot steer a terminal.
+
+    Characters that stdout cannot show are spelled out too, because a table must know how wide they are.
+    """
+    spelled = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in escaped(text))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return spelled.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def shortened(text: str, most: int = 2000) -> str:
