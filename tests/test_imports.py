@@ -34,7 +34,14 @@ FACE = "__init__"  # imports from any room, when a public name is used
 # Modules that commands without torch import: no heavy library at module level.
 LIGHT = {"backbones/arch_string", "backbones/architecture", "backbones/plugins", "backbones/registry"}
 LIGHT |= {"files/tensor_file", "files/writer", "files/metadata", "files/model_file"}
-LIGHT |= {"training/arguments", "training/metrics", "training/recipe", "training/run_folder", "training/plot"}
+LIGHT |= {
+    "training/arguments",
+    "training/metrics",
+    "training/recipe",
+    "training/recipe_files",
+    "training/run_folder",
+    "training/plot",
+}
 LIGHT |= {"deploy/budget", "deploy/card", "deploy/copying", "deploy/detach"}
 HEAVY = {
     "torch", "torchvision", "timm", "fvcore", "sklearn", "numpy", "PIL", "onnx", "onnxruntime", "matplotlib",

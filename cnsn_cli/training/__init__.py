@@ -2,7 +2,8 @@
 
 run                 `train` and `resume`: put everything below together
   arguments         the arguments of `train`, listed once
-  recipe            hyper-parameters: presets, TOML files, options
+  recipe            hyper-parameters, checked
+  recipe_files      the TOML files of recipes: presets, and the user's own
   request           what the user asked of a run, as its state stores it
   setup             network, data and weights before the first step
   data_record       what the data are, to notice other data

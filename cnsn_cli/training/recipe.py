@@ -1,14 +1,12 @@
-"""Hyper-parameters: presets in TOML, the user's own TOML files, and options that override both.
+"""Hyper-parameters, checked: from a preset or a TOML file, and options that override it.
 
-`cnsn train` and Python users load a Recipe here; `setup` and the trainer read it. This module does not know
-networks and data.
+`cnsn train` and Python users load a Recipe here; `setup` and the trainer read it. `recipe_files` reads the
+files. This module does not know networks and data.
 """
 
 import json
 import math
-import tomllib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
@@ -22,9 +20,9 @@ from pydantic import (
 
 from cnsn_cli.choices import BatchNormMode, Distill, Flip, Mix, Schedule, Selection, StepDown
 from cnsn_cli.errors import RecipeError
+from cnsn_cli.training.recipe_files import read_settings
 
 Scale = Annotated[float, Field(ge=1e-6, le=1e6)]  # limits, because gradients are multiplied and divided by it
-PRESETS_FOLDER = Path(__file__).parent / "recipes"
 
 
 class Recipe(BaseModel):
@@ -112,11 +110,6 @@ class Recipe(BaseModel):
         return "".join(f"{key} = {json.dumps(value)}\n" for key, value in self.model_dump().items())
 
 
-def presets() -> list[str]:
-    """The names of the recipes that come with cnsn."""
-    return sorted(path.stem for path in PRESETS_FOLDER.glob("*.toml"))
-
-
 def load_recipe(
     name: str = "paper", overrides: Mapping[str, Any] | None = None, *, baseline: bool = False
 ) -> Recipe:
@@ -129,7 +122,7 @@ def load_recipe(
         overrides: Values to replace, by key. Default: none.
         baseline: Use the recipe's `baseline_weight_decay`, if it has one, as `weight_decay`. Default: False.
     """
-    settings = _read(name, seen=())
+    settings = read_settings(name)
     baseline_decay = settings.pop("baseline_weight_decay", None)
     if baseline and baseline_decay is not None:
         settings["weight_decay"] = baseline_decay
@@ -141,29 +134,6 @@ def _valid(name: str, settings: dict[str, Any]) -> Recipe:
         return Recipe(**settings)
     except ValidationError as error:
         raise RecipeError(f"{name}: {_first_problem(error)}") from error
-
-
-def _read(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
-    """The settings of a recipe, together with inherited settings of the recipe that it extends."""
-    if name in seen:
-        raise RecipeError(f"recipes extend each other in a circle: {' -> '.join((*seen, name))}")
-    path = PRESETS_FOLDER / f"{name}.toml" if name in presets() else Path(name)
-    try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RecipeError(f"no recipe {name!r}: choose {', '.join(presets())} or a TOML file") from error
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, no path
-        raise RecipeError(f"cannot read recipe {name!r}: {error}") from error
-    parent = settings.pop("extends", None)
-    if parent is None:
-        return settings
-    if not isinstance(parent, str):
-        raise RecipeError(f"recipe {name!r}: extends takes the name of one recipe, not {parent!r}")
-    sibling = path.parent / parent
-    inherited = _read(str(sibling) if sibling.is_file() else parent, (*seen, name))
-    if "weight_decay" in settings:
-        inherited.pop("baseline_weight_decay", None)
-    return {**inherited, **settings}
 
 
 def _one_each(key: str, values: tuple[float, ...], submodels: int) -> tuple[float, ...]:

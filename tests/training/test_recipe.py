@@ -5,7 +5,8 @@ import math
 import pytest
 
 from cnsn_cli.errors import RecipeError
-from cnsn_cli.training.recipe import Recipe, load_recipe, presets
+from cnsn_cli.training.recipe import Recipe, load_recipe
+from cnsn_cli.training.recipe_files import presets
 
 
 def test_paper_is_the_recipe_of_section_3():
@@ -120,6 +121,37 @@ def test_bad_recipes(tmp_path, text, message):
     with pytest.raises(RecipeError) as caught:
         load_recipe(str(path))
     assert message in str(caught.value)
+
+
+SOURCE = '# für Größe\nextends = "paper"\nlr = 0.02\n'
+
+
+@pytest.mark.parametrize("parent", [False, True])
+def test_a_byte_order_mark_of_utf_8_and_line_ends_of_windows_are_read(tmp_path, parent):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(SOURCE.replace("\n", "\r\n").encode("utf-8-sig"))
+    if parent:
+        (tmp_path / "child.toml").write_bytes(b'\xef\xbb\xbfextends = "mine.toml"')
+        path = tmp_path / "child.toml"
+    assert load_recipe(str(path)) == load_recipe("paper", {"lr": 0.02})
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        ("utf-16", "it is UTF-16: save it as UTF-8"),
+        ("utf-32", "it is UTF-32: save it as UTF-8"),
+        ("utf-16-le", "it is UTF-16 or UTF-32 without a byte order mark, or no text: save it as UTF-8"),
+        ("utf-16-be", "it is UTF-16 or UTF-32 without a byte order mark, or no text: save it as UTF-8"),
+        ("latin-1", "byte 0xfc in line 1 is not UTF-8, perhaps Latin-1 or Windows-1252: save it as UTF-8"),
+    ],
+)
+def test_other_encodings_are_named(tmp_path, encoding, message):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(SOURCE.encode(encoding))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path))
+    assert str(caught.value) == f"cannot read recipe {str(path)!r}: {message}"
 
 
 def test_unknown_recipe_names_the_presets():
