@@ -6,7 +6,7 @@ torch.
 """
 
 from difflib import get_close_matches
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 
 from cnsn_cli.backbones import arch_string, plugins
 from cnsn_cli.backbones.arch_string import Spec
@@ -39,14 +39,16 @@ def _natural(entry: EntryPoint) -> tuple[str, int]:
     return letters, int(entry.name[len(letters) :] or 0)
 
 
-def find(arch: str | Architecture) -> Architecture:
+def find(arch: str | Architecture, provider: str | None = None) -> Architecture:
     """Return the architecture that a string names; an Architecture is returned unchanged.
 
-    Raises ArchitectureError, with the most similar names, if no architecture has this name.
+    `provider` is the distribution that a file names for its architecture. Raises ArchitectureError if no
+    architecture has this name: the message says that the provider is missing, or lists the most similar
+    names.
     """
     if isinstance(arch, Architecture):
         return arch
-    return _look_up(arch, arch_string.parse(arch), architectures())
+    return _look_up(arch, arch_string.parse(arch), architectures(), provider)
 
 
 def find_typed(arch: str) -> Architecture:
@@ -74,12 +76,26 @@ def _names_new_function(spec: Spec, installed: Installed) -> bool:
     )
 
 
-def _look_up(text: str, spec: Spec, installed: Installed) -> Architecture:
+def _look_up(text: str, spec: Spec, installed: Installed, provider: str | None = None) -> Architecture:
     if spec.name in installed:
         return Architecture(text, installed[spec.name].entry, spec.variant, spec.options)
     if entry := plugins.named(spec.function):
         return Architecture(text, entry, options=spec.options)
-    raise ArchitectureError(_why_unknown(spec, installed))
+    raise ArchitectureError(_missing(spec, provider) or _why_unknown(spec, installed))
+
+
+def _missing(spec: Spec, provider: str | None) -> str | None:
+    """A message if `provider` is a distribution that is not installed, or installed in another version."""
+    name, _, wanted = (provider or "module").partition(" ")
+    if name == "module" or plugins.is_function(spec.function):  # a function is named by the user
+        return None
+    try:
+        here = version(name)
+    except (PackageNotFoundError, ValueError):  # ValueError: no name of a distribution
+        return f"unknown architecture {spec.name!r}: it needs {provider}, which is not installed"
+    if here == wanted:
+        return None
+    return f"unknown architecture {spec.name!r}: it needs {provider}, and {name} {here} is installed"
 
 
 def _why_unknown(spec: Spec, installed: Installed) -> str:

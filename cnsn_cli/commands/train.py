@@ -91,6 +91,8 @@ def train(
         changes = {name: value for name, value in own.items() if name in given}
         run = _resume(resume, changes, recipe if "recipe" in given else None, overrides, override)
     report(run, json)
+    if run.hint:
+        print(f"hint: {printable(run.hint)}", file=sys.stderr)
 
 
 def _start(
@@ -105,7 +107,7 @@ def _start(
     """Start a new run."""
     drop, freeze_base = options["drop"], options["freeze_base"]
     if arch is None and freeze_base is not None:
-        arch = registry.find(_arch_of(Path(freeze_base)))
+        arch = _arch_of(Path(freeze_base))
     if arch is None or (exits is None) == (drop is None):
         raise typer.BadParameter("give --arch and --exits, --arch and --drop, or --resume")
     if drop is not None and freeze_base is not None:
@@ -129,11 +131,12 @@ def _given(context: typer.Context) -> set[str]:
     return given
 
 
-def _arch_of(checkpoint: Path) -> str:
+def _arch_of(checkpoint: Path) -> "Architecture":
     from cnsn_cli.files.metadata import read_metadata
     from cnsn_cli.files.tensor_file import read_header
 
-    return read_metadata(checkpoint, read_header(checkpoint)).arch
+    metadata = read_metadata(checkpoint, read_header(checkpoint))
+    return registry.find(metadata.arch, metadata.provider)
 
 
 def _resume(

@@ -179,7 +179,7 @@ def digest(tensor: Tensor) -> str:
 def _blank(path: Path, metadata: Metadata) -> Cnsn | Model:
     try:
         with _not_larger_than(MOST_PARAMETERS):
-            backbone = registry.find(metadata.arch).build_blank(metadata.task)
+            backbone = registry.find(metadata.arch, metadata.provider).build_blank(metadata.task)
         with torch.device("meta"):
             network = Cnsn(backbone, metadata.exits, metadata.task, metadata.bn, metadata.step_down)
         if metadata.kind == "network":

@@ -19,6 +19,7 @@ recorder            writes models, metrics and state
   run_folder        the folder of a run: its lock and its space
   resume_state      everything that a resumed run needs
   signals           Ctrl-C and SIGTERM
+  hint              what to try if models learnt nothing
 plot                pictures of runs
 
 This package does not know the command line, and does not know what becomes of a model after training.

@@ -19,16 +19,18 @@ from cnsn_cli.device import choose_device
 from cnsn_cli.errors import DataError, TrainingError
 from cnsn_cli.evaluation.accuracy import ModelResult, evaluate
 from cnsn_cli.files.checkpoint import fill
-from cnsn_cli.files.metadata import ModelRecord
+from cnsn_cli.files.metadata import ModelRecord, read_metadata
+from cnsn_cli.files.tensor_file import read_header
 from cnsn_cli.training.arguments import Arguments, called_like, ignore
 from cnsn_cli.training.data_record import check_data
+from cnsn_cli.training.hint import learnt_nothing
 from cnsn_cli.training.metrics import Epoch, Step
 from cnsn_cli.training.places import located
 from cnsn_cli.training.plot import draw
 from cnsn_cli.training.recorder import Recorder, with_results
 from cnsn_cli.training.request import Request, decide
 from cnsn_cli.training.resume_state import STATE, differences, environment, read_state, restore
-from cnsn_cli.training.run_folder import PLOT, locked, refuse_existing
+from cnsn_cli.training.run_folder import LAST, PLOT, locked, refuse_existing
 from cnsn_cli.training.setup import Prepared, prepare
 from cnsn_cli.training.signals import Stopped, listening
 
@@ -62,13 +64,14 @@ class Started:
 class Run:
     """A finished run: its folder, its best epoch, and every model with its results on the test images.
 
-    `selection` says which images chose the best epoch.
+    `selection` says which images chose the best epoch. `hint` says what to try if models learnt nothing.
     """
 
     folder: Path
     best_epoch: int
     selection: Selection
     models: list[ModelRecord]
+    hint: str | None = None
 
 
 Watch = Callable[[Started | Step | Epoch], None]
@@ -131,12 +134,18 @@ def resume(
         request = request.with_changes({"device": device.type})  # `changes` may say `auto`
         here = environment(device)
         _check_differences(folder, state.request, request, differences(state.environment, here), override)
-        arch = registry.find(request.arch)
+        arch = registry.find(request.arch, _provider(folder))
         found = located(request, state.started_in, changes or ())
         prepared = prepare(found, arch, lambda record: check_data(folder, state.data, record, override))
         restore(folder / STATE, prepared.trainer, state)
         recorder = Recorder(folder, prepared.trainer, request, arch, state, prepared.record)
         return _run(recorder, prepared, watch)
+
+
+def _provider(folder: Path) -> str | None:
+    """The distribution of the architecture, as the models in a run folder name it; None before the first."""
+    last = folder / LAST
+    return read_metadata(last, read_header(last)).provider if last.exists() else None
 
 
 def _check_differences(folder: Path, old: Request, new: Request, elsewhere: str, override: bool) -> None:
@@ -178,7 +187,8 @@ def _finish(recorder: Recorder, dataset: Dataset) -> Run:
     assert best is not None  # a recipe has at least one epoch
     results = _conclude(recorder, dataset) or best.results
     models = with_results(recorder.metadata.models, results)
-    return Run(recorder.folder, best.epoch, selection, models)
+    hint = learnt_nothing(results, dataset, recorder.trainer.recipe)
+    return Run(recorder.folder, best.epoch, selection, models, hint)
 
 
 @distributed.first_only

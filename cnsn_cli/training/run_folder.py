@@ -14,8 +14,8 @@ from cnsn_cli import distributed
 from cnsn_cli.errors import OutputError
 from cnsn_cli.files.writer import check_output, create_folder, remove_leftovers
 
-PLOT = "plot.png"
-FILES = ("best.safetensors", "last.safetensors", "state.safetensors", "metrics.jsonl", "recipe.toml", PLOT)
+PLOT, LAST = "plot.png", "last.safetensors"
+FILES = ("best.safetensors", LAST, "state.safetensors", "metrics.jsonl", "recipe.toml", PLOT)
 LOCK = ".lock"
 SMALL_FILES = 2**20  # bytes: metrics, recipe and headers
 

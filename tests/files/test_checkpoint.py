@@ -236,8 +236,22 @@ def test_an_architecture_that_is_not_installed(checkpoint, tmp_path):
     path = tmp_path / "other.safetensors"
     path.write_bytes(checkpoint.read_bytes())
     rewrite(path, lambda c, m: m.update(arch="wavenet", provider="waves 2.0"))
-    with pytest.raises(ArchitectureError, match=r"made with waves 2.0: unknown architecture 'wavenet'"):
+    needed = "unknown architecture 'wavenet': it needs waves 2.0, which is not installed"
+    with pytest.raises(ArchitectureError, match=f"made with waves 2.0: {needed}"):
         load(path)
+
+
+def test_an_architecture_of_another_version_of_its_package(checkpoint, tmp_path, distribution):
+    path = tmp_path / "other.safetensors"
+    path.write_bytes(checkpoint.read_bytes())
+    rewrite(path, lambda c, m: m.update(arch="wavenet", provider="waves 2.0"))
+    distribution("waves", {}, {})
+    with pytest.raises(ArchitectureError, match="it needs waves 2.0, and waves 1.0 is installed"):
+        load(path)
+    for odd in ("", " ", "waves", "../waves 2.0"):
+        rewrite(path, lambda c, m, odd=odd: m.update(provider=odd))
+        with pytest.raises(ArchitectureError, match="unknown architecture 'wavenet'"):
+            load(path)
 
 
 @pytest.mark.parametrize(
