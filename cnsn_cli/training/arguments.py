@@ -50,7 +50,10 @@ class Options:
     )
     init: str | Path | None = field(
         default=None,
-        metadata=about("A .safetensors file with weights of the original network, to start from."),
+        metadata=about(
+            "A .safetensors file with weights of the original network, to start from; "
+            "all names may have a prefix such as module."
+        ),
     )
     pretrained: bool = field(
         default=False, metadata=about("Start from the weights that torchvision or timm publish.")

@@ -4,6 +4,8 @@
 """
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,15 @@ from cnsn_cli.files.tensor_file import read_header
 from cnsn_cli.task import Task
 
 PART = re.compile(r"^(units\.\d+|head)\.")
+# What torch.compile and FSDP put into names where they wrap a layer.
+WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# First parts of names that may be left over: classifiers that only training uses, the counter of torch's
+# AveragedModel, and the sub-models in a file of cnsn.
+SPARE = {
+    "AuxLogits", "aux1", "aux2", "aux_classifier", "aux_head", "aux_logits", "auxiliary_head",
+    "n_averaged", "submodels",
+}  # fmt: skip
+NAMED = 3  # how many tensors that are left over a message names
 
 
 @dataclass
@@ -35,16 +46,19 @@ class Start:
     def fill(self, backbone: Backbone, classes: int) -> None:
         """Copy the weights into `backbone`, except the weights of a classifier for other classes.
 
-        Weights that the backbone does not have are ignored. Raises CheckpointError if one that it has is
-        missing or has another shape.
+        All names may have a prefix of a wrapper, such as `module.`. Raises CheckpointError if a weight that
+        the backbone has is missing or has another shape, and if weights are left over, except classifiers
+        that only training uses (`aux1`).
         """
+        wanted, prefix = self._wanted(backbone)
+        given = {name.removeprefix(prefix): name for name in self.weights if name.startswith(prefix)}
         drawn = []
-        for name, tensor in self._wanted(backbone).items():
-            if name not in self.weights:
+        for name, tensor in wanted.items():
+            if name not in given:
                 if name.endswith("num_batches_tracked"):  # old files have none
                     continue
                 raise CheckpointError(f"{self.source}: weights of another network, without {name!r}")
-            found = self.weights[name]
+            found = self.weights[given[name]]
             if _of_other_classes(found, tensor, classes):
                 drawn.append(name)
             elif found.shape != tensor.shape:
@@ -54,21 +68,48 @@ class Start:
                 )
             else:
                 tensor.copy_(found)
+        used = {given[name] for name in given.keys() & {*wanted, *_unused(backbone)}}
+        self._check_left_over([name for name in self.weights if name not in used], prefix)
         self.drawn = tuple(drawn)
 
-    def _wanted(self, backbone: Backbone) -> dict[str, Tensor]:
+    def _wanted(self, backbone: Backbone) -> tuple[dict[str, Tensor], str]:
+        """The tensors of the backbone by the names that fit the weights best, and the prefix of these."""
         whole = nn.ModuleDict({"units": backbone.units, "head": backbone.head})
-        own = whole.state_dict()
-        if not isinstance(backbone.head, Segment):
-            return own
-        constants = {
-            f"{name}.{constant}"
-            for name, part in whole.named_modules()
-            if isinstance(part, Segment)
-            for constant in part.constants__
-        }
-        original = {PART.sub("", name): tensor for name, tensor in own.items() if name not in constants}
-        return max(original, own, key=lambda names: len(names.keys() & self.weights.keys()))
+        own = original = whole.state_dict()
+        if isinstance(backbone.head, Segment):
+            constants = {
+                f"{name}.{constant}"
+                for name, part in whole.named_modules()
+                if isinstance(part, Segment)
+                for constant in part.constants__
+            }
+            original = {PART.sub("", name): tensor for name, tensor in own.items() if name not in constants}
+        found = [(names, *_prefix(self.weights, names)) for names in (original, own)]
+        wanted, prefix, _ = max(found, key=lambda each: each[2])
+        return wanted, prefix
+
+    def _check_left_over(self, left: list[str], prefix: str) -> None:
+        foreign = [name for name in sorted(left) if name.removeprefix(prefix).split(".")[0] not in SPARE]
+        if foreign:
+            names = ", ".join(map(repr, foreign[:NAMED])) + (", ..." if foreign[NAMED:] else "")
+            raise CheckpointError(
+                f"{self.source}: weights of another network: this one has no place for {len(foreign):,} of "
+                f"{len(self.weights):,} tensors: {names}"
+            )
+
+
+def _prefix(names: Iterable[str], wanted: Iterable[str]) -> tuple[str, int]:
+    """The prefix without which most of `names` are in `wanted`, and how many these are."""
+    known, prefixes = set(wanted), Counter({"": 0})
+    for name in names:
+        dots = [0, *(dot.end() for dot in re.finditer(r"\.", name))]
+        prefixes.update(name[:dot] for dot in dots if name[dot:] in known)
+    return prefixes.most_common(1)[0]
+
+
+def _unused(backbone: Backbone) -> frozenset[str]:
+    """Names of tensors of the original network that it does not use: a `state_dict()` holds them too."""
+    return backbone.head.unused__ if isinstance(backbone.head, Segment) else frozenset()
 
 
 def _of_other_classes(found: Tensor, wanted: Tensor, classes: int) -> bool:
@@ -80,7 +121,9 @@ def _of_other_classes(found: Tensor, wanted: Tensor, classes: int) -> bool:
 def from_file(path: Path) -> Start:
     """The tensors of a safetensors file, which need not be from cnsn. Raises CheckpointError."""
     read_header(path)  # checks the limits of a file
-    return Start(read_plain(path), str(path))
+    tensors = read_plain(path)
+    bare = {WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
+    return Start(bare if len(bare) == len(tensors) else tensors, str(path))
 
 
 def from_publisher(arch: Architecture, task: Task) -> Start:

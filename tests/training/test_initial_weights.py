@@ -91,6 +91,91 @@ def test_weights_of_another_network(change, message):
         Start(state, "x").fill(registry.find(ARCH).build(TASK), 2)
 
 
+def test_a_larger_network_of_the_same_family_is_refused(cnsn, image_folder, tmp_path):
+    """A ResNet-34 has all that a ResNet-18 has, in the same shapes, and 96 tensors more."""
+    save_file(models.resnet34().state_dict(), tmp_path / "weights.safetensors")
+    result = cnsn(
+        "train", "--arch", "torchvision:resnet18", "--init", tmp_path / "weights.safetensors",
+        *words(image_folder, tmp_path / "run"),
+    )  # fmt: skip
+    assert one_line(result) == (
+        f"{tmp_path}/weights.safetensors: weights of another network: "
+        "this one has no place for 96 of 218 tensors: "
+        "'layer1.2.bn1.bias', 'layer1.2.bn1.num_batches_tracked', 'layer1.2.bn1.running_mean', ..."
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "module.",
+        "model.",
+        "_orig_mod.",
+        "backbone.",
+        "net.",
+        "encoder.",
+        "module._orig_mod.",
+        "state_dict.model.",
+    ],
+)
+def test_the_prefix_of_a_wrapper(tmp_path, prefix):
+    spare = ("aux1.conv.weight", "AuxLogits.fc.bias", "aux_classifier.0.weight")
+    given = {**published(), **{name: torch.ones(3) for name in spare}}
+    save_file({prefix + name: tensor for name, tensor in given.items()}, tmp_path / "x.safetensors")
+    backbone, start = registry.find(ARCH).build(TASK), from_file(tmp_path / "x.safetensors")
+    start.fill(backbone, 2)
+    assert set(start.drawn) == set(CLASSIFIER)
+    found = tensors(backbone)
+    assert all(torch.equal(found[name], given[name]) for name in found if name not in CLASSIFIER)
+
+
+def test_names_that_wrappers_inside_a_network_made(tmp_path):
+    """torch.compile, FSDP and torch's AveragedModel."""
+    network = models.mobilenet_v3_small(num_classes=2, width_mult=0.25)
+    expected = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    network.features[3] = torch.compile(network.features[3])
+    averaged = torch.optim.swa_utils.AveragedModel(network).state_dict()
+    assert {"n_averaged", "module.features.3._orig_mod.block.0.0.weight"} <= averaged.keys()
+    save_file(averaged, tmp_path / "x.safetensors")
+    backbone = registry.find(ARCH).build(TASK)
+    from_file(tmp_path / "x.safetensors").fill(backbone, 2)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors(backbone).items())
+
+
+@pytest.mark.parametrize(
+    "others", [("projector.0.weight",), ("model.layer9.weight",), ("ema.features.0.0.weight", "x")]
+)
+def test_tensors_that_are_left_over_are_named_as_the_file_names_them(others):
+    given = {f"model.{name}": tensor for name, tensor in published().items()}
+    given |= {name: torch.ones(2) for name in others}
+    names = ", ".join(map(repr, others))
+    with pytest.raises(
+        CheckpointError, match=f"no place for {len(others)} of {len(given)} tensors: {names}$"
+    ):
+        Start(given, "x").fill(registry.find(ARCH).build(TASK), 2)
+
+
+class Spare(nn.Module):
+    """Has an `encoder.` of its own, and a layer that it does not use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
+        self.fc, self.projector = nn.Linear(4, 2), nn.Linear(4, 9)
+
+    def forward(self, images):
+        return self.fc(self.encoder(images).mean((2, 3)))
+
+
+def test_a_layer_that_the_original_does_not_use_is_no_other_network():
+    given = Spare().state_dict()
+    for prefix in ("", "encoder."):
+        backbone = traced(Spare(), TASK)
+        Start({prefix + name: tensor for name, tensor in given.items()}, "x").fill(backbone, 2)
+        assert all(torch.equal(tensor, given[name]) for name, tensor in tensors(backbone).items())
+
+
 class Meaning(nn.Module):
     """A network with layers `fc` and `head.fc`, a constant mean that its own files lack, and a scale."""
 

@@ -37,6 +37,8 @@ class Segment(nn.Module):
     """A stretch of a network: features (N, ...) -> features or logits (N, ...).
 
     `constants__` are names of buffers that files of the original network do not hold, but files of cnsn do.
+    `unused__`, of the head, are names of tensors that are the other way round: the original network has them,
+    and computes nothing with them.
     """  # the suffix __ keeps these attributes apart from the network's own layers
 
     def __init__(self, nodes: fx.Graph, graph: Graph) -> None:
@@ -45,6 +47,7 @@ class Segment(nn.Module):
         for name in used:
             _register(self, name, graph.layers[name])
         self.constants__ = graph.constants.keys() & used
+        self.unused__: frozenset[str] = frozenset()
         # Only the code that fx writes for the graph: the module that fx makes cannot be copied cheaply.
         self.run__: Callable[..., Tensor] = type(fx.GraphModule(self, nodes)).forward
 
@@ -93,7 +96,7 @@ def traced(network: nn.Module, task: Task) -> Backbone:
             f"{type(network).__name__} computes something else in training than in evaluation: write a "
             f"plug-in for it ({GUIDE})"
         )
-    return _backbone(in_evaluation, needed, ends)
+    return _backbone(network, in_evaluation, needed, ends)
 
 
 def _compute_the_same(graph: Graph, other: Graph) -> bool:
@@ -135,7 +138,9 @@ def _check_cuts(network: nn.Module, graph: Graph, ends: list[UnitEnd]) -> None:
         )
 
 
-def _backbone(graph: Graph, needed: Mapping[fx.Node, tuple[str, ...]], ends: list[UnitEnd]) -> Backbone:
+def _backbone(
+    network: nn.Module, graph: Graph, needed: Mapping[fx.Node, tuple[str, ...]], ends: list[UnitEnd]
+) -> Backbone:
     """Make a Segment of every stretch between unit ends; the stretch after the last end is the head."""
     nodes = list(from_images(graph.nodes))  # the other nodes are copied to where they are needed
     values = [nodes[0], *(end.value for end in ends)]
@@ -146,6 +151,7 @@ def _backbone(graph: Graph, needed: Mapping[fx.Node, tuple[str, ...]], ends: lis
         Segment(_graph_between(stretch, value, output), graph)
         for stretch, value, output in zip(stretches, values, outputs, strict=True)
     ]
+    parts[-1].unused__ = frozenset(network.state_dict()).difference(*(part.state_dict() for part in parts))
     counts = tuple(after - before for before, after in pairwise([0, *(end.drops for end in ends)]))
     notes = tuple(_unit_note(stretch, graph, needed) for stretch in stretches[:-1])
     return Backbone(nn.Sequential(*parts[:-1]), parts[-1], counts, notes)
