@@ -246,7 +246,7 @@ def test_an_architecture_of_another_version_of_its_package(checkpoint, tmp_path,
     path.write_bytes(checkpoint.read_bytes())
     rewrite(path, lambda c, m: m.update(arch="wavenet", provider="waves 2.0"))
     distribution("waves", {}, {})
-    with pytest.raises(ArchitectureError, match="it needs waves 2.0, and waves 1.0 is installed"):
+    with pytest.raises(ArchitectureError, match=r"it needs waves 2\.0, and waves 1\.0 is installed"):
         load(path)
     for odd in ("", " ", "waves", "../waves 2.0"):
         rewrite(path, lambda c, m, odd=odd: m.update(provider=odd))

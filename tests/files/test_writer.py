@@ -117,7 +117,7 @@ def test_a_killed_run_leaves_no_lock_behind(tmp_path):
         [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout.readline() == "at work\n"
-        with pytest.raises(OutputError, match="another run is at work"), locked(tmp_path):
+        with pytest.raises(OutputError, match="another run is using"), locked(tmp_path):
             pass
         process.send_signal(signal.SIGKILL)
         process.wait()
