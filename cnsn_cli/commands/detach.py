@@ -22,8 +22,8 @@ from cnsn_cli.commands.output import print_comparison, print_json, printable
 
 if TYPE_CHECKING:
     from cnsn_cli.deploy.budget import Budget, Choice
+    from cnsn_cli.deploy.changes import Changes
     from cnsn_cli.deploy.comparison import Comparison
-    from cnsn_cli.deploy.detach import Changes
     from cnsn_cli.files.metadata import Metadata
 
 
@@ -66,7 +66,8 @@ def detach(
         raise typer.BadParameter("give one of --submodel, --all and limits such as --max-macs")
     if dtype and all_models:
         raise typer.BadParameter("--dtype goes with one model, not with --all")
-    from cnsn_cli.deploy.detach import Changes, detach_all
+    from cnsn_cli.deploy.changes import Changes
+    from cnsn_cli.deploy.detach import detach_all
 
     changes = Changes(fold_bn, recalibrate, data, data_dir)
     if all_models:

@@ -6,12 +6,12 @@ https://huggingface.co/docs/hub/model-cards, which other hubs read too.
 
 import json
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any
 
 from cnsn_cli.errors import OutputError
-from cnsn_cli.files.metadata import Metadata, ModelRecord, metadata_in
+from cnsn_cli.files.metadata import Metadata, ModelRecord, metadata_in, read_metadata
+from cnsn_cli.files.tensor_file import TensorFile
 from cnsn_cli.files.writer import check_output, create_folder, replacing, write_text
 
 PAPER = "https://doi.org/10.2991/jrnal.k.210521.012"
@@ -29,18 +29,23 @@ def write_folder(path: Path, folder: Path, license_name: str, force: bool = Fals
 
     Raises CheckpointError for the file, OutputError if the folder cannot be written.
     """
-    metadata = metadata_in(path)
+    with TensorFile(path) as file:
+        _write_folder(file, folder, license_name, force)
+
+
+def _write_folder(file: TensorFile, folder: Path, license_name: str, force: bool) -> None:
+    metadata = read_metadata(file.path, file.header)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file: give the name of a folder")
     if not folder.parent.is_dir():
         raise OutputError(f"no folder {folder.parent}: create it first")
-    if (folder / WEIGHTS).exists() and (folder / WEIGHTS).samefile(path):
+    if (folder / WEIGHTS).exists() and (folder / WEIGHTS).samefile(file.path):
         raise OutputError(f"{folder / WEIGHTS} is the file itself: give another folder")
     create_folder(folder)
     for name in (WEIGHTS, CONFIG, CARD):
         check_output(folder / name, force)
-    with open(path, "rb") as source, replacing(folder / WEIGHTS, force, metadata_in) as target:
-        shutil.copyfileobj(source, target)
+    with replacing(folder / WEIGHTS, force, metadata_in) as target:
+        file.copy_to(target)
     write_text(folder / CONFIG, json.dumps(config(metadata), indent=2) + "\n", force)
     write_text(folder / CARD, _card(metadata, license_name), force)
 

@@ -6,30 +6,14 @@ not know the file format.
 """
 
 from pathlib import Path
-from typing import NamedTuple
 
 from cnsn_cli.deploy.budget import Budget, Candidate, Choice, choose
+from cnsn_cli.deploy.changes import UNCHANGED, Changes
 from cnsn_cli.deploy.copying import copy_model, read_whole
 from cnsn_cli.errors import OutputError
 from cnsn_cli.files.metadata import Metadata
 from cnsn_cli.files.tensor_file import TensorFile
 from cnsn_cli.files.writer import check_output, create_folder
-
-
-class Changes(NamedTuple):
-    """What is recomputed in a detached model, and from which images: the arguments of `detach`."""
-
-    fold_bn: bool = False
-    recalibrate: int = 0
-    data: str | None = None
-    data_dir: str | Path = "data"
-
-    @property
-    def any(self) -> bool:
-        return self.fold_bn or self.recalibrate > 0
-
-
-UNCHANGED = Changes()
 
 
 def detach(
@@ -72,7 +56,7 @@ def detach_from(
     if changes.any:
         from cnsn_cli.deploy.recompute import detach_recomputed
 
-        return detach_recomputed(file, record, output, force, changes)
+        return detach_recomputed(file, record.name, output, force, changes)
     return copy_model(file, whole, record, output, force)
 
 
@@ -91,7 +75,11 @@ def detach_all(
         for output in outputs if folder.is_dir() else ():
             check_output(output, force, file.path)
         create_folder(folder)
-        return {output: detach_from(file, name, output, force, changes) for output, name in outputs.items()}
+        if changes.any:
+            from cnsn_cli.deploy.recompute import detach_all_recomputed
+
+            return detach_all_recomputed(file, outputs, force, changes)
+        return {output: detach_from(file, name, output, force) for output, name in outputs.items()}
 
 
 def choose_model(checkpoint: str | Path, budget: Budget) -> Choice:

@@ -5,21 +5,22 @@ else happens in memory. This module does not know how bytes are copied.
 """
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from cnsn_cli.choices import Half
 from cnsn_cli.data.datasets import load_recorded
 from cnsn_cli.data.split import Split
+from cnsn_cli.deploy.changes import Changes
 from cnsn_cli.deploy.comparison import Comparison, compare, remeasured
 from cnsn_cli.deploy.copying import check_size, copied_size, detached_metadata, kept_names, read_whole
 from cnsn_cli.errors import DataError
 from cnsn_cli.evaluation.accuracy import ModelResult, evaluate
 from cnsn_cli.evaluation.costs import model_costs
-from cnsn_cli.files.checkpoint import file_size, read_network, save
-from cnsn_cli.files.metadata import Metadata, ModelRecord
+from cnsn_cli.files.checkpoint import Opened, file_size, read_network, save
+from cnsn_cli.files.metadata import Metadata
 from cnsn_cli.files.tensor_file import TensorFile
 from cnsn_cli.files.writer import check_output
 from cnsn_cli.network.dtypes import HALVES, cast_weights
@@ -28,20 +29,27 @@ from cnsn_cli.network.memory_format import for_many_images
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.recalibration import recalibrated
 
-if TYPE_CHECKING:
-    from cnsn_cli.deploy.detach import Changes
-
 
 def detach_recomputed(
-    file: TensorFile, record: ModelRecord, output: Path, force: bool, changes: "Changes"
+    file: TensorFile, submodel: str, output: Path, force: bool, changes: Changes
 ) -> Metadata:
-    """Write the model `record` of an open file with `changes`. The caller has checked `output`."""
-    model, metadata = _recomputed(file, record, changes)
-    return save(output, model, metadata, force)
+    """Write one model of an open file with `changes`. The caller has checked `output`."""
+    return detach_all_recomputed(file, {output: submodel}, force, changes)[output]
+
+
+def detach_all_recomputed(
+    file: TensorFile, outputs: Mapping[Path, str], force: bool, changes: Changes
+) -> dict[Path, Metadata]:
+    """Write several models, by their files. The network is read once."""
+    opened, written = read_network(file), {}
+    for output, name in outputs.items():
+        model, metadata = _recomputed(opened, file, name, changes)
+        written[output] = save(output, model, metadata, force)
+    return written
 
 
 def half_from(
-    file: TensorFile, submodel: str, output: Path, dtype: Half, force: bool, changes: "Changes"
+    file: TensorFile, submodel: str, output: Path, dtype: Half, force: bool, changes: Changes
 ) -> tuple[Metadata, Comparison]:
     """Like `deploy.detach.detach_from`, with weights of two bytes. Loading makes them float32 again.
 
@@ -53,7 +61,7 @@ def half_from(
     whole = read_whole(file)
     record = whole.find(submodel)
     check_output(output, force, file.path)
-    model, metadata = _recomputed(file, record, changes)
+    model, metadata = _recomputed(read_network(file), file, submodel, changes)
     size = file_size(model, metadata) if changes.any else copied_size(file.header, whole, record)
     half = cast_weights(copy.deepcopy(model), HALVES[dtype])
     tensor_bytes = sum(tensor.numel() * tensor.element_size() for tensor in half.state_dict().values())
@@ -66,10 +74,11 @@ def half_from(
     return metadata, compare((model, rounded), sizes, results, len(split) if split else 0)
 
 
-def _recomputed(file: TensorFile, record: ModelRecord, changes: "Changes") -> tuple[Model, Metadata]:
+def _recomputed(opened: Opened, file: TensorFile, submodel: str, changes: Changes) -> tuple[Model, Metadata]:
     """One model of an open file with `changes` made, and its metadata."""
-    check_size(file, record, kept_names(file.header, record))
-    network, whole, header = read_network(file)
+    network, whole, header = opened
+    record = whole.find(submodel)
+    check_size(file, record, kept_names(header, record))
     model = network.model(record.name)
     metadata = detached_metadata(header, whole, record)
     if changes.recalibrate:
@@ -94,7 +103,7 @@ def _folded(model: Model, metadata: Metadata) -> tuple[Model, Metadata]:
     return folded, metadata.model_copy(update={"folded": True, "models": [record]})
 
 
-def _test_images(metadata: Metadata, changes: "Changes") -> Split | None:
+def _test_images(metadata: Metadata, changes: Changes) -> Split | None:
     """The test images; None if no data set is named and the network's own one is gone."""
     try:
         return load_recorded("test", metadata.task, metadata.data, changes.data, changes.data_dir)[0]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from cnsn_cli.backbones import registry
+from cnsn_cli.backbones.architecture import Architecture
 from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError, one_line
 from cnsn_cli.files.metadata import KEY, Metadata, metadata_in, read_metadata
 from cnsn_cli.files.tensor_file import Entry, Header, TensorFile, header_in, new_header, read_header
@@ -117,15 +118,18 @@ def load(path: str | Path) -> Cnsn | Model:
     return open_network(Path(path)).network
 
 
-def open_network(path: Path) -> Opened:
-    """Like `load`, but returns the metadata and the header of the file too."""
+def open_network(path: Path, known: Architecture | None = None) -> Opened:
+    """Like `load`, but returns the metadata and the header of the file too.
+
+    An architecture that is `known` already is not looked up again.
+    """
     with TensorFile(path) as file:
-        return read_network(file)
+        return read_network(file, known)
 
 
-def read_network(file: TensorFile) -> Opened:
-    """The network in an open file, with metadata and header. Raises the errors of `load`."""
-    network, metadata = _read_blank(file.path, file.header)
+def read_network(file: TensorFile, known: Architecture | None = None) -> Opened:
+    """Like `open_network`, from an open file. Raises the errors of `load`."""
+    network, metadata = _read_blank(file.path, file.header, known)
     _fill(network, file, metadata)
     if metadata.dtype in HALVES:
         network = cast_weights(network, torch.float32)
@@ -161,9 +165,11 @@ def _fill(network: Cnsn | Model, file: TensorFile, metadata: Metadata) -> None:
         )
 
 
-def _read_blank(path: Path, header: Header) -> tuple[Cnsn | Model, Metadata]:
+def _read_blank(
+    path: Path, header: Header, known: Architecture | None = None
+) -> tuple[Cnsn | Model, Metadata]:
     metadata = read_metadata(path, header)
-    network = _blank(path, metadata)
+    network = _blank(path, metadata, known if known and known.text == metadata.arch else None)
     check_tensors(path, header, network.state_dict())
     for model, record in zip(network.models(), metadata.models, strict=True):
         if (model.drops, model.first_unit) != (record.drops, record.first_unit):
@@ -176,10 +182,11 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
-def _blank(path: Path, metadata: Metadata) -> Cnsn | Model:
+def _blank(path: Path, metadata: Metadata, known: Architecture | None) -> Cnsn | Model:
     try:
+        arch = known or registry.find(metadata.arch, metadata.provider)
         with _not_larger_than(MOST_PARAMETERS):
-            backbone = registry.find(metadata.arch, metadata.provider).build_blank(metadata.task)
+            backbone = arch.build_blank(metadata.task)
         with torch.device("meta"):
             network = Cnsn(backbone, metadata.exits, metadata.task, metadata.bn, metadata.step_down)
         if metadata.kind == "network":

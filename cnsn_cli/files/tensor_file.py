@@ -94,6 +94,11 @@ class TensorFile:
             position += len(chunk)
         return data
 
+    def copy_to(self, target: BinaryIO) -> None:
+        """Write the bytes of the whole file to `target`."""
+        for chunk in _chunks(self._file, self.path, 0, os.fstat(self._file.fileno()).st_size):
+            target.write(chunk)
+
     def chunks(self, name: str) -> Iterator[bytes]:
         """The bytes of a tensor in pieces of CHUNK bytes. Raises the errors of `read`."""
         entry = self.header.entries[name]

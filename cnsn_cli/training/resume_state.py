@@ -12,8 +12,10 @@ of bytes. Older states hold this text in their header.
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -23,7 +25,7 @@ from cnsn_cli import distributed
 from cnsn_cli.errors import CheckpointError, one_line
 from cnsn_cli.files.checkpoint import check_tensors, digest, read_tensors, write_tensors
 from cnsn_cli.files.metadata import Count, first_problem
-from cnsn_cli.files.tensor_file import TensorFile, check_json, read_header
+from cnsn_cli.files.tensor_file import TensorFile, check_json
 from cnsn_cli.network.memory_format import copy_like, for_file
 from cnsn_cli.training.data_record import DataRecord
 from cnsn_cli.training.metrics import Line, Pull, parse
@@ -130,11 +132,29 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_state(path: Path) -> State:
-    """Read the State that `save_state` wrote beside the tensors. Raises CheckpointError."""
+class OpenState(NamedTuple):
+    """The file of a state while it is open, and the State in it."""
+
+    file: TensorFile
+    state: State
+
+
+@contextmanager
+def open_state(path: Path) -> Iterator[OpenState]:
+    """Open the file that `save_state` wrote. Raises CheckpointError."""
     with TensorFile(path) as file:
-        sealed = file.header.metadata.get(KEY)
-        metrics = file.read(METRICS) if METRICS in file.header.entries else None
+        yield OpenState(file, _read_state(file))
+
+
+def read_state(path: Path) -> State:
+    """The State in a file that `save_state` wrote. Raises CheckpointError."""
+    with open_state(path) as opened:
+        return opened.state
+
+
+def _read_state(file: TensorFile) -> State:
+    path, sealed = file.path, file.header.metadata.get(KEY)
+    metrics = file.read(METRICS) if METRICS in file.header.entries else None
     if sealed is None:
         raise CheckpointError(f"{path} is not the state of a training run")
     seal, _, text = sealed.partition(" ")
@@ -164,17 +184,17 @@ def _parsed(text: str, metrics: bytearray | None) -> State:
     return State.model_validate({**content, "metrics": lines})
 
 
-def restore(path: Path, trainer: Trainer, state: State) -> None:
+def restore(saved: OpenState, trainer: Trainer) -> None:
     """Bring `trainer`, made for the same request, into the saved state. Raises CheckpointError."""
-    header, expected = read_header(path), _without_momentum(trainer)
+    (file, state), expected = saved, _without_momentum(trainer)
+    path, header = file.path, file.header
     for name, parameter in trainer.network.named_parameters():
         if MOMENTUM + name in header.entries:
             expected[MOMENTUM + name] = parameter
     if METRICS in header.entries:
         expected[METRICS] = _bytes(state.metrics)
     check_tensors(path, header, expected)
-    with TensorFile(path) as file:
-        tensors = read_tensors(file, state.sha256)
+    tensors = read_tensors(file, state.sha256)
     try:
         trainer.network.load_state_dict(_part(tensors, NETWORK))
         if trainer.average:

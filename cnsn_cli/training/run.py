@@ -16,7 +16,7 @@ from cnsn_cli.backbones import registry
 from cnsn_cli.choices import Selection
 from cnsn_cli.data.datasets import Dataset
 from cnsn_cli.device import choose_device
-from cnsn_cli.errors import DataError, TrainingError
+from cnsn_cli.errors import CheckpointError, DataError, TrainingError
 from cnsn_cli.evaluation.accuracy import ModelResult, evaluate
 from cnsn_cli.files.checkpoint import fill
 from cnsn_cli.files.metadata import ModelRecord, read_metadata
@@ -29,7 +29,7 @@ from cnsn_cli.training.places import located
 from cnsn_cli.training.plot import draw
 from cnsn_cli.training.recorder import Recorder, with_results
 from cnsn_cli.training.request import Request, decide
-from cnsn_cli.training.resume_state import STATE, differences, environment, read_state, restore
+from cnsn_cli.training.resume_state import STATE, differences, environment, open_state, restore
 from cnsn_cli.training.run_folder import LAST, PLOT, locked, refuse_existing
 from cnsn_cli.training.setup import Prepared, prepare
 from cnsn_cli.training.signals import Stopped, listening
@@ -126,9 +126,10 @@ def resume(
         watch: A function that is called with every event: Started, Step, Epoch.
     """
     folder = Path(folder)
-    read_state(folder / STATE)  # locking makes a folder, which must not happen if there is no run
-    with distributed.joined(), locked(folder):
-        state = read_state(folder / STATE)
+    if not (folder / STATE).exists():  # locking would make a folder
+        raise CheckpointError(f"cannot read {folder / STATE}: No such file or directory")
+    with distributed.joined(), locked(folder), open_state(folder / STATE) as saved:
+        state = saved.state
         request = state.request.with_changes(changes or {})
         device = choose_device(request.device)
         request = request.with_changes({"device": device.type})  # `changes` may say `auto`
@@ -137,7 +138,7 @@ def resume(
         arch = registry.find(request.arch, _provider(folder))
         found = located(request, state.started_in, changes or ())
         prepared = prepare(found, arch, lambda record: check_data(folder, state.data, record, override))
-        restore(folder / STATE, prepared.trainer, state)
+        restore(saved, prepared.trainer)
         recorder = Recorder(folder, prepared.trainer, request, arch, state, prepared.record)
         return _run(recorder, prepared, watch)
 

@@ -19,9 +19,8 @@ from cnsn_cli.data.datasets import Dataset, load_dataset
 from cnsn_cli.data.split import Split
 from cnsn_cli.errors import CheckpointError, DataError, RecipeError
 from cnsn_cli.evaluation.costs import model_costs
-from cnsn_cli.files.checkpoint import read_network, versions
-from cnsn_cli.files.metadata import Metadata, ModelRecord, new_metadata, read_metadata
-from cnsn_cli.files.tensor_file import TensorFile
+from cnsn_cli.files.checkpoint import open_network, versions
+from cnsn_cli.files.metadata import Metadata, ModelRecord, new_metadata
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
@@ -58,7 +57,7 @@ def prepare(
     if request.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
         torch.use_deterministic_algorithms(True)
-    base = load_base(Path(request.freeze_base), request.arch) if request.freeze_base else None
+    base = load_base(Path(request.freeze_base), arch) if request.freeze_base else None
     dataset = _data(request)
     record = record_data(request, dataset)
     if check:
@@ -163,13 +162,12 @@ def build_network(
     return network if drop is None else network.model("submodel0")
 
 
-def load_base(path: Path, arch: str) -> Model:
+def load_base(path: Path, arch: Architecture) -> Model:
     """The base-model in the file of a whole network or of a base-model. Raises CheckpointError for others."""
-    with TensorFile(path) as file:
-        metadata = read_metadata(path, file.header)
-        if metadata.arch != arch:
-            raise CheckpointError(f"{path} holds {metadata.arch}, not {arch}: leave out --arch")
-        base = read_network(file).network.models()[0]
+    network, metadata, _ = open_network(path, arch)
+    if metadata.arch != arch.text:
+        raise CheckpointError(f"{path} holds {metadata.arch}, not {arch.text}: leave out --arch")
+    base = network.models()[0]
     if base.drops or metadata.folded:
         kind = "a base-model with folded BN" if metadata.folded else f"{base.name} alone"
         raise CheckpointError(f"{path} holds {kind}: --freeze-base takes a whole network or its base-model")

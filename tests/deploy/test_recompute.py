@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from cnsn_cli.deploy.detach import Changes, detach
+from cnsn_cli.deploy.changes import Changes
+from cnsn_cli.deploy.detach import detach
 from cnsn_cli.deploy.export import export
 from cnsn_cli.deploy.recompute import half_from
 from cnsn_cli.errors import CheckpointError
