@@ -92,7 +92,8 @@ def check_readable(path: Path, network: Cnsn | Model, metadata: Metadata) -> Non
     }
     start = new_header(entries, metadata.model_copy(update={"sha256": digests}).to_json())
     size = len(start) + sum(entry.end for entry in entries.values())
-    with read_back(path, path):
+    # Small weights of the network that is built here are drawn; the run's own random numbers must not change.
+    with read_back(path, path), torch.random.fork_rng(devices=()):
         _read_blank(path, header_in(path, start, size))
 
 

@@ -4,7 +4,7 @@ import itertools
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,19 +22,24 @@ from tests.conftest import TINY, lively, saved
 
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """How many headers were read, and networks built, since the test began."""
+def counted(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> dict[str, int]:
+    """How often the header of `checkpoint` was read, and how many networks were built, in this test.
+
+    The header of a file that was just written is read too, to be sure that it can be read.
+    """
     counts = {"headers": 0, "networks": 0}
+    read_header, build = tensor_file._read_header, Cnsn.__init__
 
-    def counting(name: str, function: Callable[..., object]) -> Callable[..., object]:
-        def run(*arguments: object, **options: object) -> object:
-            counts[name] += 1
-            return function(*arguments, **options)
+    def reading(path: Path, *arguments: object) -> object:
+        counts["headers"] += path == checkpoint
+        return read_header(path, *arguments)
 
-        return run
+    def building(*arguments: object, **options: object) -> None:
+        counts["networks"] += 1
+        build(*arguments, **options)
 
-    monkeypatch.setattr(tensor_file, "_read_header", counting("headers", tensor_file._read_header))
-    monkeypatch.setattr(Cnsn, "__init__", counting("networks", Cnsn.__init__))
+    monkeypatch.setattr(tensor_file, "_read_header", reading)
+    monkeypatch.setattr(Cnsn, "__init__", building)
     return counts
 
 
@@ -48,6 +53,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         (("detach", "--submodel", 1, "--dtype", "float16", "-o", "new.safetensors"), 1),
         (("detach", "--max-macs", "1G", "--max-latency", "10s", "-o", "new.safetensors"), 1),
         (("detach", "--all", "-o", "new"), 0),
+        (("detach", "--all", "--fold-bn", "-o", "new"), 1),
+        (("card", "-o", "new"), 0),
         (("export", "--to", "onnx", "-o", "new.onnx"), 1),
         (("export", "--to", "onnx", "--quantize", "int8", "-o", "new.onnx"), 1),
         (("bench", "--rounds", 1), 1),
