@@ -1,6 +1,6 @@
 """The errors of cnsn. A message is one line: the value, the limit, and the valid choices or the remedy.
 
-Every module raises them, and `main` prints them. This module imports nothing.
+Every module raises them, and `main` prints them. This module imports nothing of cnsn.
 
 CnsnError
 ├── ArchitectureError   an architecture that is unknown, broken, or cannot take the image size
@@ -16,6 +16,8 @@ CnsnError
 ├── ProcessError        a process that has ended or does not answer
 └── TrainingError       a training run that cannot continue
 """
+
+import re
 
 
 class CnsnError(Exception):
@@ -70,7 +72,30 @@ class TrainingError(CnsnError):
     """A training run that cannot continue."""
 
 
-def one_line(error: Exception) -> str:
+FULL = (
+    "out of memory", "allocate memory", "not enough memory", "bad_alloc", "bad allocation", "ALLOC_FAILED",
+    "Storage size calculation overflowed",
+)  # fmt: skip
+
+
+def lack(error: BaseException) -> str | None:
+    """What the machine lacks, and a remedy, if an error of Python or of a library says so; else None."""
+    text = one_line(error)
+    if isinstance(error, RecursionError):
+        return "something is nested more deeply than Python can follow: simplify the network or the file"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in text for w in FULL)):
+        device = "the memory of the GPU" if "CUDA" in text or "MPS" in text else "memory"
+        wanted = re.search(r"tried to allocate ([\d.]+ \w+)", text, re.IGNORECASE)
+        amount = f", {wanted[1]} more are needed" if wanted else ""
+        return f"{device} is full{amount}: use smaller batches, images or networks, or close other programs"
+    if isinstance(error, RuntimeError) and "can't start new thread" in text:
+        return "the system allows no more threads: close other programs, or raise its limit (ulimit -u)"
+    if isinstance(error, RuntimeError) and text.startswith("CUDA error"):
+        return f"the GPU has failed ({text.split('.')[0][:200]}): see nvidia-smi, or give --device cpu"
+    return None
+
+
+def one_line(error: BaseException) -> str:
     """The text of another library's error in one line, for use inside a message of cnsn."""
     return " ".join(str(error).split()) or type(error).__name__
 

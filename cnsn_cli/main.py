@@ -1,4 +1,4 @@
-"""The command line: collects the commands, and turns a CnsnError into one line on stderr and exit code 1.
+"""The command line: collects the commands, and turns an error into one line on stderr and exit code 1.
 
 The script `cnsn` and `python -m cnsn_cli` start here. This module does not know what the commands do.
 """
@@ -23,7 +23,7 @@ from cnsn_cli.commands.output import printable, shortened
 from cnsn_cli.commands.plot import plot
 from cnsn_cli.commands.predict import predict
 from cnsn_cli.commands.train import train
-from cnsn_cli.errors import CnsnError
+from cnsn_cli.errors import CnsnError, lack
 from cnsn_cli.version import __version__
 
 app = typer.Typer(name="cnsn", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -80,12 +80,19 @@ def _run() -> None:
     try:
         with distributed.quiet():
             app(prog_name="cnsn")
-    except (CnsnError, OSError) as error:
-        if "--traceback" in sys.argv:
+    except (CnsnError, OSError, MemoryError, RuntimeError) as error:
+        text = _in_one_line(error)
+        if text is None or "--traceback" in sys.argv:
             raise
-        text = str(error)
-        if isinstance(error, OSError) and error.filename:
-            text = f"{error.filename}: {error.strerror}"
         if distributed.speaks():
             print(f"cnsn: {printable(shortened(text))}", file=sys.stderr)
         sys.exit(1)
+
+
+def _in_one_line(error: Exception) -> str | None:
+    """What users read about an error; None if the error is a fault of the program."""
+    if isinstance(error, CnsnError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    return lack(error)

@@ -18,7 +18,7 @@ from cnsn_cli.commands.hyperparameters import given_hyperparameters, with_hyperp
 from cnsn_cli.commands.listed import option, with_listed
 from cnsn_cli.commands.options import Json, Plugin, parse_exits
 from cnsn_cli.commands.output import print_json, print_models, printable
-from cnsn_cli.errors import ProcessError
+from cnsn_cli.errors import ProcessError, TrainingError, lack
 from cnsn_cli.training.arguments import TYPED
 
 if TYPE_CHECKING:
@@ -171,6 +171,10 @@ def _watched(folder: Path, recipe: "Recipe") -> "Iterator[Watch]":
             yield watch
     except ProcessError as error:
         raise ProcessError(f"{error}{_to_go_on(folder)}") from error
+    except (MemoryError, RuntimeError) as error:
+        if reason := lack(error):
+            raise TrainingError(f"{reason}{_to_go_on(folder)}") from error
+        raise
     except (KeyboardInterrupt, SystemExit) as stop:
         if command := _to_go_on(folder):
             print(f"stopped{command}", file=sys.stderr)

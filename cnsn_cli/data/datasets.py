@@ -16,8 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from cnsn_cli.choices import SplitName
-from cnsn_cli.data.image_files import find_images, quiet, read_image
-from cnsn_cli.data.pixels import to_pixels
+from cnsn_cli.data.image_files import find_images, quiet, read_image, resized
 from cnsn_cli.data.split import Split, decoders, from_files, in_memory
 from cnsn_cli.errors import DataError
 from cnsn_cli.task import Task
@@ -286,7 +285,7 @@ def _split(source: Source, size: int, channels: int) -> Split:
 
 
 def _pixels(read: Callable[[int], Image.Image], size: int, channels: int, number: int) -> Tensor:
-    return to_pixels(read(number), size, channels)
+    return resized(read(number), size, channels)
 
 
 def _listed(names: tuple[str, ...], most: int = 10) -> str:

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
-from cnsn_cli.data.pixels import eight_bits, upright
-from cnsn_cli.errors import DataError, escaped
+from cnsn_cli.data.pixels import eight_bits, to_pixels, upright
+from cnsn_cli.errors import DataError, escaped, one_line
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # for PostScript, Pillow would run Ghostscript
@@ -50,13 +51,34 @@ def images_below(folder: str) -> list[str]:
 def read_image(path: str) -> Image.Image:
     """Read a picture, upright and with 8 bits per channel. Raises DataError, which names the file."""
     try:
-        return _decoded(path)
+        image = _decoded(path)
+        image.info["path"] = path
+        return image
     except Image.DecompressionBombError as error:  # Pillow's own limit, which is higher
         raise DataError(f"cannot read image {path}: it has more than {MOST_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
         raise DataError(f"cannot read image {path}: it is not a valid {', '.join(FORMATS)} file") from error
+    except MemoryError as error:
+        with Image.open(path, formats=FORMATS) as image:
+            raise DataError(f"cannot read image {path}: {_too_large(image)}") from error
     except Exception as error:  # Pillow's decoders raise many kinds
         raise DataError(f"cannot read image {path}: {error or type(error).__name__}") from error
+
+
+def resized(image: Image.Image, image_size: int, in_channels: int) -> Tensor:
+    """Like `to_pixels`, for a picture from `read_image`. Raises DataError, which names the file."""
+    try:
+        return to_pixels(image, image_size, in_channels)
+    except Exception as error:  # Pillow raises many kinds
+        reason = _too_large(image) if isinstance(error, MemoryError) else one_line(error)
+        raise DataError(f"cannot resize image {image.info.get('path', '')}: {reason}") from error
+
+
+def _too_large(image: Image.Image) -> str:
+    return (
+        f"its {image.width:,} x {image.height:,} pixels do not fit into memory: shrink it, or close other "
+        "programs"
+    )
 
 
 def _decoded(path: str) -> Image.Image:

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cnsn_cli.data.pixels import batch_size, normalise
 from cnsn_cli.data.split import Split
-from cnsn_cli.errors import CheckpointError
+from cnsn_cli.errors import CheckpointError, one_line
 from cnsn_cli.network.model import Model
 
 
@@ -42,19 +42,31 @@ def recalibrate(models: Iterable[Model], train: Split, batches: int) -> None:
             norm.train().reset_running_stats()
             norm.momentum = None  # cumulative
         for images in calibration_images(model, train, batches) if norms else ():
-            model(images)
+            _measure(model, images)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.eval().momentum = momentum
+
+
+def _measure(model: Model, images: Tensor) -> None:
+    try:
+        model(images)
+    except ValueError as error:  # a layer of BN gets one value a channel
+        reason = one_line(error)
+        raise CheckpointError(
+            f"{model.name} cannot be recalibrated with {len(images)} training image: {reason}"
+        ) from error
 
 
 def calibration_images(model: Model, train: Split, batches: int) -> Iterator[Tensor]:
     """Batches of normalised images (n, C, H, W), drawn from all training images, on the model's device.
 
-    The sizes of batches differ by at most one image, because averages give each batch the same weight.
+    The sizes of batches differ by at most one image, because averages give each batch the same weight. A
+    batch has at least two images, because BN cannot measure one value a channel.
     """
     device = next(model.parameters()).device
-    size = batch_size(model.task)
+    size = max(2, batch_size(model.task))
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: batches * size]
-    chosen = list(order.tensor_split(-(-len(order) // size)))
+    count = min(-(-len(order) // size), max(1, len(order) // 2))
+    chosen = list(order.tensor_split(count))
     for pixels in train.batches(chosen):
         yield normalise(pixels.to(device), model.task)

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from cnsn_cli import distributed
 from cnsn_cli.choices import Precision
 from cnsn_cli.data.split import Split
-from cnsn_cli.errors import TrainingError
+from cnsn_cli.errors import TrainingError, one_line
 from cnsn_cli.evaluation.accuracy import evaluate
 from cnsn_cli.network.loss import Distillation, multi_model_loss
 from cnsn_cli.network.model import Model
@@ -58,6 +59,7 @@ class Trainer:
                 "lower --batch-size"
             )
         check_shares(recipe.batch_size, len(held_out))
+        check_norms(network, recipe.batch_size // distributed.size())
         self.device = next(network.parameters()).device
         self.network = network
         together = distributed.distributed(network)
@@ -174,6 +176,26 @@ def check_shares(batch_size: int, held_out: int) -> None:
         )
     if held_out < count:
         raise TrainingError(f"{held_out} images to evaluate on are too few for {count} processes")
+
+
+def check_norms(network: Cnsn | Model, images: int) -> None:
+    """Raises TrainingError if a BN or similar layer cannot normalise batches of `images` images.
+
+    The forward pass runs on the meta device: it computes only shapes, and changes nothing.
+    """
+    tensors = {name: tensor.to("meta") for name, tensor in network.named_parameters()}
+    tensors |= {name: buffer.to("meta") for name, buffer in network.named_buffers()}
+    batch = torch.empty(images, *network.task.image_shape, device="meta")
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            functional_call(network, tensors, (batch,))
+    except ValueError as error:
+        count = distributed.size()
+        remedy = f"give --batch-size at least {2 * count}" if images == 1 else "give a larger --image-size"
+        share = "a batch" if count == 1 else f"the share of each of {count} processes"
+        raise TrainingError(f"{share} of size {images} is too small ({one_line(error)}): {remedy}") from error
+    except Exception:  # layers that cannot run on the meta device may raise anything
+        return
 
 
 def _eager(network: nn.Module) -> Forward:
