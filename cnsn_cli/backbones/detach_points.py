@@ -14,6 +14,7 @@ from cnsn_cli.errors import ArchitectureError, DetachPointError, one_line
 from cnsn_cli.task import LARGEST_IMAGE
 
 LISTED = 2  # how many names a reason lists
+STEPS = (1, 2, 4, 7, 8, 14, 16, 28, 32, 64, 128)  # usual multiples that image sizes must be, in pixels
 
 
 class DetachPoint(NamedTuple):
@@ -71,14 +72,25 @@ def feature_shapes(backbone: Backbone, image_shape: tuple[int, int, int]) -> lis
     try:
         return _trace_shapes(backbone, image_shape)
     except Exception as error:  # a plug-in may raise any error
-        channels, size, _ = image_shape
-        if _fits(backbone, (channels, LARGEST_IMAGE, LARGEST_IMAGE)):
-            sizes = range(size, LARGEST_IMAGE + 1)
-            least = sizes[bisect_left(sizes, True, key=lambda s: _fits(backbone, (channels, s, s)))]
-            hint = f"the smallest size that fits is {least}"
-            raise ArchitectureError(f"image size {size} is too small: {hint}") from error
-        reason = one_line(error)
-        raise ArchitectureError(f"the backbone takes no image of shape {image_shape}: {reason}") from error
+        raise ArchitectureError(_misfit(backbone, image_shape, one_line(error))) from error
+
+
+def _misfit(backbone: Backbone, image_shape: tuple[int, int, int], reason: str) -> str:
+    """Why a backbone takes no images of `image_shape`: they are too small only if no smaller size fits."""
+    channels, size, _ = image_shape
+
+    def fits(side: int) -> bool:
+        return _fits(backbone, (channels, side, side))
+
+    smaller = sorted({size // step * step for step in STEPS} - {0, size}, reverse=True)
+    if fitting := next(filter(fits, smaller), None):
+        return f"image size {size} does not fit ({reason}): {fitting} fits"
+    if not fits(LARGEST_IMAGE):
+        return f"the backbone takes no image of shape {image_shape}: {reason}"
+    sizes = range(size, LARGEST_IMAGE + 1)
+    larger = [-(-size // step) * step for step in STEPS]
+    least = min(filter(fits, [sizes[bisect_left(sizes, True, key=fits)], *larger]))
+    return f"image size {size} is too small: the smallest size that fits is {least}"
 
 
 def _fits(backbone: Backbone, image_shape: tuple[int, int, int]) -> bool:

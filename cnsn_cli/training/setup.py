@@ -4,6 +4,7 @@ The network is one with sub-models, one sub-model alone, or new sub-models on a 
 calls this module, which does not know the run folder.
 """
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -121,23 +122,40 @@ def split_off(dataset: Dataset, recipe: Recipe) -> tuple[Split, Split]:
     """The images to train on, and the images that choose the best epoch.
 
     The latter are the test images, or with a `val_split` a part of the training images. Raises RecipeError if
-    a part has fewer images than there are classes.
+    the training images cannot be split so.
     """
     if recipe.selection == "test":
         return dataset.train, dataset.test
     from sklearn.model_selection import train_test_split
 
     labels = dataset.train.labels
-    try:
-        fitted, held_out = train_test_split(
-            torch.arange(len(labels)), test_size=recipe.val_split, stratify=labels, random_state=recipe.seed
-        )
-    except ValueError as error:
-        raise RecipeError(
-            f"val_split = {recipe.val_split} of {len(labels)} images leaves a part with fewer images than "
-            f"the {dataset.task.num_classes} classes"
-        ) from error
+    _check_val_split(labels, dataset.task.class_names, recipe.val_split)
+    fitted, held_out = train_test_split(
+        torch.arange(len(labels)), test_size=recipe.val_split, stratify=labels, random_state=recipe.seed
+    )
     return dataset.train.take(fitted), dataset.train.take(held_out)
+
+
+def _check_val_split(labels: torch.Tensor, class_names: tuple[str, ...], share: float) -> None:
+    """Raises RecipeError unless both parts can have an image of each class."""
+    images, classes = len(labels), len(class_names)
+    counts = torch.bincount(labels, minlength=classes).tolist()
+    single = [name for name, count in zip(class_names, counts, strict=True) if count == 1]
+    if single:
+        more = f" (and {len(single) - 1} more)" if single[1:] else ""
+        raise RecipeError(
+            f"class {single[0]!r}{more} has a single training image, and val_split = {share} holds out "
+            "images of each class: add images, or give --val-split 0"
+        )
+    held_out = math.ceil(images * share)
+    for count, words in ((held_out, "holds out"), (images - held_out, "leaves for training")):
+        if count < classes:
+            least = math.ceil(1e4 * classes / images) / 1e4
+            remedy = f"give {least:g} to {1 - least:g}" if least <= 0.5 else "add images"
+            raise RecipeError(
+                f"val_split = {share} of {images:,} images {words} {count:,}, fewer than the {classes} "
+                f"classes: {remedy}, or --val-split 0"
+            )
 
 
 def build_network(

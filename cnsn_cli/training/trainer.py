@@ -215,6 +215,7 @@ def _compiled(network: nn.Module) -> Forward:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # the compiler has many ways to fail
+            _eager(network)(images)  # raises what is wrong with the network or the images themselves
             reason = str(error).strip().split("\n")[0]
             raise TrainingError(f"torch.compile fails here ({reason}): give --no-compile") from error
 

@@ -73,6 +73,42 @@ def test_too_small_an_image_names_the_smallest_that_fits():
         points_of("vgg16", 16)
 
 
+class Only(nn.Module):
+    """Takes images whose side fulfils a condition."""
+
+    def __init__(self, condition) -> None:
+        super().__init__()
+        self.condition = condition
+
+    def forward(self, images):
+        if not self.condition(images.shape[-1]):
+            raise RuntimeError(f"no {images.shape[-1]} here")
+        return images
+
+
+@pytest.mark.parametrize(
+    ("condition", "size", "message"),
+    [
+        (lambda side: side % 32 == 0, 225, r"image size 225 does not fit \(no 225 here\): 224 fits"),
+        (
+            lambda side: side % 7 == 0 and side > 90,
+            230,
+            r"image size 230 does not fit \(no 230 here\): 224 fits",
+        ),
+        (lambda side: side % 32 == 0, 20, "image size 20 is too small: the smallest size that fits is 32"),
+        (lambda side: side > 40, 20, "image size 20 is too small: the smallest size that fits is 41"),
+        (lambda side: side <= 64, 70, r"image size 70 does not fit \(no 70 here\): 64 fits"),
+        (lambda side: side == 96, 70, r"the backbone takes no image of shape \(3, 70, 70\): no 70 here"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_small_only_if_no_smaller_one_fits(condition, size, message):
+    unit = nn.Sequential(Only(condition), nn.Conv2d(3, 4, 3, padding=1))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    backbone = Backbone(nn.Sequential(unit), head, (1,))
+    with pytest.raises(ArchitectureError, match=f"^{message}$"):
+        detach_points(backbone, (3, size, size))
+
+
 def test_looking_for_shapes_changes_nothing():
     backbone = registry.find("vgg11:width=0.1").build(Task.plain())
     backbone.units[0].eval()

@@ -1,18 +1,25 @@
 """What else can be trained: one sub-model alone, or new sub-models on a frozen base-model."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.model_selection import train_test_split
 from torch import nn
 
 from cnsn_cli.backbones.tracing.units import traced
+from cnsn_cli.data.datasets import Dataset
+from cnsn_cli.data.split import MemorySplit
 from cnsn_cli.errors import CheckpointError, DataError, RecipeError
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
 from cnsn_cli.training.run import resume, train
+from cnsn_cli.training.setup import split_off
+from tests.commands.test_cli import one_line
 from tests.conftest import TINY
 from tests.training.test_resume import Stop, assert_same_run, stop_after
 
@@ -175,3 +182,61 @@ def test_dropping_everything_is_refused(cnsn, image_folder):
     result = cnsn("train", "--arch", TINY, "--drop", 8, "--data", image_folder)
     assert result.code == 1
     assert result.err.startswith("cnsn: 8 is no detach point")
+
+
+def test_a_class_with_a_single_image_cannot_be_held_out(cnsn, image_folder, tmp_path):
+    folder, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(image_folder, folder)
+    for image in sorted((folder / "train" / "dark").iterdir())[1:]:
+        image.unlink()
+    result = cnsn(
+        "train", "--arch", TINY, "--exits", 1, "--data", folder, "--val-split", 0.2, "--recipe", "quick",
+        "--out", out,
+    )  # fmt: skip
+    assert one_line(result).startswith("class 'dark' has a single training image, and val_split = 0.2")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "message"),
+    [
+        ((16, 1), 0.2, "class 'b' has a single training image, and val_split = 0.2 holds out images of each"),
+        ((1, 16, 1), 0.5, r"class 'a' \(and 1 more\) has a single training image"),
+        (
+            (32, 32),
+            0.001,
+            "val_split = 0.001 of 64 images holds out 1, fewer than the 2 classes: give 0.0313 to 0.9687",
+        ),
+        (
+            (4, 4),
+            0.95,
+            "leaves for training 0, fewer than the 2 classes: give 0.25 to 0.75, or --val-split 0",
+        ),
+        ((2, 2, 2, 2), 0.9, "leaves for training 0, fewer than the 4 classes: give 0.5 to 0.5"),
+    ],
+)
+def test_val_splits_that_cannot_be(quick, counts, share, message):
+    """The images are counted by hand: scikit-learn rounds the held-out images up."""
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    split = MemorySplit(torch.zeros(len(labels), 3, 32, 32, dtype=torch.uint8), labels)
+    task = replace(Task.plain(len(counts)), class_names=tuple("abcd"[: len(counts)]))
+    recipe = quick.model_copy(update={"val_split": share})
+    with pytest.raises(RecipeError, match=message):
+        split_off(Dataset(split, split, task), recipe)
+
+
+@pytest.mark.parametrize("counts", [(2, 2), (16, 2), (3, 4, 5), (30, 2)])
+def test_a_val_split_that_passes_the_checks_is_made(quick, counts):
+    """scikit-learn splits what the checks let pass, and refuses what they refuse."""
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    split = MemorySplit(torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8), labels)
+    for share in (0.01, 0.1, 0.2, 0.25, 0.3, 1 / 3, 0.5, 0.6, 0.75, 0.9, 0.99):
+        recipe = quick.model_copy(update={"val_split": share})
+        try:
+            train_test_split(labels, test_size=share, stratify=labels, random_state=0)
+        except ValueError:
+            with pytest.raises(RecipeError, match="fewer than the"):
+                split_off(Dataset(split, split, Task.plain(len(counts))), recipe)
+        else:
+            fitted, held_out = split_off(Dataset(split, split, Task.plain(len(counts))), recipe)
+            assert len(fitted) + len(held_out) == sum(counts)

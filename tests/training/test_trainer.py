@@ -12,7 +12,7 @@ from cnsn_cli.backbones import registry
 from cnsn_cli.data.datasets import Dataset, load_dataset
 from cnsn_cli.data.pixels import normalise
 from cnsn_cli.data.split import MemorySplit, Split
-from cnsn_cli.errors import DataError, OutputError, RecipeError, TrainingError
+from cnsn_cli.errors import DataError, OutputError, TrainingError
 from cnsn_cli.evaluation.accuracy import ModelResult, evaluate_file
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.files.tensor_file import read_header
@@ -138,15 +138,6 @@ def test_selection_on_held_out_training_images(image_folder, tmp_path, quick):
     assert (events[0].train_images, events[0].held_out_images) == (48, 16)
     assert run.selection == "validation"
     assert all(model.accuracy * 16 == pytest.approx(round(model.accuracy * 16)) for model in run.models)
-
-
-def test_too_small_a_val_split(image_folder, tmp_path, quick):
-    recipe = quick.model_copy(update={"val_split": 0.001})
-    with pytest.raises(
-        RecipeError, match=r"val_split = 0.001 of 64 images leaves a part with fewer images than"
-    ):
-        train(TINY, (1,), str(image_folder), recipe, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_with_a_run_is_refused(image_folder, checkpoint, quick):
@@ -294,3 +285,20 @@ def test_a_compiler_that_fails_names_the_remedy(dataset, monkeypatch):
         TrainingError, match=r"torch.compile fails here \(no C\+\+ compiler\): give --no-compile"
     ):
         list(Trainer(network(dataset), split, split, settings(), compiled=True).run())
+
+
+def test_the_compiler_is_not_blamed_for_errors_of_the_network(dataset, monkeypatch):
+    def fail(network):
+        def forward(images):
+            raise RuntimeError("graph break")
+
+        return forward
+
+    def refuse(*arguments):
+        raise ValueError("Expected more than 1 value per channel")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    broken = network(dataset)
+    monkeypatch.setattr(broken.units[0], "forward", refuse)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        list(Trainer(broken, dataset.train, dataset.train, settings(), compiled=True).run())
