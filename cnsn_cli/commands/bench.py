@@ -8,6 +8,7 @@ import typer
 
 from cnsn_cli.commands.options import Json, Plugin, parse_counts
 from cnsn_cli.commands.output import COLUMNS, print_json, print_table
+from cnsn_cli.commands.signals import ended_by_signals
 
 if TYPE_CHECKING:
     from cnsn_cli.evaluation.latency import Speed
@@ -27,7 +28,8 @@ def bench(
     batches, counts = parse_counts(batch_sizes), parse_counts(threads)
     from cnsn_cli.evaluation.latency import bench as measure
 
-    speeds = measure(files, batches, counts, rounds)
+    with ended_by_signals(*files):
+        speeds = measure(files, batches, counts, rounds)
     if json:
         print_json({"rounds": rounds, "speeds": [_facts(speed) for speed in speeds]})
         return

@@ -8,6 +8,7 @@ import typer
 
 from cnsn_cli.commands.options import Data, DataDir, Device, Json, Plugin, Recalibrate, SkipBad
 from cnsn_cli.commands.output import print_json, print_models, print_skipped, print_table
+from cnsn_cli.commands.signals import ended_by_signals
 
 if TYPE_CHECKING:
     from cnsn_cli.evaluation.accuracy import ClassResult
@@ -27,7 +28,8 @@ def evaluate(
     """Measure accuracy and loss of every model in a file on the test images."""
     from cnsn_cli.evaluation.accuracy import evaluate_file
 
-    report = evaluate_file(checkpoint, data, data_dir, device, per_class, recalibrate, skip_bad)
+    with ended_by_signals(checkpoint):
+        report = evaluate_file(checkpoint, data, data_dir, device, per_class, recalibrate, skip_bad)
     print_skipped(report.skipped)
     models = [
         {**asdict(cost), **asdict(result)} for cost, result in zip(report.costs, report.results, strict=True)

@@ -8,6 +8,7 @@ import typer
 
 from cnsn_cli.commands.options import Device, Json, Plugin, Submodel
 from cnsn_cli.commands.output import print_json, print_table
+from cnsn_cli.commands.signals import ended_by_signals
 
 if TYPE_CHECKING:
     from cnsn_cli.evaluation.prediction import Prediction
@@ -25,7 +26,8 @@ def predict(
     """Show the most likely classes of pictures."""
     from cnsn_cli.evaluation.prediction import predict_images
 
-    model, predictions = predict_images(file, images, submodel, top, device)
+    with ended_by_signals(file):
+        model, predictions = predict_images(file, images, submodel, top, device)
     if json:
         rows = [
             {"image": str(p.image), "classes": [asdict(guess) for guess in p.guesses]} for p in predictions

@@ -75,6 +75,11 @@ class ModelFile:
         return self.metadata.models[0] if name is None else self.metadata.find(name)
 
 
+def is_exported(path: Path) -> bool:
+    """Whether `path` names an ONNX file."""
+    return path.suffix == ONNX
+
+
 def open_file(path: Path, device: "torch.device | None" = None, threads: int = 0) -> ModelFile:
     """Open a file; its models are in eval mode.
 
@@ -85,7 +90,7 @@ def open_file(path: Path, device: "torch.device | None" = None, threads: int = 0
 
     Raises CheckpointError, and ExtraError for an ONNX file if ONNX Runtime is not installed.
     """
-    if path.suffix == ONNX:
+    if is_exported(path):
         from cnsn_cli.files.onnx_model import OnnxModel
 
         model = OnnxModel(path, threads)
@@ -103,7 +108,7 @@ def open_weights(path: Path) -> "tuple[Cnsn | Model, Metadata, Header]":
 
     Raises CheckpointError, also for an exported file: PyTorch does not read its weights.
     """
-    if path.suffix == ONNX:
+    if is_exported(path):
         raise CheckpointError(f"{path} is exported already: name the file that it was exported from")
     from cnsn_cli.files.checkpoint import open_network
 
@@ -111,9 +116,9 @@ def open_weights(path: Path) -> "tuple[Cnsn | Model, Metadata, Header]":
 
 
 def read_info(path: Path) -> Metadata:
-    """The metadata of a file, without reading its weights. Raises the errors of `open_file`."""
-    if path.suffix == ONNX:
-        from cnsn_cli.files.onnx_model import OnnxModel
+    """The metadata of a file, without reading its weights. Raises CheckpointError."""
+    if is_exported(path):
+        from cnsn_cli.files.onnx_texts import read_onnx_metadata
 
-        return OnnxModel(path).metadata
+        return read_onnx_metadata(path)
     return read_metadata(path, read_header(path))

@@ -3,6 +3,7 @@
 `files.model_file` opens files with it, and `deploy` checks its exports with it. It knows no PyTorch models.
 """
 
+import io
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from cnsn_cli.data.pixels import normalise
 from cnsn_cli.errors import CheckpointError, ExtraError
-from cnsn_cli.files.metadata import KEY, Metadata, parse_metadata
+from cnsn_cli.files.metadata import Metadata
+from cnsn_cli.files.onnx_limits import check_limits
+from cnsn_cli.files.onnx_texts import onnx_metadata
 from cnsn_cli.task import Task
 
 LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
@@ -23,18 +26,18 @@ class OnnxModel:
     """The model in an ONNX file that `cnsn export` wrote, run by ONNX Runtime on the CPU: a Classifier.
 
     `threads` is the number of threads that compute one answer; 0: one for each core. Raises CheckpointError
-    if cnsn did not write the file, ExtraError if ONNX Runtime is not installed.
+    if cnsn did not write the file or it asks for too much, ExtraError if ONNX Runtime is not installed.
     """
 
     runtime = "ONNX Runtime"
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         self.path = path
-        self.session = _session(path, threads)
-        texts = self.session.get_modelmeta().custom_metadata_map
-        self.metadata: Metadata = parse_metadata(path, texts.get(KEY))
-        if self.metadata.kind != "detached":
-            raise CheckpointError(f"{path} holds 1 model, not the {len(self.metadata.models)} of a network")
+        require_onnx()
+        content = _content(path)
+        self.metadata: Metadata = onnx_metadata(path, io.BytesIO(content))
+        check_limits(path, content)
+        self.session = _session(path, content, threads)
         self.name: str = self.metadata.models[0].name
         self.task: Task = self.metadata.task
         self.input: str = _checked_input(path, self.session, self.task)
@@ -71,13 +74,19 @@ def require_onnx() -> None:
         raise ExtraError(f"ONNX needs {', '.join(missing)}: pip install 'cnsn-cli[onnx]'")
 
 
-def _session(path: Path, threads: int) -> Any:
-    require_onnx()
-    import onnxruntime
-
+def _content(path: Path) -> bytes:
+    """The bytes of a file: read once, checked, then run. (ONNX Runtime takes only names that are UTF-8.)"""
     if not path.is_file():
         raise CheckpointError(f"cannot read {path}: no such file")
-    content = path.read_bytes()  # ONNX Runtime takes names in UTF-8 only
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _session(path: Path, content: bytes, threads: int) -> Any:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # errors are raised, and need no log
