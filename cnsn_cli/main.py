@@ -3,8 +3,11 @@
 The script `cnsn` and `python -m cnsn_cli` start here. This module does not know what the commands do.
 """
 
+import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from typing import Annotated
 
@@ -25,6 +28,8 @@ from cnsn_cli.commands.predict import predict
 from cnsn_cli.commands.train import train
 from cnsn_cli.errors import CnsnError, lack
 from cnsn_cli.version import __version__
+
+CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch sets the variable where the user did not
 
 app = typer.Typer(name="cnsn", no_args_is_help=True, pretty_exceptions_enable=False)
 app.command("train")(train)
@@ -78,7 +83,7 @@ def _run() -> None:
     # SIGTERM becomes SystemExit, so that temporary files are removed.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        with distributed.quiet():
+        with distributed.quiet(), _without_empty_cache():
             app(prog_name="cnsn")
     except (CnsnError, OSError, MemoryError, RuntimeError) as error:
         text = _in_one_line(error)
@@ -96,3 +101,15 @@ def _in_one_line(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error)
     return lack(error)
+
+
+@contextmanager
+def _without_empty_cache() -> Iterator[None]:
+    """Removes the cache of torch.compile if nothing is in it: torch creates the folder on import."""
+    chosen = os.environ.get(CACHE)
+    try:
+        yield
+    finally:
+        if chosen is None and CACHE in os.environ:
+            with suppress(OSError):
+                os.rmdir(os.environ[CACHE])

@@ -12,7 +12,7 @@ from typing import Any
 from cnsn_cli.errors import OutputError
 from cnsn_cli.files.metadata import Metadata, ModelRecord, metadata_in, read_metadata
 from cnsn_cli.files.tensor_file import TensorFile
-from cnsn_cli.files.writer import check_output, create_folder, replacing, write_text
+from cnsn_cli.files.writer import check_output, filling, replacing, write_text
 
 PAPER = "https://doi.org/10.2991/jrnal.k.210521.012"
 LISTED = 20  # class names in the card
@@ -41,13 +41,16 @@ def _write_folder(file: TensorFile, folder: Path, license_name: str, force: bool
         raise OutputError(f"no folder {folder.parent}: create it first")
     if (folder / WEIGHTS).exists() and (folder / WEIGHTS).samefile(file.path):
         raise OutputError(f"{folder / WEIGHTS} is the file itself: give another folder")
-    create_folder(folder)
-    for name in (WEIGHTS, CONFIG, CARD):
-        check_output(folder / name, force)
-    with replacing(folder / WEIGHTS, force, metadata_in) as target:
-        file.copy_to(target)
-    write_text(folder / CONFIG, json.dumps(config(metadata), indent=2) + "\n", force)
-    write_text(folder / CARD, _card(metadata, license_name), force)
+    texts = {CONFIG: json.dumps(config(metadata), indent=2) + "\n", CARD: _card(metadata, license_name)}
+    with filling(folder) as written:
+        for name in (WEIGHTS, *texts):
+            check_output(folder / name, force)
+        with replacing(folder / WEIGHTS, force, metadata_in) as target:
+            file.copy_to(target)
+        written.append(folder / WEIGHTS)
+        for name, text in texts.items():
+            write_text(folder / name, text, force)
+            written.append(folder / name)
 
 
 def config(metadata: Metadata) -> dict[str, Any]:

@@ -5,6 +5,7 @@ changes tensors with torch. A file is opened once, for choosing a model and for 
 not know the file format.
 """
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cnsn_cli.deploy.budget import Budget, Candidate, Choice, choose
@@ -13,7 +14,7 @@ from cnsn_cli.deploy.copying import copy_model, read_whole
 from cnsn_cli.errors import OutputError
 from cnsn_cli.files.metadata import Metadata
 from cnsn_cli.files.tensor_file import TensorFile
-from cnsn_cli.files.writer import check_output, create_folder
+from cnsn_cli.files.writer import check_output, filling
 
 
 def detach(
@@ -74,12 +75,24 @@ def detach_all(
             raise OutputError(f"{folder} is a file: --all writes into a folder")
         for output in outputs if folder.is_dir() else ():
             check_output(output, force, file.path)
-        create_folder(folder)
-        if changes.any:
-            from cnsn_cli.deploy.recompute import detach_all_recomputed
+        found = {}
+        with filling(folder) as written:
+            for output, metadata in _one_by_one(file, outputs, force, changes):
+                found[output] = metadata
+                written.append(output)
+        return found
 
-            return detach_all_recomputed(file, outputs, force, changes)
-        return {output: detach_from(file, name, output, force) for output, name in outputs.items()}
+
+def _one_by_one(
+    file: TensorFile, outputs: Mapping[Path, str], force: bool, changes: Changes
+) -> Iterator[tuple[Path, Metadata]]:
+    if changes.any:
+        from cnsn_cli.deploy.recompute import recomputed_one_by_one
+
+        yield from recomputed_one_by_one(file, outputs, force, changes)
+        return
+    for output, name in outputs.items():
+        yield output, detach_from(file, name, output, force)
 
 
 def choose_model(checkpoint: str | Path, budget: Budget) -> Choice:

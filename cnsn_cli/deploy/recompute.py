@@ -5,7 +5,7 @@ else happens in memory. This module does not know how bytes are copied.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -34,18 +34,18 @@ def detach_recomputed(
     file: TensorFile, submodel: str, output: Path, force: bool, changes: Changes
 ) -> Metadata:
     """Write one model of an open file with `changes`. The caller has checked `output`."""
-    return detach_all_recomputed(file, {output: submodel}, force, changes)[output]
+    ((_, metadata),) = recomputed_one_by_one(file, {output: submodel}, force, changes)
+    return metadata
 
 
-def detach_all_recomputed(
+def recomputed_one_by_one(
     file: TensorFile, outputs: Mapping[Path, str], force: bool, changes: Changes
-) -> dict[Path, Metadata]:
-    """Write several models, by their files. The network is read once."""
-    opened, written = read_network(file), {}
+) -> Iterator[tuple[Path, Metadata]]:
+    """Write models to `outputs`, path -> name, and yield after each. The network is read once."""
+    opened = read_network(file)
     for output, name in outputs.items():
         model, metadata = _recomputed(opened, file, name, changes)
-        written[output] = save(output, model, metadata, force)
-    return written
+        yield output, save(output, model, metadata, force)
 
 
 def half_from(

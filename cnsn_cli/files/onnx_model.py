@@ -4,6 +4,7 @@
 """
 
 import io
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,12 @@ class OnnxModel:
 
 
 def require_onnx() -> None:
-    """Raises ExtraError, with the remedy, unless all libraries for ONNX are installed."""
+    """Raises ExtraError, with the remedy, unless all libraries for ONNX are installed.
+
+    ONNX Runtime would send reports to its makers, and leave an identifier for them (`.ses`) in the folder of
+    temporary files; it looks whether it may when it is imported.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     missing = [name for name in LIBRARIES if find_spec(name) is None]
     if missing:
         raise ExtraError(f"ONNX needs {', '.join(missing)}: pip install 'cnsn-cli[onnx]'")

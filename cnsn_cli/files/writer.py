@@ -6,7 +6,7 @@ Every module that writes results calls it. It does not know what is in the files
 import glob
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -47,9 +47,41 @@ def end_of_links(path: Path) -> Path:
     return target
 
 
-def create_folder(path: Path) -> None:
-    """Create the folder `path`, or the target of a dangling link, and the folders above it."""
-    Path(os.path.realpath(path)).mkdir(parents=True, exist_ok=True)
+@contextmanager
+def filling(folder: Path) -> Iterator[list[Path]]:
+    """Creates `folder`; yields a list for the files that are written into it. If that fails, new files go.
+
+    Files that replaced others stay, as nothing can bring the others back.
+    """
+    created = create_folder(folder)
+    before, written = set(folder.iterdir()), list[Path]()
+    try:
+        yield written
+    except BaseException:
+        for path in written:
+            if path not in before:
+                path.unlink(missing_ok=True)
+        remove_empty(created)
+        raise
+
+
+def create_folder(path: Path) -> list[Path]:
+    """Create the folder `path`, or the target of a dangling link; returns new folders, inner ones first."""
+    target = Path(os.path.realpath(path))
+    new = [folder for folder in (target, *target.parents) if not folder.exists()]
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        remove_empty(new)
+        raise
+    return new
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove the folders that are empty and still there."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 @contextmanager

@@ -8,11 +8,12 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from cnsn_cli import distributed
 from cnsn_cli.errors import OutputError
-from cnsn_cli.files.writer import check_output, create_folder, remove_leftovers
+from cnsn_cli.files.writer import check_output, create_folder, remove_empty, remove_leftovers
 
 PLOT, LAST = "plot.png", "last.safetensors"
 FILES = ("best.safetensors", LAST, "state.safetensors", "metrics.jsonl", "recipe.toml", PLOT)
@@ -40,7 +41,8 @@ def locked(folder: Path) -> Iterator[None]:
     """Keeps other runs out of `folder`, which is created if it is missing.
 
     Temporary files that killed runs left in it are removed. The system releases the lock when the process
-    ends, however it ends; the empty file `.lock` stays. Raises OutputError if another run has the lock.
+    ends, however it ends; the empty file `.lock` stays. A new folder is removed if the run fails before it
+    writes anything. Raises OutputError if another run has the lock.
     """
     with ExitStack() as until_then:
         _enter(folder, until_then)
@@ -49,12 +51,20 @@ def locked(folder: Path) -> Iterator[None]:
 
 @distributed.first_only
 def _enter(folder: Path, until_then: ExitStack) -> None:
-    create_folder(folder)
+    created = create_folder(folder)
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     _held.add(descriptor)
     until_then.callback(_let_go, descriptor)
     _lock(descriptor, folder)
+    until_then.push(partial(_remove_unused, folder, created))
     remove_leftovers(folder, FILES)
+
+
+def _remove_unused(folder: Path, created: list[Path], kind: object, error: object, trace: object) -> None:
+    """After an error, remove the folders that are new, if there is nothing but the lock in them."""
+    if error and created and os.listdir(folder) == [LOCK]:
+        os.unlink(folder / LOCK)
+        remove_empty(created)
 
 
 def _let_go(descriptor: int) -> None:
