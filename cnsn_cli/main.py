@@ -20,29 +20,32 @@ from cnsn_cli.commands.card import card
 from cnsn_cli.commands.detach import detach
 from cnsn_cli.commands.eval import evaluate
 from cnsn_cli.commands.export import export
+from cnsn_cli.commands.help import Command
 from cnsn_cli.commands.info import info
 from cnsn_cli.commands.mac import mac
 from cnsn_cli.commands.output import printable, shortened
 from cnsn_cli.commands.plot import plot
 from cnsn_cli.commands.predict import predict
-from cnsn_cli.commands.train import train
+from cnsn_cli.commands.recipes import recipes
+from cnsn_cli.commands.train import TrainCommand, train
 from cnsn_cli.errors import CnsnError, lack
 from cnsn_cli.version import __version__
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch sets the variable where the user did not
 
 app = typer.Typer(name="cnsn", no_args_is_help=True, pretty_exceptions_enable=False)
-app.command("train")(train)
-app.command("eval")(evaluate)
-app.command("detach")(detach)
-app.command("export")(export)
-app.command("predict")(predict)
-app.command("plot")(plot)
-app.command("bench")(bench)
-app.command("card")(card)
-app.command("mac")(mac)
-app.command("archs")(archs)
-app.command("info")(info)
+app.command("train", cls=TrainCommand)(train)
+app.command("eval", cls=Command)(evaluate)
+app.command("detach", cls=Command)(detach)
+app.command("export", cls=Command)(export)
+app.command("predict", cls=Command)(predict)
+app.command("plot", cls=Command)(plot)
+app.command("bench", cls=Command)(bench)
+app.command("card", cls=Command)(card)
+app.command("mac", cls=Command)(mac)
+app.command("archs", cls=Command)(archs)
+app.command("recipes", cls=Command)(recipes)
+app.command("info", cls=Command)(info)
 
 
 def _print_version(wanted: bool) -> None:

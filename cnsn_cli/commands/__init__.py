@@ -3,6 +3,7 @@
 options           options that several commands share
 listed            options that are listed elsewhere, as Typer wants them
 hyperparameters   the settings of a recipe, as options
+help              help texts, in panels
 output            tables, JSON and safe text
 table             the layout of tables on terminals of any width
 progress          what people see while a network trains

@@ -1,49 +1,85 @@
-"""The hyper-parameters of a recipe as options of a command.
+"""The hyper-parameters of a recipe as options of a command, with their values in each recipe as help.
 
 They are listed here again, because importing Recipe would add a tenth of a second to every command; a test
 compares the two lists. `cnsn train` uses them. This module does not know which values are valid.
 """
 
 import inspect
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from cnsn_cli.choices import BatchNormMode, Distill, Flip, Mix, Schedule, StepDown
 from cnsn_cli.commands.listed import option, with_listed
 
-PANEL = "Hyper-parameters (each overrides the recipe)"
 Numbers = str  # 2,7
 
-OPTIONS: dict[str, tuple[Any, str | None]] = {
-    "epochs": (int, None),
-    "batch_size": (int, None),
-    "lr": (float, "Learning rate."),
-    "momentum": (float, None),
-    "nesterov": (bool, "Nesterov momentum."),
-    "weight_decay": (float, None),
-    "decay_norms": (bool, "Weight decay also on biases and BN."),
-    "schedule": (Schedule, "step: the learning rate falls at milestones; others: down to 0."),
-    "milestones": (Numbers, "Epochs after which the learning rate falls, such as 50,100."),
-    "gamma": (float, "The factor of the learning rate at a milestone."),
-    "warmup_epochs": (float, "Epochs in which the learning rate rises to --lr."),
-    "label_smoothing": (float, None),
-    "ema": (float, "Save an average of the weights with this decay; 0: no average."),
-    "crop_padding": (int, "Pixels to pad before a random crop."),
-    "flip": (Flip, "Mirror images at random, or every other epoch."),
-    "cutout": (int, "Side in pixels of a square that is blanked."),
-    "mix": (Mix, "Mix each image with another one."),
-    "mix_alpha": (float, "The shares of mixed images follow Beta(alpha, alpha)."),
-    "val_split": (float, "Share of the training images that selects the best epoch; 0: test images."),
-    "bn": (BatchNormMode, "BN statistics for each model (private), or one set (shared)."),
-    "step_down": (StepDown, "One large conv (patch), or 3x3 convs of stride 2 (stem)."),
-    "distill": (Distill, "The teacher of a sub-model: base, or with chain the model before it."),
-    "distill_weight": (float, "Share of the teacher in the loss; the labels get the rest."),
-    "temperature": (float, "Temperature of both softmaxes in distillation."),
-    "gradient_scale": (Numbers, "Weight of sub-models in the shared units: 0.5, or 0.5,0.25."),
-    "final_scale": (Numbers, "The gradient scale at the last step; default: it stays the same."),
-    "seed": (int, None),
+
+class Setting(NamedTuple):
+    """The kind of an option, its help text, and the value of recipes that do not set it."""
+
+    kind: Any
+    text: str
+    default: Any = None
+
+
+OPTIONS: dict[str, Setting] = {
+    "epochs": Setting(int, "How often training goes through all images."),
+    "batch_size": Setting(int, "Images in a training step."),
+    "lr": Setting(float, "Learning rate."),
+    "momentum": Setting(float, "Momentum of SGD: the share of the last step that the next one repeats."),
+    "nesterov": Setting(bool, "Nesterov momentum.", False),
+    "weight_decay": Setting(float, "How strongly SGD pulls weights towards 0."),
+    "decay_norms": Setting(bool, "Weight decay also on biases and BN.", True),
+    "schedule": Setting(Schedule, "step: the learning rate falls at milestones; others: down to 0."),
+    "milestones": Setting(Numbers, "Epochs after which the learning rate falls, such as 50,100.", ()),
+    "gamma": Setting(float, "The factor of the learning rate at a milestone.", 0.1),
+    "warmup_epochs": Setting(float, "Epochs in which the learning rate rises to --lr.", 0),
+    "label_smoothing": Setting(float, "Share of each label that all classes get.", 0),
+    "ema": Setting(float, "Save an average of the weights with this decay; 0: no average.", 0),
+    "crop_padding": Setting(int, "Pixels to pad before a random crop.", 0),
+    "flip": Setting(Flip, "Mirror images at random, or every other epoch.", "none"),
+    "cutout": Setting(int, "Side in pixels of a square that is blanked.", 0),
+    "mix": Setting(Mix, "Mix each image with another one.", "none"),
+    "mix_alpha": Setting(float, "The shares of mixed images follow Beta(alpha, alpha).", 1),
+    "val_split": Setting(
+        float, "Share of the training images that selects the best epoch; 0: test images.", 0
+    ),
+    "bn": Setting(BatchNormMode, "BN statistics for each model (private), or one set (shared).", "private"),
+    "step_down": Setting(StepDown, "One large conv (patch), or 3x3 convs of stride 2 (stem).", "patch"),
+    "distill": Setting(
+        Distill, "The teacher of a sub-model: base, or with chain the model before it.", "none"
+    ),
+    "distill_weight": Setting(float, "Share of the teacher in the loss; the labels get the rest.", 0.5),
+    "temperature": Setting(float, "Temperature of both softmaxes in distillation.", 2),
+    "gradient_scale": Setting(Numbers, "Weight of sub-models in the shared units: 0.5, or 0.5,0.25.", (1.0,)),
+    "final_scale": Setting(Numbers, "The gradient scale at the last step; none: it stays the same.", ()),
+    "seed": Setting(int, "The seed of weights, order and augmentation.", 0),
 }
+
+
+def values_in_recipes(name: str) -> str:
+    """The value of a hyper-parameter in each recipe: `best, fast on; paper, quick off`, or one for all."""
+    from cnsn_cli.training.recipe_files import presets, read_settings
+
+    recipes: dict[str, list[str]] = {}  # by their value
+    for recipe in presets():
+        settings = read_settings(recipe)
+        value = _shown(settings.get(name, OPTIONS[name].default))
+        if baseline := settings.get(f"baseline_{name}"):
+            value += f" (without exits {_shown(baseline)})"
+        recipes.setdefault(value, []).append(recipe)
+    if len(recipes) == 1:
+        return next(iter(recipes))
+    return "; ".join(f"{', '.join(names)} {value}" for value, names in recipes.items())
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(_shown, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def given_hyperparameters(values: dict[str, Any]) -> dict[str, Any]:
@@ -52,14 +88,14 @@ def given_hyperparameters(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _value(name: str, value: Any) -> Any:
-    if OPTIONS[name][0] is Numbers:
+    if OPTIONS[name].kind is Numbers:
         return [part.strip() for part in value.split(",") if part.strip()]
     return value
 
 
 def _option(name: str) -> inspect.Parameter:
-    kind, text = OPTIONS[name]
-    return option(name, Annotated[kind | None, typer.Option(help=text, rich_help_panel=PANEL)])
+    setting = OPTIONS[name]
+    return option(name, Annotated[setting.kind | None, typer.Option(help=setting.text)])
 
 
 with_hyperparameters = with_listed("hyperparameters", [_option(name) for name in OPTIONS])

@@ -3,18 +3,25 @@
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import Field
 from datetime import datetime
 from inspect import Parameter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 
 import typer
 
 from cnsn_cli import distributed
 from cnsn_cli.backbones import registry
-from cnsn_cli.commands.hyperparameters import given_hyperparameters, with_hyperparameters
+from cnsn_cli.commands.help import Command
+from cnsn_cli.commands.hyperparameters import (
+    OPTIONS,
+    given_hyperparameters,
+    values_in_recipes,
+    with_hyperparameters,
+)
 from cnsn_cli.commands.listed import option, with_listed
 from cnsn_cli.commands.options import Json, Plugin, parse_exits
 from cnsn_cli.commands.output import print_json, print_models, printable
@@ -31,6 +38,23 @@ if TYPE_CHECKING:
 Exits = tuple[int, ...]
 LONGEST_NAME = 50  # characters of a run folder's name before its time; at most 255 bytes in all
 NOT_WITH_RESUME = {"out", "force", "classes"}
+PANELS = {
+    "Network": ("arch", "exits", "drop", "plugin"),
+    "Data": ("data", "data_dir", "image_size", "in_channels", "classes", "skip_bad"),
+    "Start": ("freeze_base", "init", "pretrained"),
+    "Recipe": ("recipe", *OPTIONS),
+    "Output and resume": ("out", "force", "save_every", "resume", "override", "json", "help"),
+    "Hardware": ("device", "precision", "compiled", "deterministic"),
+}
+
+
+class TrainCommand(Command):
+    """`cnsn train`, whose help has the value of each hyper-parameter in each recipe."""
+
+    panels: ClassVar[Mapping[str, str]] = {name: title for title, names in PANELS.items() for name in names}
+
+    def meaning(self, name: str, text: str) -> str:
+        return f"{text}  [{values_in_recipes(name)}]" if name in OPTIONS else text
 
 
 def _option(argument: "Field[Any]") -> Parameter:
@@ -63,7 +87,12 @@ def train(
     data: Annotated[
         str, typer.Option(help="cifar10, cifar100, digits, or a folder with train/ and test/ or val/.")
     ] = "cifar10",
-    recipe: Annotated[str, typer.Option(help="paper, best, fast, quick, or a TOML file.")] = "paper",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="paper, best, fast, quick (see cnsn recipes) or a TOML file; options below override it."
+        ),
+    ] = "paper",
     out: Annotated[
         Path | None, typer.Option(help="The run folder.", show_default="runs/<arch>-<data>-<time>")
     ] = None,

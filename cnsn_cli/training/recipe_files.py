@@ -6,6 +6,7 @@ the settings, and does not know which settings there are.
 
 import codecs
 import tomllib
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def read_settings(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     """
     if name in seen:
         raise RecipeError(f"recipes extend each other in a circle: {' -> '.join((*seen, name))}")
-    path = PRESETS_FOLDER / f"{name}.toml" if name in presets() else Path(name)
+    path = _path(name)
     try:
         settings = tomllib.loads(_decoded(path.read_bytes()))
     except FileNotFoundError as error:
@@ -49,6 +50,16 @@ def read_settings(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     if "weight_decay" in settings:
         inherited.pop("baseline_weight_decay", None)
     return {**inherited, **settings}
+
+
+def description(name: str) -> str:
+    """What a recipe is for: the comment at the start of its file, in one line."""
+    lines = takewhile(lambda line: line.startswith("#"), _decoded(_path(name).read_bytes()).splitlines())
+    return " ".join(line.lstrip("# ") for line in lines)
+
+
+def _path(name: str) -> Path:
+    return PRESETS_FOLDER / f"{name}.toml" if name in presets() else Path(name)
 
 
 def _decoded(data: bytes) -> str:

@@ -236,7 +236,9 @@ def run_without_torch(words: list[str]) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["archs"], ["train", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["archs"], ["train", "--help"], ["recipes"], ["recipes", "best"]]
+)
 def test_light_commands_do_not_import_torch(words):
     run_without_torch(words)
 
@@ -283,7 +285,8 @@ def test_hyperparameters_are_those_of_a_recipe():
     assert list(OPTIONS) == list(Recipe.model_fields)
     for name, field in Recipe.model_fields.items():
         is_list = get_origin(field.annotation) is tuple
-        assert OPTIONS[name][0] == (str if is_list else field.annotation), name
+        assert OPTIONS[name].kind == (str if is_list else field.annotation), name
+        assert OPTIONS[name].default == (None if field.is_required() else field.default), name
 
 
 def test_every_flag_reaches_the_recipe(cnsn, called):

@@ -1,0 +1,76 @@
+"""Help texts: options in panels, each with its meaning; nothing is cut on a terminal of any width.
+
+Every command is a Command of this module, which does not know what the options mean.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from typer.core import TyperArgument, TyperCommand
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+ARGUMENTS, OTHERS = "Arguments", "Options"
+NARROW = 60  # below it, the meaning of an option stands under the option, not beside it
+
+
+class Command(TyperCommand):
+    """A command whose help shows the options in `panels`: parameter -> title, in the order of the titles."""
+
+    panels: ClassVar[Mapping[str, str]] = {}
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help; Typer's own cuts long words, and breaks the choices of an option."""
+        from rich.console import Console
+        from rich.panel import Panel
+        from rich.text import Text
+
+        console = Console(highlight=False)
+        console.print()
+        console.print(Text(f" {self.get_usage(ctx)}", "bold"))
+        for paragraph in inspect.cleandoc(self.help or "").split("\n\n"):
+            console.print()
+            console.print(Text(" " + paragraph.replace("\n", " ")))
+        console.print()
+        for title, records in self._records(ctx).items():
+            console.print(
+                Panel(_grid(records, console.width), title=title, title_align="left", border_style="dim")
+            )
+
+    def meaning(self, name: str, text: str) -> str:
+        """The help text of the parameter `name`, made from the `text` of its declaration."""
+        return text
+
+    def _records(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
+        """Title of a panel -> for each of its parameters the option and its meaning."""
+        titles = (ARGUMENTS, *dict.fromkeys(self.panels.values()), OTHERS)
+        records: dict[str, list[tuple[str, str]]] = {title: [] for title in titles}
+        for parameter in self.get_params(ctx):
+            name, record = str(parameter.name), parameter.get_help_record(ctx)
+            if record:
+                usual = ARGUMENTS if isinstance(parameter, TyperArgument) else OTHERS
+                option, text = record
+                records[self.panels.get(name, usual)].append(
+                    (option.replace(", ", " "), self.meaning(name, text))
+                )
+        return {title: found for title, found in records.items() if found}
+
+
+def _grid(records: list[tuple[str, str]], width: int) -> "RenderableType":
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    if width < NARROW:
+        for option, text in records:
+            grid.add_row(Text(option, "bold cyan", overflow="fold"))
+            grid.add_row(Padding(Text(text, overflow="fold"), (0, 0, 0, 2)))
+        return grid
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for option, text in records:
+        grid.add_row(Text(option, "bold cyan"), Text(text))
+    return grid
