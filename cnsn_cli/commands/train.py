@@ -173,8 +173,9 @@ def _resume(
 ) -> "Run":
     """Go on with a run. A `recipe` replaces all settings of the old recipe, `overrides` replace some."""
     from cnsn_cli.training.recipe import load_recipe
-    from cnsn_cli.training.resume_state import STATE, read_state
+    from cnsn_cli.training.resume_state import read_state
     from cnsn_cli.training.run import resume
+    from cnsn_cli.training.run_folder import STATE
 
     state = read_state(folder / STATE)
     old = state.request
@@ -214,7 +215,7 @@ def _watched(folder: Path, recipe: "Recipe") -> "Iterator[Watch]":
 
 def _to_go_on(folder: Path) -> str:
     """The command that resumes the run in `folder`; empty if there is no state yet."""
-    from cnsn_cli.training.resume_state import STATE
+    from cnsn_cli.training.run_folder import STATE
 
     if not (folder / STATE).exists():
         return ""

@@ -17,6 +17,7 @@ from cnsn_cli.files.metadata import Metadata, ModelRecord, read_metadata
 from cnsn_cli.files.tensor_file import read_header
 from cnsn_cli.files.writer import replacing
 from cnsn_cli.training.metrics import Line, parse
+from cnsn_cli.training.run_folder import BEST, METRICS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,14 +79,14 @@ def draw(paths: Sequence[Path], output: Path, force: bool = True) -> None:
 
 def read_story(path: Path, name: str) -> Story:
     """The story of a run folder, or of a checkpoint. Raises CheckpointError."""
-    file = path / "best.safetensors" if path.is_dir() else path
+    file = path / BEST if path.is_dir() else path
     metadata = read_metadata(file, read_header(file))
     if any(model.accuracy is None for model in metadata.models):
         raise CheckpointError(f"{file} has no accuracies to draw: none were measured for its weights")
     if not path.is_dir():
         return Story(name, metadata, [])
     names = [model.name for model in metadata.models]
-    return Story(name, metadata, _read_epochs(path / "metrics.jsonl", names))
+    return Story(name, metadata, _read_epochs(path / METRICS, names))
 
 
 def _read_epochs(path: Path, names: list[str]) -> list[Line]:
@@ -96,7 +97,7 @@ def _read_epochs(path: Path, names: list[str]) -> list[Line]:
         raise CheckpointError(f"cannot read epochs from {path}: {reason}") from error
     parts = [part for line in lines for part in (line.train, line.results)]
     if any([result.name for result in part] != names for part in parts):
-        raise CheckpointError(f"{path} has other models than best.safetensors, which has {', '.join(names)}")
+        raise CheckpointError(f"{path} has other models than {BEST}, which has {', '.join(names)}")
     return lines
 
 

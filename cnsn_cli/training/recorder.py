@@ -18,8 +18,8 @@ from cnsn_cli.training.data_record import DataRecord
 from cnsn_cli.training.metrics import Epoch, Line, Result, Step, line_of
 from cnsn_cli.training.places import working_folder
 from cnsn_cli.training.request import Request
-from cnsn_cli.training.resume_state import STATE, State, environment, save_state
-from cnsn_cli.training.run_folder import check_space
+from cnsn_cli.training.resume_state import State, environment, save_state
+from cnsn_cli.training.run_folder import BEST, LAST, METRICS, RECIPE, STATE, check_space
 from cnsn_cli.training.setup import describe
 from cnsn_cli.training.trainer import Trainer
 
@@ -44,7 +44,7 @@ class Recorder:
         check_space(folder, file_sizes(trainer))
         metadata = describe(trainer.network, arch, request.data, request.recipe, request.precision)
         self.metadata = metadata.model_copy(update={"started_from": request.started_from})
-        check_readable(folder / "best.safetensors", trainer.trained, self.metadata)
+        check_readable(folder / BEST, trainer.trained, self.metadata)
         self.metrics = before.metrics if before else ""
         epochs = before.epochs() if before else []
         self.best = max(epochs, key=lambda epoch: epoch.mean_accuracy, default=None)
@@ -56,9 +56,9 @@ class Recorder:
     def start(self) -> None:
         """Write what a resumed run needs, in case this run is killed before its first epoch is over."""
         self.save_state()
-        self._write("recipe.toml", self.trainer.recipe.to_toml())
+        self._write(RECIPE, self.trainer.recipe.to_toml())
         if self.metrics:
-            self._write("metrics.jsonl", self.metrics)
+            self._write(METRICS, self.metrics)
 
     def take(self, event: Step | Epoch) -> None:
         """After an epoch write the models, the metrics, then the state: a finished state implies that the
@@ -91,12 +91,12 @@ class Recorder:
 
     def _record(self, epoch: Epoch) -> None:
         line = line_of(epoch, self.trainer.recipe.selection)
-        self._save("last.safetensors", line)
+        self._save(LAST, line)
         if self.best is None or line.mean_accuracy > self.best.mean_accuracy:
             self.best = line
-            self._save("best.safetensors", line)
+            self._save(BEST, line)
         self.metrics += line.to_json()
-        self._write("metrics.jsonl", self.metrics)
+        self._write(METRICS, self.metrics)
 
     @distributed.first_only
     def _write(self, name: str, text: str) -> None:
@@ -114,7 +114,7 @@ def file_sizes(trainer: Trainer) -> dict[str, int]:
     """Bytes of the large files of a run by name. The state also has momenta, and maybe an average."""
     weights = sum(tensor.nbytes for tensor in trainer.network.state_dict().values())
     held = 3 if trainer.average else 2
-    return {"best.safetensors": weights, "last.safetensors": weights, STATE: held * weights}
+    return {BEST: weights, LAST: weights, STATE: held * weights}
 
 
 def with_results(models: list[ModelRecord], results: Sequence[ModelResult | Result]) -> list[ModelRecord]:

@@ -33,7 +33,6 @@ from cnsn_cli.training.request import Request
 from cnsn_cli.training.trainer import Trainer
 
 KEY = "cnsn-state"
-STATE = "state.safetensors"
 NETWORK, MOMENTUM, AVERAGE = "network.", "momentum.", "average."
 RANDOM, RANDOM_CUDA, LOSSES, CORRECT = "random", "random.cuda", "losses", "correct"
 METRICS = "metrics"

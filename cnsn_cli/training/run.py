@@ -19,8 +19,7 @@ from cnsn_cli.device import choose_device
 from cnsn_cli.errors import CheckpointError, DataError, TrainingError
 from cnsn_cli.evaluation.accuracy import ModelResult, evaluate
 from cnsn_cli.files.checkpoint import fill
-from cnsn_cli.files.metadata import ModelRecord, read_metadata
-from cnsn_cli.files.tensor_file import read_header
+from cnsn_cli.files.metadata import ModelRecord, metadata_in
 from cnsn_cli.training.arguments import Arguments, called_like, ignore
 from cnsn_cli.training.data_record import check_data
 from cnsn_cli.training.hint import learnt_nothing
@@ -29,8 +28,8 @@ from cnsn_cli.training.places import located
 from cnsn_cli.training.plot import draw
 from cnsn_cli.training.recorder import Recorder, with_results
 from cnsn_cli.training.request import Request, decide
-from cnsn_cli.training.resume_state import STATE, differences, environment, open_state, restore
-from cnsn_cli.training.run_folder import LAST, PLOT, locked, refuse_existing
+from cnsn_cli.training.resume_state import State, differences, environment, open_state, restore
+from cnsn_cli.training.run_folder import BEST, LAST, PLOT, STATE, locked, refuse_existing
 from cnsn_cli.training.setup import Prepared, prepare
 from cnsn_cli.training.signals import Stopped, listening
 
@@ -135,6 +134,8 @@ def resume(
         request = request.with_changes({"device": device.type})  # `changes` may say `auto`
         here = environment(device)
         _check_differences(folder, state.request, request, differences(state.environment, here), override)
+        if state.epoch >= request.recipe.epochs and request.recipe.selection == "test":
+            return _finished(folder, state)
         arch = registry.find(request.arch, _provider(folder))
         found = located(request, state.started_in, changes or ())
         prepared = prepare(found, arch, lambda record: check_data(folder, state.data, record, override))
@@ -143,10 +144,27 @@ def resume(
         return _run(recorder, prepared, watch)
 
 
+def _finished(folder: Path, state: State) -> Run:
+    """A run with nothing left to train: a finished state implies that the files of its models are on disk.
+
+    With a `val_split` the test images are not in any file, so such a run is concluded again.
+    """
+    best = max(state.epochs(), key=lambda epoch: epoch.mean_accuracy)
+    models = metadata_in(folder / BEST).models
+    if not (folder / PLOT).exists():  # it is drawn after the last state
+        _draw(folder)
+    return Run(folder, best.epoch, "test", models)
+
+
+@distributed.first_only
+def _draw(folder: Path) -> None:
+    draw([folder], folder / PLOT)
+
+
 def _provider(folder: Path) -> str | None:
     """The distribution of the architecture, as the models in a run folder name it; None before the first."""
     last = folder / LAST
-    return read_metadata(last, read_header(last)).provider if last.exists() else None
+    return metadata_in(last).provider if last.exists() else None
 
 
 def _check_differences(folder: Path, old: Request, new: Request, elsewhere: str, override: bool) -> None:
@@ -201,7 +219,7 @@ def _conclude(recorder: Recorder, dataset: Dataset) -> list[ModelResult] | None:
     results = None
     if recorder.trainer.recipe.selection == "validation":
         network = recorder.trainer.trained
-        fill(network, recorder.folder / "best.safetensors")
+        fill(network, recorder.folder / BEST)
         results = evaluate(network, dataset.test)
     draw([recorder.folder], recorder.folder / PLOT)
     return results

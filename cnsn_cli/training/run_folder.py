@@ -15,8 +15,9 @@ from cnsn_cli import distributed
 from cnsn_cli.errors import OutputError
 from cnsn_cli.files.writer import check_output, create_folder, remove_empty, remove_leftovers
 
-PLOT, LAST = "plot.png", "last.safetensors"
-FILES = ("best.safetensors", LAST, "state.safetensors", "metrics.jsonl", "recipe.toml", PLOT)
+BEST, LAST, STATE = "best.safetensors", "last.safetensors", "state.safetensors"
+METRICS, RECIPE, PLOT = "metrics.jsonl", "recipe.toml", "plot.png"
+FILES = (BEST, LAST, STATE, METRICS, RECIPE, PLOT)
 LOCK = ".lock"
 SMALL_FILES = 2**20  # bytes: metrics, recipe and headers
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cnsn_cli import distributed
+from cnsn_cli.backbones.meta import blank_images, emptied_like
 from cnsn_cli.choices import Precision
 from cnsn_cli.data.split import Split
 from cnsn_cli.errors import TrainingError, one_line
@@ -181,11 +182,11 @@ def check_shares(batch_size: int, held_out: int) -> None:
 def check_norms(network: Cnsn | Model, images: int) -> None:
     """Raises TrainingError if a BN or similar layer cannot normalise batches of `images` images.
 
-    The forward pass runs on the meta device: it computes only shapes, and changes nothing.
+    The forward pass is blank: only shapes count, and nothing changes. Two images stand for larger batches.
     """
-    tensors = {name: tensor.to("meta") for name, tensor in network.named_parameters()}
-    tensors |= {name: buffer.to("meta") for name, buffer in network.named_buffers()}
-    batch = torch.empty(images, *network.task.image_shape, device="meta")
+    batch = blank_images(network.task.image_shape, min(images, 2))
+    tensors = {name: emptied_like(tensor, batch) for name, tensor in network.named_parameters()}
+    tensors |= {name: emptied_like(buffer, batch).clone() for name, buffer in network.named_buffers()}
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             functional_call(network, tensors, (batch,))

@@ -87,6 +87,18 @@ def test_the_random_generator_is_part_of_the_state(distribution, image_folder, t
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
+def test_a_finished_run_needs_no_data(cnsn, image_folder, tmp_path, quick):
+    """It answers from its files, and a picture that a kill prevented is drawn."""
+    moved, folder = tmp_path / "moved", tmp_path / "run"
+    moved.symlink_to(image_folder)
+    before = train(TINY, (1,), str(moved), quick, folder)
+    moved.unlink()
+    (folder / "plot.png").unlink()
+    assert resume(folder) == before
+    assert (folder / "plot.png").exists()
+    assert "nothing is left to train" in cnsn("train", "--resume", folder).err
+
+
 def test_a_finished_run_is_left_as_it_is(cnsn, checkpoint, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(checkpoint.parent, folder)
