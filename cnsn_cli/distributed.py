@@ -2,7 +2,7 @@
 
 Each process takes an equal share of every batch. `training` and `evaluation` share and sum tensors here, and
 `main` lets only one process print. With a single process these functions do nothing. This module does not
-know what is trained, nor which files are written.
+know what is trained, nor what is in the files that the first process writes.
 """
 
 import os
@@ -34,7 +34,7 @@ _told: bool | None = None  # after an error: whether this process reports it for
 
 
 class _Meeting:
-    """Where the processes meet: a store of keys in the process of torchrun, which outlives all of them."""
+    """Where the processes meet: a key-value store in torchrun's process, which outlives the others."""
 
     joined = 0
 

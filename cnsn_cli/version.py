@@ -1,3 +1,3 @@
-"""The version of cnsn, alone, so that files can tell it without importing the package's face."""
+"""The version of cnsn, so that `files` can record it without importing cnsn_cli/__init__.py."""
 
 __version__ = "0.1.0"

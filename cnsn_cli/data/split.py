@@ -128,7 +128,7 @@ def _cause_of_death(batches: Iterator[Tensor | DataError], error: Exception) -> 
 
 
 class _Files(TorchDataset[Tensor | DataError]):
-    """Returns errors: an error raised in a worker would come back wrapped into the worker's traceback."""
+    """Images by number. A DataError is returned, not raised: a worker would wrap it into its traceback."""
 
     def __init__(self, read: Read) -> None:
         self.read = read

@@ -100,7 +100,7 @@ def blank_network(
 
 
 class Counted(NamedTuple):
-    """The costs of a network's parts by name: those of its first model, and the step-down conv of each other.
+    """`parts`: the costs of the first model, by part. `step_downs`: of the step-down conv of every other model.
 
     `not_counted` are the names of operators that compute something and are in none of the costs.
     """

@@ -167,7 +167,7 @@ def _tensordot(inputs: list[Any], outputs: list[Any]) -> int:
 
 
 def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
-    """torch does it on shapes alone, as the matrix products that it would compute."""
+    """Runs einsum on the meta device, and counts its matrix products."""
     operands = [torch.empty(_shape(value), device="meta") for value in inputs[1].node().inputs()]
     with TorchCount() as counter:
         torch.einsum(inputs[0].toIValue(), *operands)

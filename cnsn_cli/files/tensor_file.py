@@ -8,8 +8,8 @@ the other (https://github.com/huggingface/safetensors#format):
                                     0        end of the first = start of the second
 
 A file is opened once, and everything is read through that one descriptor. The reader of the safetensors
-library takes a path and would open the file again; and bytes can be copied from file to file in any dtype,
-without arrays. `files.checkpoint` and `deploy` call this module. It does not know what the metadata say.
+library takes a path and would open the file again; and reading the bytes ourselves also lets us copy
+any dtype. `files.checkpoint` and `deploy` call this module. It does not know what the metadata say.
 """
 
 import hashlib

@@ -27,7 +27,7 @@ R = TypeVar("R")
 
 
 def about(description: str, **more: Any) -> dict[str, Any]:
-    """The metadata of an argument: its help text, and in `more` whatever applies.
+    """The metadata of an argument: its help text, and some of the keys that follow.
 
     `ge` and `le` are the limits of its values, `flags` the names of its option if they are not `--name`, and
     `default` says what the default None means: only for fields that Request declares again, as pydantic

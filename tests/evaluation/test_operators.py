@@ -172,7 +172,7 @@ ACTIVATIONS: dict[str, nn.Module | Callable[[Tensor], Tensor]] = {
 
 
 def operations_of(function: nn.Module | Callable[[Tensor], Tensor]) -> int:
-    """Of a layer that ends in `function`, without those of its surroundings."""
+    """The operations of `function` alone: those of a layer with it, minus those of the layer without it."""
 
     def cost(layer: Layer) -> int:
         return model_costs(network_of(layer))[0].operations
