@@ -100,7 +100,7 @@ def blank_network(
 
 
 class Counted(NamedTuple):
-    """`parts`: the costs of the first model, by part. `step_downs`: of the step-down conv of every other model.
+    """`parts`: the costs of the first model, by part. `step_downs`: those of every other model's step-down.
 
     `not_counted` are the names of operators that compute something and are in none of the costs.
     """

@@ -1,8 +1,8 @@
 """Opening any file that holds models: a whole network, a detached model, or an exported ONNX file.
 
 Code that evaluates, times, exports or describes models opens their files here, and gets classifiers of one
-protocol. No other module tells files with models apart by their suffix. Torch is imported with the first model. This module
-does not know what is done with the models.
+protocol. No other module tells files with models apart by their suffix. Torch is imported with the first
+model. This module does not know what is done with the models.
 """
 
 from collections.abc import Sequence
