@@ -4,7 +4,6 @@ The script `cnsn` and `python -m cnsn_cli` start here. This module does not know
 """
 
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -83,8 +82,6 @@ def _escape_what_cannot_be_shown() -> None:
 
 
 def _run() -> None:
-    # SIGTERM becomes SystemExit, so that temporary files are removed.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         with distributed.quiet(), _without_empty_cache():
             app(prog_name="cnsn")

@@ -33,7 +33,7 @@ FACE = "__init__"  # imports from any room, when a public name is used
 
 # Modules that commands without torch import: no heavy library at module level.
 LIGHT = {"backbones/arch_string", "backbones/architecture", "backbones/plugins", "backbones/registry"}
-LIGHT |= {"files/tensor_file", "files/writer", "files/metadata", "files/model_file"}
+LIGHT |= {"files/tensor_file", "files/temporary", "files/writer", "files/metadata", "files/model_file"}
 LIGHT |= {"files/onnx_texts"}
 LIGHT |= {
     "training/arguments",

@@ -26,6 +26,7 @@ from cnsn_cli.deploy.export import (
 )
 from cnsn_cli.evaluation.accuracy import evaluate_models
 from cnsn_cli.files.onnx_model import OnnxModel
+from cnsn_cli.files.temporary import marked
 from cnsn_cli.files.writer import replacing
 
 CALIBRATION_IMAGES = 256
@@ -57,7 +58,7 @@ def export_int8(
     recorded = (metadata.task, metadata.data)
     split, _ = load_recorded("test", *recorded, data, data_dir)
     sample = sample_train(data or str(metadata.data), metadata.task, images, data_dir)
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, marked(Path(folder)):
         whole, small = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         write_checked(model, metadata, "onnx", whole, with_preprocess, force)
         quantize(whole, small, sample)

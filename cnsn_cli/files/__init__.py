@@ -6,6 +6,7 @@ checkpoint      saving and loading networks
   tensor_file   a safetensors file as bytes: header and tensors, without torch
   onnx_model    exported ONNX files
 writer          a file appears complete or not at all
+  temporary     SIGTERM leaves no temporary file behind
 
 This package does not know how a network is trained.
 """

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cnsn_cli.errors import CnsnError, OutputError
+from cnsn_cli.files.temporary import mark, unmark
 
 LONGEST_PART = 50  # characters of a name in that of its temporary file; at most 255 bytes in all
 
@@ -97,6 +98,7 @@ def replacing(
     """
     target = end_of_links(path)
     temporary = target.with_name(f".{target.name[:LONGEST_PART]}.{os.urandom(4).hex()}.tmp")
+    mark(temporary)
     try:
         with open(temporary, "xb") as file:  # the umask sets its permissions
             yield file
@@ -113,6 +115,7 @@ def replacing(
     finally:
         with suppress(OSError):
             os.unlink(temporary)
+        unmark(temporary)
 
 
 @contextmanager

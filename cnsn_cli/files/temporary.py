@@ -1,0 +1,55 @@
+"""Temporary files and folders disappear, also when SIGTERM ends the process.
+
+`files.writer` and `deploy` mark what they create. While something is marked, SIGTERM removes it and then ends
+the process, as its default action does; no exception is raised into the code that happens to run. Somebody
+who listens to SIGTERM, such as a training run, keeps the signal. This module does not know what is written.
+"""
+
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+_marked: set[Path] = set()
+
+
+def mark(path: Path) -> None:
+    """From now on SIGTERM removes `path`, a file or a folder, before it ends the process."""
+    _marked.add(path)
+    guard()
+
+
+def unmark(path: Path) -> None:
+    _marked.discard(path)
+    if not _marked and signal.getsignal(signal.SIGTERM) is _end:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def marked(path: Path) -> Iterator[None]:
+    """Inside this context, `path` is marked."""
+    mark(path)
+    try:
+        yield
+    finally:
+        unmark(path)
+
+
+def guard() -> None:
+    """Let SIGTERM remove what is marked, unless somebody listens to SIGTERM."""
+    in_main = threading.current_thread() is threading.main_thread()  # only there handlers can be set
+    if in_main and _marked and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    for path in tuple(_marked):
+        with suppress(OSError):
+            path.unlink()
+        shutil.rmtree(path, ignore_errors=True)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
