@@ -25,18 +25,20 @@ from cnsn_cli.commands.hyperparameters import (
 from cnsn_cli.commands.listed import option, with_listed
 from cnsn_cli.commands.options import Json, Plugin, parse_exits
 from cnsn_cli.commands.output import print_json, print_models, printable
-from cnsn_cli.errors import ProcessError, TrainingError, lack
+from cnsn_cli.errors import DataError, ProcessError, TrainingError, lack
 from cnsn_cli.training.arguments import TYPED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cnsn_cli.backbones.architecture import Architecture
+    from cnsn_cli.files.metadata import Metadata
     from cnsn_cli.training.recipe import Recipe
     from cnsn_cli.training.run import Run, Watch
 
 Exits = tuple[int, ...]
 LONGEST_NAME = 50  # characters of a run folder's name before its time; at most 255 bytes in all
+DATA = "cifar10"  # without --data
 NOT_WITH_RESUME = {"out", "force", "classes"}
 PANELS = {
     "Network": ("arch", "exits", "drop", "plugin"),
@@ -85,8 +87,12 @@ def train(
         str | None, typer.Option(help='Detach points, such as 2,7; "" trains the plain baseline.')
     ] = None,
     data: Annotated[
-        str, typer.Option(help="cifar10, cifar100, digits, or a folder with train/ and test/ or val/.")
-    ] = "cifar10",
+        str | None,
+        typer.Option(
+            help="cifar10, cifar100, digits, or a folder with train/ and test/ or val/.",
+            show_default=f"{DATA}; with --freeze-base, the data of its file",
+        ),
+    ] = None,
     recipe: Annotated[
         str,
         typer.Option(
@@ -127,7 +133,7 @@ def train(
 def _start(
     arch: "Architecture | None",
     exits: Exits | None,
-    data: str,
+    data: str | None,
     recipe: str,
     out: Path | None,
     options: dict[str, Any],
@@ -135,12 +141,15 @@ def _start(
 ) -> "Run":
     """Start a new run."""
     drop, freeze_base = options["drop"], options["freeze_base"]
-    if arch is None and freeze_base is not None:
-        arch = _arch_of(Path(freeze_base))
-    if arch is None or (exits is None) == (drop is None):
-        raise typer.BadParameter("give --arch and --exits, --arch and --drop, or --resume")
     if drop is not None and freeze_base is not None:
         raise typer.BadParameter("--drop trains a sub-model alone: there is no base-model to freeze")
+    if freeze_base is not None:
+        known = _metadata(Path(freeze_base))
+        arch = arch or registry.find(known.arch, known.provider)
+        data = data or _data_of(Path(freeze_base), known)
+    data = DATA if data is None else data
+    if arch is None or (exits is None) == (drop is None):
+        raise typer.BadParameter("give --arch and --exits, --arch and --drop, or --resume")
     from cnsn_cli.training.recipe import load_recipe
     from cnsn_cli.training.run import train as run
 
@@ -160,12 +169,23 @@ def _given(context: typer.Context) -> set[str]:
     return given
 
 
-def _arch_of(checkpoint: Path) -> "Architecture":
+def _metadata(checkpoint: Path) -> "Metadata":
     from cnsn_cli.files.metadata import read_metadata
     from cnsn_cli.files.tensor_file import read_header
 
-    metadata = read_metadata(checkpoint, read_header(checkpoint))
-    return registry.find(metadata.arch, metadata.provider)
+    return read_metadata(checkpoint, read_header(checkpoint))
+
+
+def _data_of(checkpoint: Path, metadata: "Metadata") -> str:
+    """The data that a network was trained on. Raises DataError if they are unknown, or not in their place."""
+    from cnsn_cli.data.datasets import NAMED
+
+    data = metadata.data
+    if data is None:
+        raise DataError(f"{checkpoint} does not name its training data: give --data")
+    if data not in NAMED and not Path(data).is_dir():
+        raise DataError(f"{checkpoint} was trained on {data}, and there is no such folder: give --data")
+    return data
 
 
 def _resume(

@@ -59,7 +59,7 @@ def prepare(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
         torch.use_deterministic_algorithms(True)
     base = load_base(Path(request.freeze_base), arch) if request.freeze_base else None
-    dataset = _data(request)
+    dataset = _data(request, base)
     record = record_data(request, dataset)
     if check:
         check(record)
@@ -74,11 +74,10 @@ def prepare(
     return Prepared(trainer, dataset, start.drawn if start else (), record)
 
 
-def _data(request: Request) -> Dataset:
+def _data(request: Request, base: Model | None) -> Dataset:
+    size = request.image_size or (base.task.image_size if base else None)
     with distributed.first_ahead():  # it may have to download
-        return load_dataset(
-            request.data, request.data_dir, request.image_size, request.in_channels, request.skip_bad
-        )
+        return load_dataset(request.data, request.data_dir, size, request.in_channels, request.skip_bad)
 
 
 def _network(

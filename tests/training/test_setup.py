@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from sklearn.model_selection import train_test_split
 from torch import nn
 
+from cnsn_cli.backbones import registry
 from cnsn_cli.backbones.tracing.units import traced
 from cnsn_cli.data.datasets import Dataset
 from cnsn_cli.data.split import MemorySplit
@@ -17,11 +18,14 @@ from cnsn_cli.errors import CheckpointError, DataError, RecipeError
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
+from cnsn_cli.training.recipe import load_recipe
 from cnsn_cli.training.run import resume, train
-from cnsn_cli.training.setup import split_off
+from cnsn_cli.training.setup import build_network, split_off
 from tests.commands.test_cli import one_line
-from tests.conftest import TINY
+from tests.conftest import TINY, saved
 from tests.training.test_resume import Stop, assert_same_run, stop_after
+
+RESNET = "resnet20:width=0.25"
 
 
 def base_tensors(path) -> dict[str, torch.Tensor]:
@@ -84,6 +88,21 @@ def test_a_base_can_be_a_detached_file_and_names_its_architecture(cnsn, image_fo
     assert load(out / "last.safetensors").task == load(base).task
     # The card shows no command, because another run trained the base-model.
     assert "cnsn train" not in cnsn("card", out / "last.safetensors").out
+
+
+def test_a_frozen_base_names_its_data(cnsn, image_folder, tmp_path):
+    base, out = tmp_path / "base.safetensors", tmp_path / "run"
+    photos = shutil.copytree(image_folder, tmp_path / "photos")
+    small = Task(("bright", "dark"), 16, 3, (0.5,) * 3, (0.5,) * 3)  # of 16 pixels a side, the photos have 32
+    saved(base, build_network(registry.find(RESNET), (3,), small, load_recipe("quick")), RESNET, str(photos))
+    words = ("train", "--freeze-base", base, "--exits", 3, "--recipe", "quick", "--epochs", 1)
+    done = cnsn(*words, "--out", out)
+    assert done.code == 0, done.err
+    content = json.loads(cnsn("info", out / "best.safetensors", "--json").out)
+    assert (content["data"], content["task"]["image_size"]) == (str(photos), 16)
+    photos.rename(tmp_path / "elsewhere")
+    message = f"{base} was trained on {photos}, and there is no such folder: give --data"
+    assert message in one_line(cnsn(*words, "--out", tmp_path / "other"))
 
 
 def test_a_run_on_a_frozen_base_goes_on(image_folder, checkpoint, tmp_path, quick):
