@@ -42,9 +42,10 @@ class State(BaseModel):
     """The part of a state that is not tensors.
 
     `epoch` epochs of `request` are done, and `step` steps of the next epoch; these steps took `seconds`.
-    `environment` is where they were done. `metrics` is the text of metrics.jsonl, with a line for each epoch. `pulls` were measured in
-    the newest epoch whose steps are all done. `data` describes the data, and `started_in` is the working
-    folder of the start; older states have neither. `sha256` holds a digest for each tensor.
+    `environment` is where they were done. `metrics` is the text of metrics.jsonl, with a line for each epoch.
+    `pulls` were measured in the newest epoch whose steps are all done. `data` describes the data, and
+    `started_in` is the working folder of the start; older states have neither. `sha256` holds a digest for
+    each tensor.
     """
 
     model_config = ConfigDict(extra="forbid")
