@@ -1,8 +1,10 @@
 """A view shares all tensors with the whole network, and is a network of its own in every other respect.
 
 A view is one model of the whole network, or one of its layers. It can be called, switched to evaluation,
-folded or saved by itself. It follows every change of the tensors: a step of the optimizer, a move to another device, loaded
-weights. Hooks are the exception: a view shares the hooks of the network, so a hook on either runs in both.
+folded or saved by itself. It follows every change of the tensors: a step of the optimizer, a move to
+another device, loaded weights. Hooks are the exception: a view shares the hooks of the network, so a
+hook on either runs in both.
+
 `network.py` makes the views; this module does not know what a sub-model is.
 """
 

@@ -17,6 +17,8 @@ from cnsn_cli.data.pixels import normalise
 from cnsn_cli.task import Task
 from cnsn_cli.training.recipe import Recipe
 
+EPOCHS = 2**20  # what a small seed is multiplied by, so that its epochs do not reach the next seed
+
 
 @dataclass(frozen=True)
 class EpochPlan:
@@ -77,7 +79,11 @@ def plan_epoch(samples: int, recipe: Recipe, epoch: int, device: torch.device) -
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed * 2**20 + epoch)
+    """A generator that differs for each seed and epoch. torch reads only 32 bits of a seed."""
+    if seed < 2**32 // EPOCHS:
+        return torch.Generator().manual_seed(seed * EPOCHS + epoch)
+    words = np.random.SeedSequence((seed, epoch)).generate_state(1)
+    return torch.Generator().manual_seed(int(words[0]))
 
 
 def crop(pixels: Tensor, offsets: Tensor, padding: int) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from cnsn_cli import distributed
@@ -70,8 +71,13 @@ def prepare(
     network = place(network, torch.device(request.device))
     trainer = Trainer(network, fitted, held_out, request.recipe, request.precision, request.compiled)
     if not distributed.is_first():
-        torch.manual_seed(request.recipe.seed + 2**32 * distributed.rank())  # processes differ in dropout
+        torch.manual_seed(seed_of_process(request.recipe.seed, distributed.rank()))
     return Prepared(trainer, dataset, start.drawn if start else (), record)
+
+
+def seed_of_process(seed: int, rank: int) -> int:
+    """A seed of 32 bits, because torch reads no more on the CPU; processes differ in dropout."""
+    return int(np.random.SeedSequence((seed, 0, rank)).generate_state(1)[0])
 
 
 def _data(request: Request, base: Model | None) -> Dataset:

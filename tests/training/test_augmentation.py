@@ -6,6 +6,7 @@ import torch
 from cnsn_cli.task import Task
 from cnsn_cli.training.augmentation import EpochPlan, crop, plan_epoch
 from cnsn_cli.training.recipe import load_recipe
+from cnsn_cli.training.setup import seed_of_process
 
 CPU = torch.device("cpu")
 
@@ -57,6 +58,31 @@ def test_epochs_and_seeds_differ_and_repeat():
 
     assert order(0, 1) == order(0, 1)
     assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+def test_large_seeds_differ_too():
+    """torch reads 32 bits of a seed, 20 of which were for the epoch: seeds 4,096 apart were alike."""
+    seeds = (0, 1, 4095, 4096, 4097, 2 * 4096, 2**31, 2**31 + 4096, 2**32 - 4096, 2**32 - 1)
+    changes = {"crop_padding": 4, "flip": "alternating"}
+    plans = [plan(50, seed, epoch, **changes) for seed in seeds for epoch in (1, 2)]
+    for part in ("order", "offsets"):
+        assert len({tuple(getattr(drawn, part).flatten().tolist()) for drawn in plans}) == len(plans)
+    assert len({tuple(drawn.flips.tolist()) for drawn in plans}) == len(plans)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 4095])
+def test_seeds_below_4096_keep_their_order(seed):
+    expected = torch.randperm(100, generator=torch.Generator().manual_seed(seed * 2**20 + 3))
+    assert torch.equal(plan(100, seed, epoch=3).order, expected)
+
+
+def test_processes_differ_in_dropout():
+    numbers = {
+        torch.rand(1, generator=torch.Generator().manual_seed(seed_of_process(seed, rank))).item()
+        for seed in (0, 1, 2**32 - 1)
+        for rank in range(4)
+    }
+    assert len(numbers) == 12
 
 
 def test_without_flip_and_padding_nothing_changes():
