@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from PIL import ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from cnsn_cli import distributed
 from cnsn_cli.backbones import registry
-from cnsn_cli.data import image_files
 from cnsn_cli.data.split import MemorySplit
 from cnsn_cli.errors import TrainingError, lack
 from cnsn_cli.evaluation import accuracy
@@ -61,19 +60,19 @@ def test_no_batch_of_a_recalibration_has_one_image_if_there_are_two(images, size
     assert [len(batch) for batch in batches] == sizes
 
 
-@pytest.mark.parametrize("place", ["load", "fit"])
-def test_a_picture_that_does_not_fit_into_memory(cnsn, checkpoint, image_folder, monkeypatch, place):
-    def full(*arguments, **more):
+@pytest.mark.parametrize(
+    ("verb", "place", "name"), [("read", ImageFile.ImageFile, "load"), ("resize", ImageOps, "fit")]
+)
+def test_a_picture_that_does_not_fit_into_memory(cnsn, checkpoint, tmp_path, monkeypatch, verb, place, name):
+    def full(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr(*{"load": (ImageFile.ImageFile, "load"), "fit": (ImageOps, "fit")}[place], full)
-    monkeypatch.setattr(image_files, "to_pixels", lambda *some: ImageOps.fit(*some), raising=True)
-    path = image_folder / "test/dark/00.png"
+    path = tmp_path / "wide.png"
+    Image.new("RGB", (2000, 40)).save(path)
+    monkeypatch.setattr(place, name, full)
     line = one_line(cnsn("predict", checkpoint, path))
-    verb = {"load": "read", "fit": "resize"}[place]
-    assert line.startswith(
-        f"cnsn: cannot {verb} image {path}: its 32 x 32 pixels do not fit into memory: shrink"
-    )
+    problem = "its 2,000 x 40 pixels do not fit into memory: shrink it, or close other programs"
+    assert line == f"cnsn: cannot {verb} image {path}: {problem}"
 
 
 # The texts of torch 2.10 on the CPU and on CUDA, and of CPython.
