@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from cnsn_cli import distributed
+from cnsn_cli.commands import waiting
 from cnsn_cli.commands.archs import archs
 from cnsn_cli.commands.bench import bench
 from cnsn_cli.commands.card import card
@@ -83,7 +84,7 @@ def _escape_what_cannot_be_shown() -> None:
 
 def _run() -> None:
     try:
-        with distributed.quiet(), _without_empty_cache():
+        with distributed.quiet(), _without_empty_cache(), waiting.shown():
             app(prog_name="cnsn")
     except (CnsnError, OSError, MemoryError, RuntimeError) as error:
         text = _in_one_line(error)

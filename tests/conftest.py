@@ -1,5 +1,6 @@
 """Helpers that many tests share: a tiny network, a tiny data set, the command line, made-up distributions."""
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,16 +21,21 @@ from cnsn_cli.training.recipe import Recipe, load_recipe
 from cnsn_cli.training.run import train
 from cnsn_cli.training.setup import describe
 
+STAGE = re.compile(r"^(\w.*): [\d,.]+ s\n", re.M)
 TINY = "vgg11:width=0.0625"  # 4 to 32 channels
 
 
 @dataclass(frozen=True)
 class Result:
-    """The exit code of a command, and the text that it printed to stdout and stderr."""
+    """The exit code of a command, and the text that it printed to stdout and stderr.
+
+    `stages` are the stages whose lines, such as `reading 64 images: 0.1 s`, are left out of `err`.
+    """
 
     code: int
     out: str
     err: str
+    stages: tuple[str, ...] = ()
 
 
 @pytest.fixture
@@ -45,7 +51,8 @@ def cnsn(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         except SystemExit as exit_:
             code = int(exit_.code or 0)
         captured = capsys.readouterr()
-        return Result(code, captured.out, captured.err)
+        stages = tuple(STAGE.findall(captured.err))
+        return Result(code, captured.out, STAGE.sub("", captured.err), stages)
 
     return run
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from cnsn_cli.errors import ArchitectureError, one_line
+from cnsn_cli.stages import stage
 from cnsn_cli.task import Task
 
 if TYPE_CHECKING:
@@ -80,9 +81,11 @@ class Architecture:
 
         from cnsn_cli.backbones.tracing.equivalence import check_same
 
-        backbone, made = self._build(task)
+        with stage(f"building {self.text}"):
+            backbone, made = self._build(task)
         if isinstance(made, nn.Module):
-            check_same(made, backbone, task)
+            with stage("comparing its pieces with the whole network"):
+                check_same(made, backbone, task)
         return backbone
 
     def build_blank(self, task: Task) -> "Backbone":
@@ -107,7 +110,7 @@ class Architecture:
                 f"{self.name} has no pretrained weights: give a file of weights with --init"
             )
         try:
-            with _quiet():
+            with _quiet(), stage(f"getting the published weights of {self.text}"):
                 made = self._import_builder()(**self._arguments(task), pretrained=True)
         except Exception as error:  # any error of a library, for example without internet access
             raise ArchitectureError(

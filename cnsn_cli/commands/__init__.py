@@ -6,6 +6,7 @@ hyperparameters   the settings of a recipe, as options
 help              help texts, in panels
 output            tables, JSON and safe text
 table             the layout of tables on terminals of any width
+waiting           what people see while they wait for a stage of a job
 progress          what people see while a network trains
 
 Torch and other heavy libraries are imported inside functions, so that `cnsn --help` is quick. This package

@@ -9,6 +9,7 @@ import typer
 from cnsn_cli.commands.options import Json, Plugin, parse_counts
 from cnsn_cli.commands.output import COLUMNS, print_json, print_table
 from cnsn_cli.commands.signals import ended_by_signals
+from cnsn_cli.stages import stage
 
 if TYPE_CHECKING:
     from cnsn_cli.evaluation.latency import Speed
@@ -26,7 +27,8 @@ def bench(
 ) -> None:
     """Measure latency and throughput of every model in the files, on the CPU."""
     batches, counts = parse_counts(batch_sizes), parse_counts(threads)
-    from cnsn_cli.evaluation.latency import bench as measure
+    with stage("loading PyTorch"):
+        from cnsn_cli.evaluation.latency import bench as measure
 
     with ended_by_signals(*files):
         speeds = measure(files, batches, counts, rounds)

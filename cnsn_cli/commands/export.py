@@ -9,6 +9,7 @@ import typer
 from cnsn_cli.choices import ExportFormat
 from cnsn_cli.commands.options import Data, DataDir, Force, Json, Plugin, Submodel
 from cnsn_cli.commands.output import print_comparison, print_json, printable
+from cnsn_cli.stages import stage
 
 if TYPE_CHECKING:
     from cnsn_cli.deploy.comparison import Comparison
@@ -45,14 +46,14 @@ def export(
     if quantize and to != "onnx":
         raise typer.BadParameter("--quantize goes with --to onnx")
     comparison = None
+    with stage("loading PyTorch"):
+        from cnsn_cli.deploy import export as exporting
     if quantize:
         from cnsn_cli.deploy.int8 import export_int8
 
         chosen = (file, output, submodel, with_preprocess, force)
         written, comparison = export_int8(*chosen, calibrate, data, data_dir)
     else:
-        from cnsn_cli.deploy import export as exporting
-
         written = exporting.export(file, to, output, submodel, with_preprocess, force)
     _report(output, written, comparison, json)
 

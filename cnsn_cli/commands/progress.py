@@ -13,7 +13,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from cnsn_cli.commands.output import print_skipped
+from cnsn_cli.commands.waiting import Clock, finished
 from cnsn_cli.evaluation.accuracy import ModelResult
+from cnsn_cli.stages import Stage, told
 from cnsn_cli.training.metrics import Epoch, Step
 from cnsn_cli.training.recipe import Recipe
 from cnsn_cli.training.run import Started, Watch
@@ -24,38 +26,51 @@ OTHER_COLUMNS = 30  # the width of the words and numbers beside the bar
 
 @contextmanager
 def progress(recipe: Recipe) -> Iterator[Watch]:
-    """Yields a function to call with every event of a training run."""
+    """Yields a function to call with every event of a training run. On a terminal it shows the stages too."""
     console = Console(stderr=True, highlight=False, markup=False)
     if not console.is_terminal:
         yield lambda event: _print_event(console, event, recipe)
         return
-    columns = (
-        TextColumn("epoch {task.fields[epoch]}"),
-        BarColumn(bar_width=min(24, max(4, console.width - OTHER_COLUMNS))),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    bars, models = Progress(*columns, console=console), Text()
-    with Live(Group(bars, models), console=console, transient=True):
-        yield _Watcher(bars, models, recipe)
+    watcher = _Watcher(console, recipe)
+    with watcher.live, told(watcher.show_stage):
+        yield watcher
 
 
 class _Watcher:
     """A bar over all steps of all epochs, so that it shows the time left of the whole run.
 
-    The steps, the speed and the models are texts below the bar, because a bar would cut them.
+    The steps, the speed and the models are texts below the bar, because a bar would cut them. The bar appears
+    with the first step; a stage that is running is below it, or alone.
     """
 
-    def __init__(self, bars: Progress, models: Text, recipe: Recipe) -> None:
-        self.bars, self.models, self.recipe = bars, models, recipe
-        self.task = bars.add_task("", total=None, epoch=f"1/{recipe.epochs}")
+    def __init__(self, console: Console, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.bars = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=min(24, max(4, console.width - OTHER_COLUMNS))),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self.models, self.clock = Text(), Clock()
+        self.live = Live(self.clock, console=console, transient=True)
+        self.task = self.bars.add_task("", total=None, epoch=f"1/{recipe.epochs}")
         self.steps, self.shown = 0, 0.0
+
+    def show_stage(self, stage: Stage) -> None:
+        if stage.seconds is None:
+            self.clock.begin(stage)
+            self.live.refresh()  # the work may keep the thread that refreshes waiting
+        else:
+            self.clock.end()
+            self.live.console.print(finished(stage))
 
     def __call__(self, event: Started | Step | Epoch) -> None:
         if isinstance(event, Started):
             self.steps = event.steps_per_epoch
             total = self.steps * self.recipe.epochs
             self.bars.update(self.task, total=total, completed=event.steps_done)
+            self.live.update(Group(self.bars, self.models, self.clock))
         elif isinstance(event, Epoch):
             self._show(event.epoch, self.steps, event.train, event.images_per_second)
         elif time.monotonic() - self.shown > LOOK_EVERY:
@@ -88,6 +103,8 @@ def _opening(event: Started, recipe: Recipe) -> str:
         f"lr {recipe.lr:g}, weight decay {recipe.weight_decay:g}, seed {recipe.seed}",
         f"the best epoch is chosen on {event.held_out_images:,} {event.selection} images",
     ]
+    if 0 < event.steps_done < event.steps_per_epoch * recipe.epochs:
+        lines.insert(0, _where(event, recipe))
     if event.selection == "test":
         lines[-1] += ", as the paper did: its accuracy is no estimate for new images (see --val-split)"
     if event.drawn:
@@ -98,6 +115,13 @@ def _opening(event: Started, recipe: Recipe) -> str:
         listed = ", ".join(map(str, late))
         lines.append(f"warning: training ends with epoch {recipe.epochs}, before the milestones {listed}")
     return "\n".join(lines)
+
+
+def _where(event: Started, recipe: Recipe) -> str:
+    """Where a resumed run goes on."""
+    epochs, step = divmod(event.steps_done, event.steps_per_epoch)
+    where = f"going on with epoch {epochs + 1:,} of {recipe.epochs:,}"
+    return f"{where}, after step {step:,} of {event.steps_per_epoch:,}" if step else where
 
 
 def _models(results: Sequence[ModelResult]) -> str:

@@ -26,6 +26,7 @@ from cnsn_cli.commands.listed import option, with_listed
 from cnsn_cli.commands.options import Json, Plugin, parse_exits
 from cnsn_cli.commands.output import print_json, print_models, printable
 from cnsn_cli.errors import DataError, ProcessError, TrainingError, lack
+from cnsn_cli.stages import stage
 from cnsn_cli.training.arguments import TYPED
 
 if TYPE_CHECKING:
@@ -150,8 +151,9 @@ def _start(
     data = DATA if data is None else data
     if arch is None or (exits is None) == (drop is None):
         raise typer.BadParameter("give --arch and --exits, --arch and --drop, or --resume")
-    from cnsn_cli.training.recipe import load_recipe
-    from cnsn_cli.training.run import train as run
+    with stage("loading PyTorch"):
+        from cnsn_cli.training.recipe import load_recipe
+        from cnsn_cli.training.run import train as run
 
     chosen = load_recipe(recipe, overrides, baseline=not exits and drop is None)
     folder = out or default_folder(arch.text, data)
@@ -192,10 +194,11 @@ def _resume(
     folder: Path, changes: dict[str, Any], recipe: str | None, overrides: dict[str, Any], override: bool
 ) -> "Run":
     """Go on with a run. A `recipe` replaces all settings of the old recipe, `overrides` replace some."""
-    from cnsn_cli.training.recipe import load_recipe
-    from cnsn_cli.training.resume_state import read_state
-    from cnsn_cli.training.run import resume
-    from cnsn_cli.training.run_folder import STATE
+    with stage("loading PyTorch"):
+        from cnsn_cli.training.recipe import load_recipe
+        from cnsn_cli.training.resume_state import read_state
+        from cnsn_cli.training.run import resume
+        from cnsn_cli.training.run_folder import STATE
 
     state = read_state(folder / STATE)
     old = state.request

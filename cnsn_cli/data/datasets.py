@@ -19,6 +19,7 @@ from cnsn_cli.choices import SplitName
 from cnsn_cli.data.image_files import find_images, quiet, read_image, resized
 from cnsn_cli.data.split import Split, decoders, from_files, in_memory
 from cnsn_cli.errors import DataError
+from cnsn_cli.stages import counted, stage
 from cnsn_cli.task import Task
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def _sound(source: Source, skip_bad: bool) -> tuple[Source, tuple[str, ...]]:
     """With `skip_bad`, the images that can be read, and the error of each other image."""
     if not skip_bad:
         return source, ()
-    with decoders() as pool:
+    with stage(f"trying {counted(len(source.labels), 'image')}"), decoders() as pool:
         problems = list(pool.map(partial(_problem, source.read), range(len(source.labels))))
     sound = [number for number, problem in enumerate(problems) if problem is None]
     bad = tuple(filter(None, problems))
@@ -183,6 +184,7 @@ def _chosen(read: Callable[[int], Image.Image], chosen: list[int], number: int) 
     return read(chosen[number])
 
 
+@stage("measuring the mean and deviation of the pixels")
 def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per channel of the images, on values scaled to 0..1."""
     sample = torch.arange(len(split))[:: -(-len(split) // STATISTICS_IMAGES)]
@@ -226,7 +228,8 @@ def _existing_or_downloaded(kind: Any, data_dir: Path, train: bool) -> Any:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)
     try:
-        return kind(data_dir, train=train, download=True)
+        with stage(f"downloading {kind.__name__}"):
+            return kind(data_dir, train=train, download=True)
     except (URLError, OSError, RuntimeError, ValueError) as error:
         raise DataError(
             f"cannot download {kind.__name__} ({error}):{damaged} put {kind.filename} or the folder "

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from cnsn_cli.errors import DataError, ProcessError
+from cnsn_cli.stages import counted, stage
 
 MOST_WORKERS = 8
 Read = Callable[[int], Tensor]
@@ -170,7 +171,7 @@ def in_memory(read: Read, labels: list[int]) -> MemorySplit:
     def fill(number: int) -> None:
         pixels[number] = read(number)
 
-    with decoders() as pool:
+    with stage(f"reading {counted(len(labels), 'image')}"), decoders() as pool:
         for _ in pool.map(fill, range(len(labels))):
             pass
     return MemorySplit(pixels, torch.tensor(labels))

@@ -24,6 +24,7 @@ from cnsn_cli.files.onnx_model import OnnxModel, require_onnx
 from cnsn_cli.files.writer import check_output, replacing
 from cnsn_cli.network.memory_format import contiguous
 from cnsn_cli.network.model import Model
+from cnsn_cli.stages import stage
 from cnsn_cli.task import Task
 
 TOLERANCE = 1e-4  # times the largest logit, or times 1 if all are smaller
@@ -94,10 +95,12 @@ def write_checked(
 ) -> Export:
     """Write `model`, load the file again, and compare the logits. Raises the errors of `export`."""
     with replacing(output, force) as target:
-        write(model, to, target, with_preprocess, metadata)
-        target.flush()
+        with stage(f"exporting {model.name} to {to}"):
+            write(model, to, target, with_preprocess, metadata)
+            target.flush()
         written = Path(target.name)
-        difference = check(model, _reader(to, written, model.task, with_preprocess))
+        with stage("comparing the export with PyTorch"):
+            difference = check(model, _reader(to, written, model.task, with_preprocess))
         opset = read_opset(written) if to == "onnx" else None
     return Export(metadata, output.stat().st_size, opset, difference)
 

@@ -28,6 +28,7 @@ from cnsn_cli.evaluation.accuracy import evaluate_models
 from cnsn_cli.files.onnx_model import OnnxModel
 from cnsn_cli.files.temporary import marked
 from cnsn_cli.files.writer import replacing
+from cnsn_cli.stages import counted, stage
 
 CALIBRATION_IMAGES = 256
 BATCH = 32
@@ -61,8 +62,10 @@ def export_int8(
     with TemporaryDirectory() as folder, marked(Path(folder)):
         whole, small = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         write_checked(model, metadata, "onnx", whole, with_preprocess, force)
-        quantize(whole, small, sample)
-        results = evaluate_models([OnnxModel(path) for path in (whole, small)], split)
+        with stage(f"quantizing, with the ranges of {counted(len(sample), 'image')}"):
+            quantize(whole, small, sample)
+        with stage(f"evaluating both on {counted(len(split), 'test image')}"):
+            results = evaluate_models([OnnxModel(path) for path in (whole, small)], split)
         own = results[1] if data is None else None
         metadata = remeasured(metadata, "int8", tensor_bytes(small), own)
         _relabel(small, output, labels(metadata, with_preprocess), force)

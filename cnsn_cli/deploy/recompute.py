@@ -28,6 +28,7 @@ from cnsn_cli.network.folding import check_equal, fold
 from cnsn_cli.network.memory_format import for_many_images
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.recalibration import recalibrated
+from cnsn_cli.stages import counted, stage
 
 
 def detach_recomputed(
@@ -42,7 +43,8 @@ def recomputed_one_by_one(
     file: TensorFile, outputs: Mapping[Path, str], force: bool, changes: Changes
 ) -> Iterator[tuple[Path, Metadata]]:
     """Write models to `outputs`, path -> name, and yield after each. The network is read once."""
-    opened = read_network(file)
+    with stage(f"opening {file.path.name}"):
+        opened = read_network(file)
     for output, name in outputs.items():
         model, metadata = _recomputed(opened, file, name, changes)
         yield output, save(output, model, metadata, force)
@@ -61,7 +63,9 @@ def half_from(
     whole = read_whole(file)
     record = whole.find(submodel)
     check_output(output, force, file.path)
-    model, metadata = _recomputed(read_network(file), file, submodel, changes)
+    with stage(f"opening {file.path.name}"):
+        opened = read_network(file)
+    model, metadata = _recomputed(opened, file, submodel, changes)
     size = file_size(model, metadata) if changes.any else copied_size(file.header, whole, record)
     half = cast_weights(copy.deepcopy(model), HALVES[dtype])
     tensor_bytes = sum(tensor.numel() * tensor.element_size() for tensor in half.state_dict().values())
@@ -117,4 +121,5 @@ def _results(split: Split | None, *models: Model) -> list[ModelResult]:
     if split is None:
         return []
     placed = [for_many_images(copy.deepcopy(model)) for model in models]
-    return [result for model in placed for result in evaluate(model, split)]
+    with stage(f"evaluating on {counted(len(split), 'test image')}"):
+        return [result for model in placed for result in evaluate(model, split)]

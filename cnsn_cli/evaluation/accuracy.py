@@ -23,6 +23,7 @@ from cnsn_cli.files.model_file import Classifier, ModelFile, open_file
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.network.recalibration import recalibrated
+from cnsn_cli.stages import counted, stage
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,10 @@ def evaluate_file(
     if recalibrate:
         train, bad = load_recorded("train", *recorded, data, data_dir, skip_bad)
         models, skipped = recalibrated(_with_weights(file).models(), train, recalibrate), bad + skipped
-    classes = {model.name: evaluate_classes(model, split) for model in models} if per_class else {}
-    costs, results = file_costs(file), evaluate_models(models, split)
+    with stage(f"evaluating on {counted(len(split), 'test image')}"):
+        classes = {model.name: evaluate_classes(model, split) for model in models} if per_class else {}
+        results = evaluate_models(models, split)
+    costs = file_costs(file)
     return Report(data or str(file.metadata.data), len(split), costs, results, classes, skipped)
 
 

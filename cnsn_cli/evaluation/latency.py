@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 
 from cnsn_cli.files.model_file import Classifier, open_file
+from cnsn_cli.stages import stage
 
 ROUNDS = 50
 Name = TypeVar("Name", bound=Hashable)
@@ -91,7 +92,8 @@ def time_models(
     The time includes preprocessing only if it is part of the model.
     """
     variants = {number: _forward(model, batch) for number, model in enumerate(models)}
-    with _torch_threads(threads), torch.inference_mode():
+    what = f"timing models in turns: batches of {batch}, threads: {threads}, rounds: {rounds}"
+    with stage(what), _torch_threads(threads), torch.inference_mode():
         times = interleave(variants, rounds)
     return list(times.values())
 

@@ -9,6 +9,7 @@ from cnsn_cli.device import choose_device
 from cnsn_cli.errors import DataError
 from cnsn_cli.evaluation.accuracy import predict
 from cnsn_cli.files.model_file import open_file
+from cnsn_cli.stages import counted, stage
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ def predict_images(
     chosen = choose_device(device)
     images = pictures(paths)
     model = open_file(file, chosen).find(submodel)
-    (logits,) = predict([model], open_images(images, model.task))
+    split = open_images(images, model.task)
+    with stage(f"predicting {counted(len(images), 'image')}"):
+        (logits,) = predict([model], split)
     shares, classes = logits.double().softmax(1).sort(stable=True, dim=1, descending=True)
     names = model.task.class_names
     predictions = [

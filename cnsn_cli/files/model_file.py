@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from cnsn_cli.errors import CheckpointError
 from cnsn_cli.files.metadata import Metadata, ModelRecord, read_metadata
 from cnsn_cli.files.tensor_file import Header, read_header
+from cnsn_cli.stages import stage
 from cnsn_cli.task import Task
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ def open_file(path: Path, device: "torch.device | None" = None, threads: int = 0
     if is_exported(path):
         from cnsn_cli.files.onnx_model import OnnxModel
 
-        model = OnnxModel(path, threads)
+        with stage(f"opening {path.name}"):
+            model = OnnxModel(path, threads)
         return ModelFile(path, [model], model.metadata)
     network, metadata, header = open_weights(path)
     if device is not None:
@@ -112,7 +114,8 @@ def open_weights(path: Path) -> "tuple[Cnsn | Model, Metadata, Header]":
         raise CheckpointError(f"{path} is exported already: name the file that it was exported from")
     from cnsn_cli.files.checkpoint import open_network
 
-    return open_network(path)
+    with stage(f"opening {path.name}"):
+        return open_network(path)
 
 
 def read_info(path: Path) -> Metadata:

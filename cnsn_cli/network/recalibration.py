@@ -15,6 +15,7 @@ from cnsn_cli.data.pixels import batch_size, normalise
 from cnsn_cli.data.split import Split
 from cnsn_cli.errors import CheckpointError, one_line
 from cnsn_cli.network.model import Model
+from cnsn_cli.stages import stage
 
 
 def recalibrated(models: Iterable[Model], train: Split, batches: int) -> list[Model]:
@@ -23,7 +24,8 @@ def recalibrated(models: Iterable[Model], train: Split, batches: int) -> list[Mo
     for model in copies:
         if not any(isinstance(module, _BatchNorm) for module in model.modules()):
             raise CheckpointError(f"{model.name} has no BN layers to recalibrate: leave out --recalibrate")
-    recalibrate(copies, train, batches)
+    with stage(f"recomputing BN statistics, batches: {batches:,}"):
+        recalibrate(copies, train, batches)
     return copies
 
 

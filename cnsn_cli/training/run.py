@@ -20,6 +20,7 @@ from cnsn_cli.errors import CheckpointError, DataError, TrainingError
 from cnsn_cli.evaluation.accuracy import ModelResult, evaluate
 from cnsn_cli.files.checkpoint import fill
 from cnsn_cli.files.metadata import ModelRecord, metadata_in
+from cnsn_cli.stages import counted, stage
 from cnsn_cli.training.arguments import Arguments, called_like, ignore
 from cnsn_cli.training.data_record import check_data
 from cnsn_cli.training.hint import learnt_nothing
@@ -139,7 +140,8 @@ def resume(
         arch = registry.find(request.arch, _provider(folder))
         found = located(request, state.started_in, changes or ())
         prepared = prepare(found, arch, lambda record: check_data(folder, state.data, record, override))
-        restore(saved, prepared.trainer)
+        with stage("restoring the state"):
+            restore(saved, prepared.trainer)
         recorder = Recorder(folder, prepared.trainer, request, arch, state, prepared.record)
         return _run(recorder, prepared, watch)
 
@@ -219,7 +221,9 @@ def _conclude(recorder: Recorder, dataset: Dataset) -> list[ModelResult] | None:
     results = None
     if recorder.trainer.recipe.selection == "validation":
         network = recorder.trainer.trained
-        fill(network, recorder.folder / BEST)
-        results = evaluate(network, dataset.test)
-    draw([recorder.folder], recorder.folder / PLOT)
+        with stage(f"evaluating the best epoch on {counted(len(dataset.test), 'test image')}"):
+            fill(network, recorder.folder / BEST)
+            results = evaluate(network, dataset.test)
+    with stage(f"drawing {PLOT}"):
+        draw([recorder.folder], recorder.folder / PLOT)
     return results

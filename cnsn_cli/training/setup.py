@@ -26,6 +26,7 @@ from cnsn_cli.files.metadata import Metadata, ModelRecord, new_metadata
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
+from cnsn_cli.stages import stage
 from cnsn_cli.task import Task
 from cnsn_cli.training.data_record import DataRecord, record_data
 from cnsn_cli.training.initial_weights import Start, from_file, from_publisher
@@ -106,7 +107,10 @@ def _start(request: Request, arch: Architecture, dataset: Dataset) -> Start | No
     if request.pretrained:
         with distributed.first_ahead():  # it may have to download
             return from_publisher(arch, dataset.task)
-    return from_file(Path(request.init)) if request.init else None
+    if not request.init:
+        return None
+    with stage(f"opening {Path(request.init).name}"):
+        return from_file(Path(request.init))
 
 
 def _for_base(dataset: Dataset, base: Model, request: Request) -> Dataset:
@@ -187,7 +191,8 @@ def build_network(
 
 def load_base(path: Path, arch: Architecture) -> Model:
     """The base-model in the file of a whole network or of a base-model. Raises CheckpointError for others."""
-    network, metadata, _ = open_network(path, arch)
+    with stage(f"opening {path.name}"):
+        network, metadata, _ = open_network(path, arch)
     if metadata.arch != arch.text:
         raise CheckpointError(f"{path} holds {metadata.arch}, not {arch.text}: leave out --arch")
     base = network.models()[0]
@@ -214,9 +219,11 @@ def describe(
     network: Cnsn | Model, arch: Architecture, data: str, recipe: Recipe, precision: Precision = "fp32"
 ) -> Metadata:
     """The metadata of a network that is not trained yet: no accuracies, no selection."""
+    with stage("counting MACs"):
+        costs = model_costs(network)
     models = [
         ModelRecord(first_unit=model.first_unit, **vars(cost))
-        for model, cost in zip(network.models(), model_costs(network), strict=True)
+        for model, cost in zip(network.models(), costs, strict=True)
     ]
     return new_metadata(
         kind="network" if isinstance(network, Cnsn) else "detached",

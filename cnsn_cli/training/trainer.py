@@ -6,6 +6,7 @@ writes nothing, and does not know the run folder.
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from cnsn_cli.network.loss import Distillation, multi_model_loss
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.network.recalibration import recalibrate
+from cnsn_cli.stages import stage
 from cnsn_cli.training.augmentation import EpochPlan, plan_epoch
 from cnsn_cli.training.ema import Average
 from cnsn_cli.training.gradient_balance import measure, undo_in_step_downs
@@ -209,10 +211,12 @@ def _eager(network: nn.Module) -> Forward:
 
 def _compiled(network: nn.Module) -> Forward:
     forward = _eager(torch.compile(network))  # type: ignore[arg-type]
+    compiling = iter([stage("compiling the forward pass")])  # the first call compiles
 
     def run(images: Tensor) -> list[Tensor]:
         try:
-            return forward(images)
+            with next(compiling, nullcontext()):
+                return forward(images)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # the compiler has many ways to fail

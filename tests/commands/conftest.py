@@ -44,6 +44,17 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Odd:
     return Odd(data, saved(data / "é-checkpoint.safetensors", network, TINY, str(data)), picture)
 
 
+class Stream(io.TextIOWrapper):
+    """What a command writes to; if `terminal`, the command takes it for a terminal."""
+
+    def __init__(self, encoding: str, terminal: bool) -> None:
+        super().__init__(io.BytesIO(), encoding, write_through=True)
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Runs a command whose streams are terminals of some width, or pipes (None), with some encoding.
@@ -52,13 +63,14 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """
 
     def run(width: int | None, encoding: str, *words: object) -> Result:
-        streams = [io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for _ in range(2)]
+        streams = [Stream(encoding, width is not None) for _ in range(2)]
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", ["cnsn", *map(str, words)])
             patch.setattr(sys, "stdout", streams[0])
             patch.setattr(sys, "stderr", streams[1])
-            for name, value in (("FORCE_COLOR", "1"), ("COLUMNS", str(width))):
-                patch.setenv(name, value) if width else patch.delenv(name, raising=False)
+            patch.delenv("FORCE_COLOR", raising=False)
+            patch.setenv("TERM", "xterm")
+            patch.setenv("COLUMNS", str(width)) if width else patch.delenv("COLUMNS", raising=False)
             try:
                 main()
                 code = 0
