@@ -5,7 +5,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from rich.box import SIMPLE_HEAD
+from rich.box import SIMPLE_HEAD, Box
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +13,9 @@ from rich.text import Text
 
 LEAST = 16  # the width below which a text is not folded any more
 GAPS = (3, 1)  # spaces between two columns: the wider one if it fits
+ASCII = Box(
+    "    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True
+)  # rich's own has bars between columns
 Row = Sequence[str]
 
 
@@ -30,7 +33,8 @@ def show(columns: Row, rows: Sequence[Row], texts: Sequence[int]) -> None:
         _show_blocks(columns, rows)
         return
     widths = natural if room is None else _narrowed(natural, least, room - gap * len(natural))
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, gap // 2))
+    box = ASCII if console.options.ascii_only else SIMPLE_HEAD
+    table = Table(box=box, show_edge=False, padding=(0, gap // 2))
     for index, (column, width) in enumerate(zip(columns, widths, strict=True)):
         table.add_column(column, justify="left" if index in texts else "right", width=width, no_wrap=True)
     for line in _lines(rows, widths, console):

@@ -26,6 +26,11 @@ def test_json_is_the_same_in_every_encoding(shown, odd):
     assert json.loads(texts[0])["task"]["class_names"][0] == "naïve"
 
 
+def test_a_table_has_the_same_columns_in_every_encoding(shown):
+    words = ("mac", "--arch", TINY)
+    assert shown(80, "ascii", *words).out == shown(80, "utf-8", *words).out.replace("─", "-")
+
+
 def test_escapes_do_not_move_the_columns_of_a_table(shown, odd):
     out = shown(100, "ascii", "eval", odd.model, "--per-class").out
     (heading,) = {line for line in out.splitlines() if line.startswith(" class ")}
