@@ -17,6 +17,7 @@ from torch import nn
 
 from cnsn_cli.backbones import registry
 from cnsn_cli.backbones.architecture import Architecture
+from cnsn_cli.backbones.backbone import Backbone
 from cnsn_cli.backbones.detach_points import detach_points
 from cnsn_cli.backbones.meta import blank_images, emptied_like, run_blank
 from cnsn_cli.choices import StepDown
@@ -89,9 +90,15 @@ def blank_network(
 ) -> Cnsn:
     """A network on the meta device. `exits=None` gives it a sub-model `drop<k>` at every detach point."""
     backbone = registry.find(arch).build_blank(task)
+    if exits is None:
+        return cut_everywhere(backbone, task, step_down)
     with torch.device("meta"):
-        if exits is not None:
-            return Cnsn(backbone, exits, task, step_down=step_down)
+        return Cnsn(backbone, exits, task, step_down=step_down)
+
+
+def cut_everywhere(backbone: Backbone, task: Task, step_down: StepDown = "patch") -> Cnsn:
+    """A network on the meta device with a sub-model `drop<k>` at every detach point of `backbone`."""
+    with torch.device("meta"):
         every = tuple(point.drops for point in detach_points(backbone, task.image_shape))
         network = Cnsn(backbone, every, task, step_down=step_down)
     for submodel in network.submodels:
@@ -142,18 +149,21 @@ def _own(model: Model, parts: dict[str, Cost], step_downs: dict[str, Cost]) -> l
 
 def check(network: Cnsn | Model, costs: list[ModelCost]) -> list[Difference]:
     """The models for which torch.utils.flop_counter counts other MACs; it runs them on the meta device."""
+    macs = torch_macs(network)
+    pairs = [(cost, macs[cost.name]) for cost in costs]
+    return [Difference(cost.name, cost.macs, other) for cost, other in pairs if other != cost.macs]
+
+
+def torch_macs(network: Cnsn | Model) -> dict[str, int]:
+    """Name of a model -> its MACs as torch.utils.flop_counter counts them, which is quicker than a trace."""
     first, *others = network.models()
     image = blank_images(first.task.image_shape)
     parts, features = {}, image
     for name, part in _parts(first).items():
         features, parts[name] = _flop_counted(part, features)
     step_downs = {model.name: _flop_counted(model.step_down, image)[1] for model in others}
-    found = []
-    for model, cost in zip(network.models(), costs, strict=True):
-        macs = sum(own.macs for own in _own(model, parts, step_downs))
-        if macs != cost.macs:
-            found.append(Difference(model.name, cost.macs, macs))
-    return found
+    own = {model.name: _own(model, parts, step_downs) for model in network.models()}
+    return {name: sum(cost.macs for cost in costs) for name, costs in own.items()}
 
 
 def _flop_counted(part: nn.Module, features: torch.Tensor) -> tuple[torch.Tensor, Cost]:

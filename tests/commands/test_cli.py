@@ -108,6 +108,16 @@ def test_archs(cnsn):
     assert "64 x 32 x 32" in cnsn("archs", "resnet18").out
 
 
+def test_archs_counts_macs_at_each_detach_point(cnsn):
+    """The figures that DESIGN counted by hand for VGG-16."""
+    shown = json.loads(cnsn("archs", "vgg16", "--json").out)
+    macs = {point["drops"]: point["macs"] for point in shown["detach_points"]}
+    assert (shown["macs"], macs[2], macs[7]) == (313_201_664, 273_880_064, 123_474_944)
+    out = cnsn("archs", "vgg16").out
+    assert "the base-model has 313.2 M MACs" in out
+    assert re.search(r"7 +7 +256 x 4 x 4 +123.5 M", out)
+
+
 def test_archs_says_why(cnsn):
     out = cnsn("archs", "torchvision:resnet18", "--why").out
     assert out.startswith("torchvision:resnet18, provided by cnsn-cli ")
