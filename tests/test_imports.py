@@ -54,7 +54,7 @@ ONLY_IN = {
     "safetensors": {"files"},
     "onnx": {"files", "deploy"},
     "onnxruntime": {"files", "deploy"},
-    "matplotlib": {"training"},
+    "matplotlib": {"training", "evaluation"},
     "yaml": {"deploy"},
 }
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnsn_cli.commands.options import Data, DataDir, Device, Json, Plugin, Recalibrate, SkipBad
-from cnsn_cli.commands.output import print_json, print_models, print_skipped, print_table
+from cnsn_cli.commands.options import Data, DataDir, Device, Force, Json, Plugin, Recalibrate, SkipBad
+from cnsn_cli.commands.output import print_json, print_models, print_skipped, print_table, printable
 from cnsn_cli.commands.signals import ended_by_signals
 
 if TYPE_CHECKING:
-    from cnsn_cli.evaluation.accuracy import ClassResult
+    from cnsn_cli.evaluation.accuracy import Report
 
 
 def evaluate(
@@ -20,24 +20,39 @@ def evaluate(
     data_dir: DataDir = Path("data"),
     device: Device = "auto",
     per_class: Annotated[bool, typer.Option(help="Also show precision and recall of every class.")] = False,
+    confusion: Annotated[
+        bool, typer.Option("--confusion", help="Also count which classes are taken for which.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="With --confusion: a picture to write; it ends in .png or .svg."),
+    ] = None,
     recalibrate: Recalibrate = 0,
     skip_bad: SkipBad = False,
+    force: Force = False,
     plugin: Plugin = None,
     json: Json = False,
 ) -> None:
     """Measure accuracy and loss of every model in a file on the test images."""
+    if output is not None and not confusion:
+        raise typer.BadParameter("-o goes with --confusion")
     from cnsn_cli.evaluation.accuracy import evaluate_file
+    from cnsn_cli.evaluation.confusion_picture import check_picture, draw_confusions
 
+    if output is not None:
+        check_picture(output, force)
     with ended_by_signals(checkpoint):
-        report = evaluate_file(checkpoint, data, data_dir, device, per_class, recalibrate, skip_bad)
+        report = evaluate_file(
+            checkpoint, data, data_dir, device, per_class, recalibrate, skip_bad, confusion
+        )
     print_skipped(report.skipped)
+    if output is not None:
+        draw_confusions(report.confusions, report.class_names, output, force)
     models = [
         {**asdict(cost), **asdict(result)} for cost, result in zip(report.costs, report.results, strict=True)
     ]
     if json:
-        print_json(
-            {"data": report.data, "images": report.images, "models": _with_classes(models, report.classes)}
-        )
+        print_json({"data": report.data, "images": report.images, "models": _with_more(models, report)})
         return
     print_models(models, f"{checkpoint} on {report.images:,} test images of {report.data}")
     for name, classes in report.classes.items():
@@ -46,11 +61,20 @@ def evaluate(
             for c in classes
         ]
         print_table(("class", "precision", "recall", "F1", "images"), rows, name)
+    for name, counts in report.confusions.items():
+        columns = ("true class", *report.class_names)
+        table = zip(report.class_names, counts, strict=True)
+        rows = [(true, *(f"{count:,}" for count in row)) for true, row in table]
+        print_table(columns, rows, f"{name}: a row for each true class, a column for each predicted class")
+    if output is not None:
+        print(f"written: {printable(str(output))}")
 
 
-def _with_classes(
-    models: list[dict[str, Any]], classes: "dict[str, list[ClassResult]]"
-) -> list[dict[str, Any]]:
-    if not classes:
-        return models
-    return [{**model, "classes": [asdict(c) for c in classes[model["name"]]]} for model in models]
+def _with_more(models: list[dict[str, Any]], report: "Report") -> list[dict[str, Any]]:
+    """The models with what was asked for: results for each class, and the confusion of classes."""
+    for model in models:
+        if report.classes:
+            model["classes"] = [asdict(c) for c in report.classes[model["name"]]]
+        if report.confusions:
+            model["confusion"] = report.confusions[model["name"]]
+    return models

@@ -50,8 +50,9 @@ class ClassResult:
 class Report:
     """The results of all models of a file on `images` test images of `data`.
 
-    `classes` maps the name of a model to its results for each class; it is empty unless asked for. `skipped`
-    has a line for each image that was left out, with the reason.
+    `classes` maps the name of a model to its results for each class, and `confusions` to its table of
+    `confusion`; both are empty unless asked for. `skipped` has a line for each image that was left out, with
+    the reason.
     """
 
     data: str
@@ -60,6 +61,8 @@ class Report:
     results: list[ModelResult]
     classes: dict[str, list[ClassResult]]
     skipped: tuple[str, ...]
+    confusions: dict[str, list[list[int]]]
+    class_names: tuple[str, ...]
 
 
 def evaluate_file(
@@ -70,6 +73,7 @@ def evaluate_file(
     per_class: bool = False,
     recalibrate: int = 0,
     skip_bad: bool = False,
+    confused: bool = False,
 ) -> Report:
     """Evaluate every model of a file on test images.
 
@@ -80,6 +84,7 @@ def evaluate_file(
     per_class: measure precision, recall and F1 of each class too.
     recalibrate: recompute BN statistics from that many batches of training images first; 0: keep them.
     skip_bad: leave out images that cannot be read.
+    confused: count how often each class is taken for each other class too.
 
     Raises CheckpointError for the file, DataError for the data, DeviceError for the device.
     """
@@ -92,9 +97,12 @@ def evaluate_file(
         models, skipped = recalibrated(_with_weights(file).models(), train, recalibrate), bad + skipped
     with stage(f"evaluating on {counted(len(split), 'test image')}"):
         classes = {model.name: evaluate_classes(model, split) for model in models} if per_class else {}
+        confusions = {model.name: confusion(model, split) for model in models} if confused else {}
         results = evaluate_models(models, split)
-    costs = file_costs(file)
-    return Report(data or str(file.metadata.data), len(split), costs, results, classes, skipped)
+    costs, name = file_costs(file), data or str(file.metadata.data)
+    return Report(
+        name, len(split), costs, results, classes, skipped, confusions, file.metadata.task.class_names
+    )
 
 
 def _with_weights(file: ModelFile) -> Cnsn | Model:
@@ -144,6 +152,14 @@ def evaluate_classes(model: Classifier, split: Split) -> list[ClassResult]:
         ClassResult(name, float(precision), float(recall), float(f1), int(images))
         for name, precision, recall, f1, images in zip(names, *columns, strict=True)
     ]
+
+
+def confusion(model: Classifier, split: Split) -> list[list[int]]:
+    """Row i, column j: how many images of class i the model takes for class j."""
+    predictions, classes = predict([model], split)[0].argmax(1), len(model.task.class_names)
+    pairs = torch.bincount(split.labels.cpu() * classes + predictions, minlength=classes**2)
+    counts: list[list[int]] = pairs.view(classes, classes).tolist()
+    return counts
 
 
 @torch.inference_mode()

@@ -1,4 +1,6 @@
+import json
 import math
+import re
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
 from cnsn_cli.training.recipe import load_recipe
 from cnsn_cli.training.setup import describe
+from tests.commands.test_cli import one_line
 
 
 class Brightness(nn.Module):
@@ -122,3 +125,29 @@ def test_memory_formats_do_not_tell_a_detached_model_from_the_submodel(tmp_path)
         detach(path, name, tmp_path / name)
         alone = place(load(tmp_path / name), torch.device("cpu"))
         assert evaluate(alone, split) == evaluate(whole, split)[index : index + 1]
+
+
+def test_confusions_are_those_of_predict(cnsn, checkpoint, image_folder, tmp_path):
+    """Counted here from the answers of `cnsn predict`, whose order is that of the file names."""
+    done = cnsn("eval", checkpoint, "--confusion", "--json", "-o", tmp_path / "a.svg")
+    for model in json.loads(done.out)["models"]:
+        expected = []
+        for true in ("bright", "dark"):
+            words = ("predict", checkpoint, image_folder / "test" / true, "--top", 1, "--json")
+            words += ("--submodel", model["name"].removeprefix("submodel"))
+            images = json.loads(cnsn(*words).out)["images"]
+            found = [image["classes"][0]["class_name"] for image in images]
+            expected.append([found.count("bright"), found.count("dark")])
+        assert model["confusion"] == expected
+        assert sum(expected[i][i] for i in range(2)) / 16 == model["accuracy"]
+    assert (tmp_path / "a.svg").read_text().count("<!-- predicted class -->") == 3
+    out = cnsn("eval", checkpoint, "--confusion").out
+    assert re.search(r"true class +bright +dark", out)
+
+
+def test_a_picture_of_confusions_is_checked_first(cnsn, checkpoint, tmp_path):
+    assert "end it in .png or .svg" in one_line(cnsn("eval", checkpoint, "--confusion", "-o", "a.txt"))
+    (tmp_path / "a.png").touch()
+    taken = ("eval", checkpoint, "--confusion", "-o", tmp_path / "a.png")
+    assert "exists: give --force" in one_line(cnsn(*taken))
+    assert "-o goes with --confusion" in cnsn("eval", checkpoint, "-o", tmp_path / "b.png").err
