@@ -17,7 +17,8 @@ from torch import Tensor
 
 from cnsn_cli.choices import SplitName
 from cnsn_cli.data.image_files import find_images, quiet, read_image, resized
-from cnsn_cli.data.split import Split, decoders, from_files, in_memory
+from cnsn_cli.data.skipping import tried
+from cnsn_cli.data.split import Split, from_files, in_memory
 from cnsn_cli.errors import DataError
 from cnsn_cli.stages import counted, stage
 from cnsn_cli.task import Task
@@ -158,26 +159,21 @@ def _sound(source: Source, skip_bad: bool) -> tuple[Source, tuple[str, ...]]:
     """With `skip_bad`, the images that can be read, and the error of each other image."""
     if not skip_bad:
         return source, ()
-    with stage(f"trying {counted(len(source.labels), 'image')}"), decoders() as pool:
-        problems = list(pool.map(partial(_problem, source.read), range(len(source.labels))))
-    sound = [number for number, problem in enumerate(problems) if problem is None]
-    bad = tuple(filter(None, problems))
-    if not sound:
-        raise DataError(f"none of {len(bad):,} images can be read; the first: {bad[0]}")
+    with stage(f"trying {counted(len(source.labels), 'image')}"):
+        sound, bad = tried(source.read, len(source.labels))
     return _take(source, sound), bad
+
+
+@quiet()
+def readable(paths: list[Path]) -> tuple[list[Path], tuple[str, ...]]:
+    """The pictures that can be read, and the reason for each other one. Raises DataError if none can."""
+    sound, bad = tried(partial(_read, [str(path) for path in paths]), len(paths))
+    return [paths[number] for number in sound], bad
 
 
 def _take(source: Source, chosen: list[int]) -> Source:
     labels = [source.labels[number] for number in chosen]
     return source._replace(labels=labels, read=partial(_chosen, source.read, chosen))
-
-
-def _problem(read: Callable[[int], Image.Image], number: int) -> str | None:
-    try:
-        read(number)
-    except DataError as error:
-        return str(error)
-    return None
 
 
 def _chosen(read: Callable[[int], Image.Image], chosen: list[int], number: int) -> Image.Image:

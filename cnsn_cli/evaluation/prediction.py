@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnsn_cli.data.datasets import open_images
+from cnsn_cli.data.datasets import open_images, readable
 from cnsn_cli.data.image_files import SUFFIXES, images_below
 from cnsn_cli.device import choose_device
 from cnsn_cli.errors import DataError
@@ -28,17 +28,33 @@ class Prediction:
     guesses: list[Guess]
 
 
-def predict_images(
-    file: Path, paths: list[Path], submodel: str | None = None, top: int = 5, device: str = "auto"
-) -> tuple[str, list[Prediction]]:
-    """The name of the model, and for every picture its `top` most likely classes.
+@dataclass(frozen=True)
+class Predictions:
+    """The name of the `model` that predicted; `skipped` has a line for each picture that was left out."""
 
-    `paths` are pictures and folders of pictures. Raises CheckpointError for `file`, DataError for a picture
-    that cannot be read, DeviceError for `device`.
+    model: str
+    images: list[Prediction]
+    skipped: tuple[str, ...]
+
+
+def predict_images(
+    file: Path,
+    paths: list[Path],
+    submodel: str | None = None,
+    top: int = 5,
+    device: str = "auto",
+    skip_bad: bool = False,
+) -> Predictions:
+    """For every picture its `top` most likely classes.
+
+    `paths` are pictures and folders of pictures. `skip_bad` reads all pictures first, and leaves out those
+    that cannot be read. Raises CheckpointError for `file`, DataError for a picture that cannot be read,
+    DeviceError for `device`.
     """
     chosen = choose_device(device)
     images = pictures(paths)
     model = open_file(file, chosen).find(submodel)
+    images, skipped = readable(images) if skip_bad else (images, ())
     split = open_images(images, model.task)
     with stage(f"predicting {counted(len(images), 'image')}"):
         (logits,) = predict([model], split)
@@ -48,7 +64,7 @@ def predict_images(
         Prediction(image, [Guess(names[i], p) for i, p in zip(numbers[:top], row[:top], strict=True)])
         for image, numbers, row in zip(images, classes.tolist(), shares.tolist(), strict=True)
     ]
-    return model.name, predictions
+    return Predictions(model.name, predictions, skipped)
 
 
 def pictures(paths: list[Path]) -> list[Path]:

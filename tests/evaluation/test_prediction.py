@@ -1,6 +1,9 @@
 """`cnsn predict`, compared with `cnsn eval` and with the logits of the network."""
 
+import csv
+import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,3 +73,28 @@ def test_bad_input_for_predict(cnsn, checkpoint, tmp_path):
     assert "expected files that end in .bmp" in one_line(cnsn("predict", checkpoint, tmp_path / "empty"))
     assert "choose base, " in one_line(cnsn("predict", checkpoint, poem.parent, "--submodel", "7"))
     assert cnsn("predict", checkpoint).code == 2
+
+
+def test_csv_has_what_json_has(cnsn, checkpoint, image_folder, tmp_path):
+    picture = tmp_path / 'a "quoted", name.png'
+    shutil.copyfile(image_folder / "test" / "dark" / "00.png", picture)
+    content = json.loads(cnsn("predict", checkpoint, tmp_path, "--json").out)
+    rows = list(csv.DictReader(io.StringIO(cnsn("predict", checkpoint, tmp_path, "--csv").out)))
+    guesses = content["images"][0]["classes"]
+    expected = [(str(picture), guess["class_name"], guess["probability"]) for guess in guesses]
+    assert [(row["image"], row["class"], float(row["probability"])) for row in rows] == expected
+    assert "give --csv or --json" in cnsn("predict", checkpoint, tmp_path, "--csv", "--json").err
+
+
+def test_bad_pictures_are_left_out(cnsn, checkpoint, image_folder, tmp_path):
+    shutil.copyfile(image_folder / "test" / "dark" / "00.png", tmp_path / "good.png")
+    bad = tmp_path / "bad.png"
+    bad.write_text("no picture")
+    assert "cannot read image" in one_line(cnsn("predict", checkpoint, tmp_path))
+    done = cnsn("predict", checkpoint, tmp_path, "--skip-bad", "--json")
+    assert done.code == 0
+    content = json.loads(done.out)
+    assert [image["image"] for image in content["images"]] == [str(tmp_path / "good.png")]
+    assert str(bad) in content["skipped"][0]
+    assert done.err.startswith("images skipped: 1\n")
+    assert "none of 1 images can be read" in one_line(cnsn("predict", checkpoint, bad, "--skip-bad"))
