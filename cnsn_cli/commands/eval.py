@@ -63,9 +63,11 @@ def evaluate(
         print_table(("class", "precision", "recall", "F1", "images"), rows, name)
     for name, counts in report.confusions.items():
         columns = ("true class", *report.class_names)
-        table = zip(report.class_names, counts, strict=True)
-        rows = [(true, *(f"{count:,}" for count in row)) for true, row in table]
-        print_table(columns, rows, f"{name}: a row for each true class, a column for each predicted class")
+        matrix = [
+            (true, *(f"{count:,}" for count in row))
+            for true, row in zip(report.class_names, counts, strict=True)
+        ]
+        print_table(columns, matrix, f"{name}: a row for each true class, a column for each predicted class")
     if output is not None:
         print(f"written: {printable(str(output))}")
 

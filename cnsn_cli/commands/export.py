@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 def export(
     file: Annotated[Path, typer.Argument(help="A network, or a detached model.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write; a folder with --all.")],
     to: Annotated[ExportFormat, typer.Option(help="The format: ONNX, or .pt2 of torch.export.")],
     submodel: Submodel = None,
+    all_models: Annotated[bool, typer.Option("--all", help="Write every model into a folder.")] = False,
     with_preprocess: Annotated[
         bool,
         typer.Option(
@@ -45,9 +46,14 @@ def export(
     """
     if quantize and to != "onnx":
         raise typer.BadParameter("--quantize goes with --to onnx")
+    if all_models and (submodel is not None or quantize):
+        raise typer.BadParameter("--all goes without --submodel and --quantize")
     comparison = None
     with stage("loading PyTorch"):
         from cnsn_cli.deploy import export as exporting
+    if all_models:
+        _report_all(exporting.export_all(file, to, output, with_preprocess, force), json)
+        return
     if quantize:
         from cnsn_cli.deploy.int8 import export_int8
 
@@ -58,14 +64,26 @@ def export(
     _report(output, written, comparison, json)
 
 
-def _report(output: Path, written: "Export", comparison: "Comparison | None", json: bool) -> None:
-    model = written.metadata.models[0]
+def _report_all(written: "dict[Path, Export]", json: bool) -> None:
     if json:
-        facts = {"file": str(output), "bytes": written.bytes, "opset": written.opset}
-        content = {**facts, "difference": written.difference, "model": model.model_dump(exclude_none=True)}
-        print_json(content | ({"comparison": asdict(comparison)} if comparison else {}))
+        print_json({"files": [_facts(output, export) for output, export in written.items()]})
         return
-    print(f"written: {printable(str(output))}: {model.name}, {written.bytes / 2**20:,.2f} MiB", end="")
+    for output, export in written.items():
+        _report(output, export, None, json)
+
+
+def _facts(output: Path, written: "Export") -> dict[str, Any]:
+    facts = {"file": str(output), "bytes": written.bytes, "opset": written.opset}
+    model = written.metadata.models[0].model_dump(exclude_none=True)
+    return {**facts, "difference": written.difference, "model": model}
+
+
+def _report(output: Path, written: "Export", comparison: "Comparison | None", json: bool) -> None:
+    if json:
+        print_json(_facts(output, written) | ({"comparison": asdict(comparison)} if comparison else {}))
+        return
+    name = written.metadata.models[0].name
+    print(f"written: {printable(str(output))}: {name}, {written.bytes / 2**20:,.2f} MiB", end="")
     print("" if written.opset is None else f", opset {written.opset}")
     if comparison:
         print_comparison(comparison, written.metadata.dtype)

@@ -21,7 +21,7 @@ from cnsn_cli.errors import ExportError, OutputError, one_line
 from cnsn_cli.files.metadata import KEY, Metadata
 from cnsn_cli.files.model_file import open_weights
 from cnsn_cli.files.onnx_model import OnnxModel, require_onnx
-from cnsn_cli.files.writer import check_output, replacing
+from cnsn_cli.files.writer import check_output, filling, replacing
 from cnsn_cli.network.memory_format import contiguous
 from cnsn_cli.network.model import Model
 from cnsn_cli.stages import stage
@@ -88,6 +88,31 @@ def export(
     check_export_target(output, to, force)
     model, metadata = open_for_export(file, submodel)
     return write_checked(model, metadata, to, output, with_preprocess, force)
+
+
+def export_all(
+    file: Path, to: ExportFormat, folder: Path, with_preprocess: bool = False, force: bool = False
+) -> dict[Path, Export]:
+    """Write every model of a file as `<name>.onnx` or `<name>.pt2` into `folder`; the file is opened once.
+
+    Returns path -> export of each new file. Raises the errors of `export`. If one of the models cannot be
+    exported, no new file stays.
+    """
+    network, metadata, header = open_weights(file)
+    outputs = {folder / f"{record.name}.{to}": record.name for record in metadata.models}
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file: --all writes into a folder")
+    for output in outputs if folder.is_dir() else ():
+        check_export_target(output, to, force)
+    found = {}
+    with filling(folder) as written:
+        for output, name in outputs.items():
+            check_export_target(output, to, force)
+            model = network.model(name)
+            own = exported_metadata(metadata, model, header.sha256)
+            found[output] = write_checked(model, own, to, output, with_preprocess, force)
+            written.append(output)
+    return found
 
 
 def write_checked(

@@ -274,3 +274,34 @@ def test_files_of_strangers(cnsn, checkpoint, tmp_path):
     assert refused(small) == "does not take the images (3, 32, 32) that its metadata state"
     classes = strange_onnx(tmp_path / "classes.onnx", ("N", 3, 32, 32), {"cnsn": ours})
     assert refused(classes) == "does not return logits of the 2 classes in its metadata"
+
+
+def test_all_models_are_exported_into_a_folder(cnsn, checkpoint, image_folder, tmp_path):
+    """Each file classifies as the model of the network that it is called after."""
+    folder = tmp_path / "models"
+    done = cnsn("export", checkpoint, "--to", "onnx", "--all", "-o", folder, "--json")
+    assert done.code == 0, done.err
+    files = [Path(entry["file"]) for entry in json.loads(done.out)["files"]]
+    assert files == [folder / f"{name}.onnx" for name in ("base", "submodel0", "submodel1")]
+    assert set(folder.iterdir()) == set(files)
+    expected = [result.accuracy for result in evaluate_file(checkpoint).results]
+    assert [evaluate_file(file).results[0].accuracy for file in files] == expected
+    assert "exists: give --force" in one_line(
+        cnsn("export", checkpoint, "--to", "onnx", "--all", "-o", folder)
+    )
+
+
+def test_a_failing_export_of_all_leaves_nothing(cnsn, checkpoint, tmp_path, monkeypatch):
+    written, write = [], exporting.write_checked
+
+    def fail_at_the_second(*arguments):
+        written.append(arguments)
+        if len(written) == 2:
+            raise exporting.ExportError("no")
+        return write(*arguments)
+
+    monkeypatch.setattr(exporting, "write_checked", fail_at_the_second)
+    words = ("export", checkpoint, "--to", "pt2", "--all", "-o", tmp_path / "models")
+    assert one_line(cnsn(*words)) == "no"
+    assert not (tmp_path / "models").exists()
+    assert "--all goes without --submodel" in cnsn(*words, "--submodel", 0).err
