@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,7 +22,7 @@ from cnsn_cli.commands.output import print_comparison, print_json, printable
 
 if TYPE_CHECKING:
     from cnsn_cli.deploy.budget import Budget, Choice
-    from cnsn_cli.deploy.changes import Changes
+    from cnsn_cli.deploy.changes import Changes, Recalibration
     from cnsn_cli.deploy.comparison import Comparison
     from cnsn_cli.files.metadata import Metadata
 
@@ -69,12 +69,13 @@ def detach(
     from cnsn_cli.deploy.changes import Changes
     from cnsn_cli.deploy.detach import detach_all
 
-    changes = Changes(fold_bn, recalibrate, data, data_dir)
+    measured: list[Recalibration] = []
+    changes = Changes(fold_bn, recalibrate, data, data_dir, measured.append)
     if all_models:
-        _report(detach_all(checkpoint, output, force, changes), None, None, json)
+        _report(detach_all(checkpoint, output, force, changes), measured, None, None, json)
         return
     choice, metadata, comparison = _detach_one(checkpoint, submodel or budget, output, dtype, force, changes)
-    _report({output: metadata}, choice and choice.reason, comparison, json)
+    _report({output: metadata}, measured, choice and choice.reason, comparison, json)
 
 
 def _detach_one(
@@ -100,18 +101,27 @@ def _detach_one(
 
 
 def _report(
-    written: "dict[Path, Metadata]", reason: str | None, comparison: "Comparison | None", json: bool
+    written: "dict[Path, Metadata]",
+    measured: "list[Recalibration]",
+    reason: str | None,
+    comparison: "Comparison | None",
+    json: bool,
 ) -> None:
     if json:
         models = [
             {"file": str(path), **metadata.models[0].model_dump(exclude_none=True)}
             for path, metadata in written.items()
         ]
-        extra = {"reason": reason, "comparison": comparison and asdict(comparison)}
+        extra: dict[str, Any] = {"reason": reason, "comparison": comparison and asdict(comparison)}
+        extra["recalibrated"] = [recalibration._asdict() for recalibration in measured]
         print_json({"models": models} | {key: value for key, value in extra.items() if value})
         return
     if reason:
         print(f"chosen: {reason}")
+    for name, images, before, after in measured:
+        print(
+            f"recalibrated: {name}: accuracy {before:.2%} before, {after:.2%} after, {images:,} test images"
+        )
     for path, metadata in written.items():
         print(_sentence(path, metadata))
         if comparison:

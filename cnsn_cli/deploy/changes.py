@@ -1,16 +1,30 @@
 """What is recomputed in a detached model, as a value that `detach` and `recompute` pass on."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 
+class Recalibration(NamedTuple):
+    """The accuracy (0..1) of a model on `images` test images, `before` and `after` recalibration."""
+
+    name: str
+    images: int
+    before: float
+    after: float
+
+
 class Changes(NamedTuple):
-    """The arguments of `detach` that change tensors, and the images that this takes."""
+    """The arguments of `detach` that change tensors, and the images that this takes.
+
+    `watch` is called with what recalibration does to accuracy; without it, accuracy is not measured.
+    """
 
     fold_bn: bool = False
     recalibrate: int = 0
     data: str | None = None
     data_dir: str | Path = "data"
+    watch: Callable[[Recalibration], object] | None = None
 
     @property
     def any(self) -> bool:

@@ -13,7 +13,7 @@ import torch
 from cnsn_cli.choices import Half
 from cnsn_cli.data.datasets import load_recorded
 from cnsn_cli.data.split import Split
-from cnsn_cli.deploy.changes import Changes
+from cnsn_cli.deploy.changes import Changes, Recalibration
 from cnsn_cli.deploy.comparison import Comparison, compare, remeasured
 from cnsn_cli.deploy.copying import check_size, copied_size, detached_metadata, kept_names, read_whole
 from cnsn_cli.errors import DataError
@@ -87,7 +87,9 @@ def _recomputed(opened: Opened, file: TensorFile, submodel: str, changes: Change
     metadata = detached_metadata(header, whole, record)
     if changes.recalibrate:
         train, _ = load_recorded("train", metadata.task, metadata.data, changes.data, changes.data_dir)
+        old = model
         model, metadata = _with_new_statistics(model, metadata, train, changes.recalibrate)
+        _measure_both(old, model, metadata, changes)
     return _folded(model, metadata) if changes.fold_bn else (model, metadata)
 
 
@@ -98,6 +100,13 @@ def _with_new_statistics(
     # The recorded accuracy and loss were measured with the old statistics.
     record = metadata.models[0].model_copy(update={"accuracy": None, "loss": None})
     return model, metadata.model_copy(update={"recalibrated": batches, "models": [record]})
+
+
+def _measure_both(old: Model, new: Model, metadata: Metadata, changes: Changes) -> None:
+    """Tell the watcher how accurate a model is with old and with new statistics, if there are test images."""
+    if changes.watch and (split := _test_images(metadata, changes)):
+        before, after = (result.accuracy for result in _results(split, old, new))
+        changes.watch(Recalibration(new.name, len(split), before, after))
 
 
 def _folded(model: Model, metadata: Metadata) -> tuple[Model, Metadata]:

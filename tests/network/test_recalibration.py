@@ -106,3 +106,17 @@ def test_dropout_is_off_and_no_image_is_a_batch_of_its_own(images):
     means = torch.stack([model.units[0][0](half).detach().mean((0, 2, 3)) for half in halves]).mean(0)
     torch.testing.assert_close(first[0].running_mean, means)
     assert not any(module.training for module in recalibrated([model], rest, 5)[0].modules())
+
+
+def test_detach_prints_accuracy_before_and_after(cnsn, checkpoint, tmp_path):
+    """The same accuracies as those of `cnsn eval` without and with --recalibrate."""
+    evals = [("eval", checkpoint, "--json"), ("eval", checkpoint, "--recalibrate", 1, "--json")]
+    before, after = (json.loads(cnsn(*words).out)["models"] for words in evals)
+    words = ("detach", checkpoint, "--all", "--recalibrate", 1, "-o", tmp_path / "models")
+    found = json.loads(cnsn(*words, "--json").out)["recalibrated"]
+    names = ("base", "submodel0", "submodel1")
+    assert [(r["name"], r["images"]) for r in found] == [(name, 16) for name in names]
+    assert [r["before"] for r in found] == [model["accuracy"] for model in before]
+    assert [r["after"] for r in found] == [model["accuracy"] for model in after]
+    line = f"recalibrated: base: accuracy {found[0]['before']:.2%} before, {found[0]['after']:.2%} after"
+    assert line in cnsn(*words, "--force").out
