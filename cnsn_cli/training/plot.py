@@ -22,9 +22,19 @@ from cnsn_cli.training.run_folder import BEST, METRICS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
-COLOURS, BLACK, GREY = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY), "#000000", "#767676"
-MARKERS, DASHES = "os^DvPX", ("-", "--", ":", "-.")
+# The six of Okabe & Ito, then darker and lighter ones between them.
+COLOURS = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9",
+    "#882255", "#999933", "#332288", "#44AA99", "#7A4B00", "#FF9DA7",
+)  # fmt: skip
+BLACK, GREY = "#000000", "#767676"
+MARKERS = "os^DvPX<>*hpd8"
+# Pairs of numbers are the lengths of dashes and of gaps.
+DASHES: tuple[Any, ...] = (
+    "-", "--", ":", "-.", *((0, lengths) for lengths in (
+        (8, 2), (1, 4), (8, 2, 1, 2, 1, 2), (3, 1, 1, 1, 1, 1), (10, 4), (6, 1, 2, 1), (2, 4), (12, 2, 1, 2),
+    )),
+)  # fmt: skip
 LEVEL: Any = (0, (4, 3))  # the dashes of the horizontal line of a baseline
 MOST = 101  # per cent, the top of an axis; leaves room for markers at 100
 FORMATS = (".png", ".svg")

@@ -6,6 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from cnsn_cli.training import plot
@@ -62,7 +63,28 @@ def test_a_model_looks_the_same_in_every_run(checkpoint, baseline):
     ranks = [[plot._rank(stories, model) for model in story.metadata.models] for story in stories]
     assert ranks == [[0], [0, 1, 2]]
     colours = [[plot._colour(stories, n, rank) for rank in ranks[n]] for n in (0, 1)]
-    assert colours == [["#000000"], [plot.ORANGE] * 3]
+    assert colours == [["#000000"], [plot.COLOURS[1]] * 3]
+
+
+def test_twelve_models_and_twelve_runs_look_different(checkpoint):
+    story = read_story(checkpoint.parent, "run")
+    models = [story.metadata.models[0].model_copy(update={"drops": k}) for k in range(12)]
+    metadata = story.metadata.model_copy(update={"models": models})
+    epochs = [
+        line.model_copy(update={"train": line.train[:1] * 12, "results": line.results[:1] * 12})
+        for line in story.epochs
+    ]
+    wide = story._replace(metadata=metadata, epochs=epochs)
+    points, curves = Figure().subplots(1, 2)
+    plot._draw_trade_off(points, [wide])
+    plot._draw_curves(curves, [wide])
+    keys = [axes.get_legend().legend_handles for axes in (points, curves)]
+    for handles in keys:
+        assert len({handle.get_color() for handle in handles}) == 12
+    assert len({handle.get_marker() for handle in keys[0]}) == 12
+    assert len({str(handle._unscaled_dash_pattern) for handle in keys[1]}) == 12
+    runs = [story._replace(name=str(number)) for number in range(12)]
+    assert len({plot._colour(runs, number, 0) for number in range(12)}) == 12
 
 
 def test_a_checkpoint_has_no_curves(checkpoint, tmp_path):
