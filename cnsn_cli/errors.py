@@ -3,7 +3,8 @@
 Every module raises them, and `main` prints them. This module imports nothing of cnsn.
 
 CnsnError
-├── ArchitectureError   an architecture that is unknown, broken, or cannot take the image size
+├── ArchitectureError   an architecture that is unknown or broken
+│   └── ImageSizeError  images of a size that the architecture cannot take
 ├── DetachPointError    exits that are not legal detach points
 ├── RecipeError         a hyper-parameter that is unknown or out of range
 ├── DataError           a data set that is missing, empty or unreadable
@@ -25,7 +26,11 @@ class CnsnError(Exception):
 
 
 class ArchitectureError(CnsnError):
-    """An architecture that is unknown, broken, or cannot take the image size."""
+    """An architecture that is unknown or broken."""
+
+
+class ImageSizeError(ArchitectureError):
+    """Images of a size that the architecture cannot take."""
 
 
 class DetachPointError(CnsnError):

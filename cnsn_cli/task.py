@@ -4,8 +4,14 @@ Data sets define a task, files record it, and networks are built for it. It hold
 """
 
 from dataclasses import dataclass
+from unicodedata import normalize
 
 LARGEST_IMAGE = 1024  # pixels a side
+
+
+def class_name(text: str) -> str:
+    """The one spelling of a name: systems write `é` as one character, or as `e` and an accent."""
+    return normalize("NFC", text)
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,11 @@ class Task:
     in_channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        names = tuple(map(class_name, self.class_names))
+        if len(set(names)) == len(set(self.class_names)):  # an old file may tell classes apart that are one
+            object.__setattr__(self, "class_names", names)
 
     @classmethod
     def plain(cls, classes: int = 10, image_size: int = 32, in_channels: int = 3) -> "Task":

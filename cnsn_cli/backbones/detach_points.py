@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from cnsn_cli.backbones.backbone import Backbone
 from cnsn_cli.backbones.meta import blank_images, run_blank
-from cnsn_cli.errors import ArchitectureError, DetachPointError, one_line
+from cnsn_cli.errors import DetachPointError, ImageSizeError, one_line
 from cnsn_cli.task import LARGEST_IMAGE
 
 LISTED = 2  # how many names a reason lists
@@ -66,13 +66,13 @@ def choose_exits(points: list[DetachPoint], exits: tuple[int, ...]) -> list[Deta
 def feature_shapes(backbone: Backbone, image_shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
     """Return the shape (c, h, w) before each unit and after the last unit.
 
-    The shapes are computed on the meta device in eval mode. Raises ArchitectureError if the backbone takes no
+    The shapes are computed on the meta device in eval mode. Raises ImageSizeError if the backbone takes no
     images of `image_shape` (C, H, W), for example because a feature map vanishes.
     """
     try:
         return _trace_shapes(backbone, image_shape)
     except Exception as error:  # a plug-in may raise any error
-        raise ArchitectureError(_misfit(backbone, image_shape, one_line(error))) from error
+        raise ImageSizeError(_misfit(backbone, image_shape, one_line(error))) from error
 
 
 def _misfit(backbone: Backbone, image_shape: tuple[int, int, int], reason: str) -> str:
@@ -84,13 +84,13 @@ def _misfit(backbone: Backbone, image_shape: tuple[int, int, int], reason: str) 
 
     smaller = sorted({size // step * step for step in STEPS} - {0, size}, reverse=True)
     if fitting := next(filter(fits, smaller), None):
-        return f"image size {size} does not fit ({reason}): {fitting} fits"
+        return f"image size {size} does not fit ({reason}): {fitting} fits (--image-size)"
     if not fits(LARGEST_IMAGE):
         return f"the backbone takes no image of shape {image_shape}: {reason}"
     sizes = range(size, LARGEST_IMAGE + 1)
     larger = [-(-size // step) * step for step in STEPS]
     least = min(filter(fits, [sizes[bisect_left(sizes, True, key=fits)], *larger]))
-    return f"image size {size} is too small: the smallest size that fits is {least}"
+    return f"image size {size} is too small: the smallest size that fits is {least} (--image-size)"
 
 
 def _fits(backbone: Backbone, image_shape: tuple[int, int, int]) -> bool:

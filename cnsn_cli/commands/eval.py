@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cnsn_cli.commands.options import Data, DataDir, Device, Force, Json, Plugin, Recalibrate, SkipBad
-from cnsn_cli.commands.output import print_json, print_models, print_skipped, print_table, printable
+from cnsn_cli.commands.output import (
+    print_json,
+    print_models,
+    print_notes,
+    print_skipped,
+    print_table,
+    printable,
+)
 from cnsn_cli.commands.signals import ended_by_signals
 
 if TYPE_CHECKING:
@@ -45,6 +52,7 @@ def evaluate(
         report = evaluate_file(
             checkpoint, data, data_dir, device, per_class, recalibrate, skip_bad, confusion
         )
+    print_notes(report.notes)
     print_skipped(report.skipped)
     if output is not None:
         draw_confusions(report.confusions, report.class_names, output, force)

@@ -45,6 +45,12 @@ def shortened(text: str, most: int = 2000) -> str:
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
+def print_notes(notes: Sequence[str]) -> None:
+    """Print to stderr what was left out without an error."""
+    for note in notes:
+        print(printable(note), file=sys.stderr)
+
+
 def print_skipped(problems: Sequence[str]) -> None:
     """Print to stderr what is wrong with the images that were left out."""
     if problems:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cnsn_cli.commands.options import Device, Json, Plugin, SkipBad, Submodel
-from cnsn_cli.commands.output import print_json, print_skipped, print_table, printable
+from cnsn_cli.commands.output import print_json, print_notes, print_skipped, print_table, printable
 from cnsn_cli.commands.signals import ended_by_signals
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def predict(
 
     with ended_by_signals(file):
         found = predict_images(file, images, submodel, top, device, skip_bad)
+    print_notes(found.notes)
     print_skipped(found.skipped)
     if json:
         rows = [

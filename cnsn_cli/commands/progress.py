@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from cnsn_cli.commands.output import print_skipped
+from cnsn_cli.commands.output import print_notes, print_skipped
 from cnsn_cli.commands.waiting import Clock, finished
 from cnsn_cli.evaluation.accuracy import ModelResult
 from cnsn_cli.stages import Stage, told
@@ -87,6 +87,7 @@ class _Watcher:
 
 def _print_event(console: Console, event: Started | Step | Epoch, recipe: Recipe) -> None:
     if isinstance(event, Started):
+        print_notes(event.notes)
         print_skipped(event.skipped)
         console.print(_opening(event, recipe), soft_wrap=not console.is_terminal)
     elif isinstance(event, Epoch):

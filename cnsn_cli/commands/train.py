@@ -180,7 +180,7 @@ def _metadata(checkpoint: Path) -> "Metadata":
 
 def _data_of(checkpoint: Path, metadata: "Metadata") -> str:
     """The data that a network was trained on. Raises DataError if they are unknown, or not in their place."""
-    from cnsn_cli.data.datasets import NAMED
+    from cnsn_cli.data.sources import NAMED
 
     data = metadata.data
     if data is None:

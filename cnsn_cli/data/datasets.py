@@ -3,33 +3,27 @@
 Training, evaluation, int8 and `predict` get images here. This module knows no network and no recipe.
 """
 
-import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.error import URLError
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from cnsn_cli.choices import SplitName
-from cnsn_cli.data.image_files import find_images, quiet, read_image, resized
+from cnsn_cli.data.image_files import quiet, read_image, resized
 from cnsn_cli.data.skipping import tried
+from cnsn_cli.data.sources import NAMED, Source, image_source, open_source, take
 from cnsn_cli.data.split import Split, from_files, in_memory
 from cnsn_cli.errors import DataError
 from cnsn_cli.stages import counted, stage
 from cnsn_cli.task import Task
 
-if TYPE_CHECKING:
-    from numpy import ndarray
-
-NAMED = ("cifar10", "cifar100", "digits")
 DIGITS_SIZE = 32  # the 8x8 digits are enlarged to the size of CIFAR images
 LARGEST_DEFAULT_SIZE = 224
-PATIENCE = 30  # seconds to wait for a server that sends nothing
 MEMORY_LIMIT = 2 * 2**30  # bytes of pixels in a split; images of larger splits are read when needed
 STATISTICS_IMAGES = 60_000  # larger splits: mean and deviation of this many images, at even distances
 SPLIT_WORDS = {"train": "training", "test": "test"}
@@ -37,24 +31,26 @@ SPLIT_WORDS = {"train": "training", "test": "test"}
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test images, and their task; `skipped` has the reason for every image left out."""
+    """Training and test images, and their task.
+
+    `skipped` has the reason for each image that `skip_bad` left out; `notes` are other words for the user on
+    what was left out. `sized_by` names the picture that decided the image size, if one did.
+    """
 
     train: Split
     test: Split
     task: Task
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    sized_by: str | None = None
 
 
-class Source(NamedTuple):
-    """Images that are not read yet: `read(i)` reads image i, also in another process.
+class Loaded(NamedTuple):
+    """One split; `skipped` and `notes` are those of a Dataset."""
 
-    `files` are the paths of all files that were found, even if some were left out later.
-    """
-
-    class_names: tuple[str, ...]
-    labels: list[int]
-    read: Callable[[int], Image.Image]
-    files: Sequence[str] = ()
+    split: Split
+    skipped: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 @quiet()
@@ -79,24 +75,23 @@ def load_dataset(
     source, bad = _sound(open_source(data, "train", data_dir), skip_bad)
     for number in set(range(len(source.class_names))) - set(source.labels):
         raise DataError(f"no image of class {source.class_names[number]!r} in {data} can be read")
-    size = image_size or _default_size(data, source)
+    size, sized_by = (image_size, None) if image_size else _default_size(data, source)
     train = _split(source, size, in_channels)
     mean, std = channel_statistics(train)
     task = Task(source.class_names, size, in_channels, mean, std)
-    test, bad_test = _read_split(data, "test", task, data_dir, skip_bad)
-    return Dataset(train, test, task, bad + bad_test)
+    test = _read_split(data, "test", task, data_dir, skip_bad)
+    return Dataset(train, test.split, task, bad + test.skipped, source.notes + test.notes, sized_by)
 
 
 def load_test(data: str, task: Task, data_dir: str | Path = "data") -> Split:
     """Read the test images; labels are class numbers of `task`. Raises DataError for unknown classes."""
-    return _read_split(data, "test", task, data_dir)[0]
+    return _read_split(data, "test", task, data_dir).split
 
 
 @quiet()
 def _read_split(
     data: str, split: SplitName, task: Task, data_dir: str | Path, skip_bad: bool = False
-) -> tuple[Split, tuple[str, ...]]:
-    """Read one split; return its images, and the reason for each image that `skip_bad` left out."""
+) -> Loaded:
     source, bad = _sound(open_source(data, split, data_dir), skip_bad)
     numbers = {name: number for number, name in enumerate(task.class_names)}
     for name in source.class_names:
@@ -106,7 +101,8 @@ def _read_split(
                 f"{task.num_classes} classes of the task: {_listed(task.class_names)}"
             )
     labels = [numbers[source.class_names[label]] for label in source.labels]
-    return _split(source._replace(labels=labels), task.image_size, task.in_channels), bad
+    images = _split(source._replace(labels=labels), task.image_size, task.in_channels)
+    return Loaded(images, bad, source.notes)
 
 
 def load_recorded(
@@ -116,10 +112,10 @@ def load_recorded(
     data: str | None = None,
     data_dir: str | Path = "data",
     skip_bad: bool = False,
-) -> tuple[Split, tuple[str, ...]]:
+) -> Loaded:
     """Read a split of `data`, or else of the data set `recorded` that the models of a file were trained on.
 
-    The second value has the reason for each image that `skip_bad` left out. Raises DataError.
+    Raises DataError.
     """
     name = data or recorded
     if name is None:
@@ -134,7 +130,7 @@ def load_recorded(
 
 def open_images(paths: list[Path], task: Task) -> Split:
     """Read pictures that belong to no data set, in order; all labels are 0. Raises DataError."""
-    source = Source(task.class_names, [0] * len(paths), partial(_read, [str(path) for path in paths]))
+    source = image_source(task.class_names, [(str(path), 0) for path in paths])
     return _split(source, task.image_size, task.in_channels)
 
 
@@ -143,16 +139,7 @@ def sample_train(data: str, task: Task, count: int, data_dir: str | Path = "data
     source = open_source(data, "train", data_dir)
     total = len(source.labels)
     chosen = [number * total // count for number in range(count)] if count < total else list(range(total))
-    return _split(_take(source, chosen), task.image_size, task.in_channels)
-
-
-def open_source(data: str, split: SplitName, data_dir: str | Path) -> Source:
-    """Find the images of one split without reading them."""
-    if data == "digits":
-        return _digits(split)
-    if data in NAMED:
-        return _cifar(data, split, Path(data_dir))
-    return _folder(data, split)
+    return _split(take(source, chosen), task.image_size, task.in_channels)
 
 
 def _sound(source: Source, skip_bad: bool) -> tuple[Source, tuple[str, ...]]:
@@ -161,7 +148,7 @@ def _sound(source: Source, skip_bad: bool) -> tuple[Source, tuple[str, ...]]:
         return source, ()
     with stage(f"trying {counted(len(source.labels), 'image')}"):
         sound, bad = tried(source.read, len(source.labels))
-    return _take(source, sound), bad
+    return take(source, sound), bad
 
 
 @quiet()
@@ -171,13 +158,8 @@ def readable(paths: list[Path]) -> tuple[list[Path], tuple[str, ...]]:
     return [paths[number] for number in sound], bad
 
 
-def _take(source: Source, chosen: list[int]) -> Source:
-    labels = [source.labels[number] for number in chosen]
-    return source._replace(labels=labels, read=partial(_chosen, source.read, chosen))
-
-
-def _chosen(read: Callable[[int], Image.Image], chosen: list[int], number: int) -> Image.Image:
-    return read(chosen[number])
+def _read(paths: list[str], number: int) -> Image.Image:
+    return read_image(paths[number])
 
 
 @stage("measuring the mean and deviation of the pixels")
@@ -196,85 +178,13 @@ def channel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ..
     return tuple(mean.tolist()), tuple(variance.sqrt().clamp(min=1 / 255).tolist())
 
 
-def _digits(split: SplitName) -> Source:
-    """The 1,797 handwritten digits of scikit-learn, 8x8, values 0..16; every fifth digit is for the test."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    grey = (digits.images * (255 / 16)).round().astype("uint8")
-    chosen = [i for i in range(len(grey)) if (i % 5 == 0) == (split == "test")]
-    labels = [int(digits.target[i]) for i in chosen]
-    return Source(tuple("0123456789"), labels, partial(_from_array, grey[chosen]))
-
-
-def _cifar(data: str, split: SplitName, data_dir: Path) -> Source:
-    from torchvision.datasets import CIFAR10, CIFAR100
-
-    kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[data]
-    dataset = _existing_or_downloaded(kind, data_dir, train=split == "train")
-    return Source(tuple(dataset.classes), dataset.targets, partial(_from_array, dataset.data))
-
-
-def _existing_or_downloaded(kind: Any, data_dir: Path, train: bool) -> Any:
-    try:
-        return kind(data_dir, train=train, download=False)
-    except RuntimeError:  # there is no unpacked folder, or the folder is damaged
-        pass
-    damaged = " the present copy is incomplete or damaged:" if (data_dir / kind.base_folder).exists() else ""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)
-    try:
-        with stage(f"downloading {kind.__name__}"):
-            return kind(data_dir, train=train, download=True)
-    except (URLError, OSError, RuntimeError, ValueError) as error:
-        raise DataError(
-            f"cannot download {kind.__name__} ({error}):{damaged} put {kind.filename} or the folder "
-            f"{kind.base_folder} into {data_dir}/ (--data-dir), or try --data digits, which works offline"
-        ) from error
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _folder(data: str, split: SplitName) -> Source:
-    folder = _split_folder(data, split)
-    class_names = tuple(sorted(d.name for d in folder.iterdir() if d.is_dir() and d.name[0] != "."))
-    samples = find_images(folder, class_names)
-    if not samples:
-        raise DataError(f"no images in {folder}: expected {folder}/<class>/<image>, one folder a class")
-    empty = set(range(len(class_names))) - {label for _, label in samples}
-    if empty and split == "train":
-        raise DataError(f"no images of class {class_names[min(empty)]!r} in {folder}")
-    paths = [path for path, _ in samples]
-    return Source(class_names, [label for _, label in samples], partial(_read, paths), paths)
-
-
-def _split_folder(data: str, split: SplitName) -> Path:
-    root = Path(data)
-    if not data or not root.is_dir():
-        raise DataError(
-            f"no data set or folder {data!r}: choose {', '.join(NAMED)} or an image folder "
-            "with train/ and test/ or val/"
-        )
-    names = ("train",) if split == "train" else ("test", "val")
-    for name in names:
-        if (root / name).is_dir():
-            return root / name
-    missing = " or ".join(f"{name}/" for name in names)
-    raise DataError(
-        f"{root} has no folder {missing}: expected train/<class>/<image>, and the same in test/ or val/"
-    )
-
-
-def _from_array(pixels: "ndarray[Any, Any]", number: int) -> Image.Image:
-    return Image.fromarray(pixels[number])
-
-
-def _read(paths: list[str], number: int) -> Image.Image:
-    return read_image(paths[number])
-
-
-def _default_size(data: str, source: Source) -> int:
-    return DIGITS_SIZE if data == "digits" else min(*source.read(0).size, LARGEST_DEFAULT_SIZE)
+def _default_size(data: str, source: Source) -> tuple[int, str | None]:
+    """The image size, and the picture that decided it, with its size."""
+    if data == "digits":
+        return DIGITS_SIZE, None
+    width, height = source.read(0).size
+    picture = f"{source.files[0]} ({width} x {height} pixels)" if source.files else None
+    return min(width, height, LARGEST_DEFAULT_SIZE), picture
 
 
 def _split(source: Source, size: int, channels: int) -> Split:

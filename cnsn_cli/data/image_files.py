@@ -1,4 +1,4 @@
-"""Image folders and image files: which files count as images, and how an untrusted picture is read.
+"""Image files: how an untrusted picture is read.
 
 datasets.py and `predict` call this module. It knows no data set and no task.
 """
@@ -7,45 +7,15 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from cnsn_cli.data.pixels import eight_bits, to_pixels, upright
-from cnsn_cli.errors import DataError, escaped, one_line
+from cnsn_cli.errors import DataError, one_line
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # for PostScript, Pillow would run Ghostscript
 MOST_PIXELS = 64_000_000  # 8,000 x 8,000; decoded, they take 256 MB
-
-
-def find_images(folder: Path, classes: tuple[str, ...]) -> list[tuple[str, int]]:
-    """Return path and class number of all images in the folders of `classes`, sorted within each class.
-
-    Raises DataError if the name of a class is no UTF-8, since no file could record it.
-    """
-    for name in classes:
-        if escaped(name) != name:
-            raise DataError(f"the class folder '{escaped(name)}' in {folder} is no UTF-8: rename it")
-    return [
-        (path, number) for number, name in enumerate(classes) for path in images_below(str(folder / name))
-    ]
-
-
-def images_below(folder: str) -> list[str]:
-    """Return the paths of all images in a folder and its subfolders, sorted.
-
-    Hidden files and folders do not count. Each folder counts once, even if links form a circle.
-    """
-    found, seen = [], set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = [] if real in seen else [name for name in folders if name[0] != "."]
-        if real not in seen:
-            found += [(place, f) for f in files if f[0] != "." and f.lower().endswith(SUFFIXES)]
-        seen.add(real)
-    return [os.path.join(place, name) for place, name in sorted(found)]
 
 
 def read_image(path: str) -> Image.Image:

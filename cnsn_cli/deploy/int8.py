@@ -57,7 +57,7 @@ def export_int8(
     check_export_target(output, "onnx", force)
     model, metadata = open_for_export(file, submodel)
     recorded = (metadata.task, metadata.data)
-    split, _ = load_recorded("test", *recorded, data, data_dir)
+    split = load_recorded("test", *recorded, data, data_dir).split
     sample = sample_train(data or str(metadata.data), metadata.task, images, data_dir)
     with TemporaryDirectory() as folder, marked(Path(folder)):
         whole, small = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"

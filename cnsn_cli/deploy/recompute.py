@@ -86,7 +86,7 @@ def _recomputed(opened: Opened, file: TensorFile, submodel: str, changes: Change
     model = network.model(record.name)
     metadata = detached_metadata(header, whole, record)
     if changes.recalibrate:
-        train, _ = load_recorded("train", metadata.task, metadata.data, changes.data, changes.data_dir)
+        train = load_recorded("train", metadata.task, metadata.data, changes.data, changes.data_dir).split
         old = model
         model, metadata = _with_new_statistics(model, metadata, train, changes.recalibrate)
         _measure_both(old, model, metadata, changes)
@@ -119,7 +119,7 @@ def _folded(model: Model, metadata: Metadata) -> tuple[Model, Metadata]:
 def _test_images(metadata: Metadata, changes: Changes) -> Split | None:
     """The test images; None if no data set is named and the network's own one is gone."""
     try:
-        return load_recorded("test", metadata.task, metadata.data, changes.data, changes.data_dir)[0]
+        return load_recorded("test", metadata.task, metadata.data, changes.data, changes.data_dir).split
     except DataError:
         if changes.data is not None:
             raise

@@ -52,7 +52,7 @@ class Report:
 
     `classes` maps the name of a model to its results for each class, and `confusions` to its table of
     `confusion`; both are empty unless asked for. `skipped` has a line for each image that was left out, with
-    the reason.
+    the reason; `notes` say what else was left out.
     """
 
     data: str
@@ -63,6 +63,7 @@ class Report:
     skipped: tuple[str, ...]
     confusions: dict[str, list[list[int]]]
     class_names: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def evaluate_file(
@@ -90,19 +91,19 @@ def evaluate_file(
     """
     file = open_file(path, choose_device(device))
     recorded = (file.metadata.task, file.metadata.data)
-    split, skipped = load_recorded("test", *recorded, data, data_dir, skip_bad)
+    split, skipped, notes = load_recorded("test", *recorded, data, data_dir, skip_bad)
     models = file.models
     if recalibrate:
-        train, bad = load_recorded("train", *recorded, data, data_dir, skip_bad)
-        models, skipped = recalibrated(_with_weights(file).models(), train, recalibrate), bad + skipped
+        train, bad, more = load_recorded("train", *recorded, data, data_dir, skip_bad)
+        models = recalibrated(_with_weights(file).models(), train, recalibrate)
+        skipped, notes = bad + skipped, more + notes
     with stage(f"evaluating on {counted(len(split), 'test image')}"):
         classes = {model.name: evaluate_classes(model, split) for model in models} if per_class else {}
         confusions = {model.name: confusion(model, split) for model in models} if confused else {}
         results = evaluate_models(models, split)
     costs, name = file_costs(file), data or str(file.metadata.data)
-    return Report(
-        name, len(split), costs, results, classes, skipped, confusions, file.metadata.task.class_names
-    )
+    names = file.metadata.task.class_names
+    return Report(name, len(split), costs, results, classes, skipped, confusions, names, notes)
 
 
 def _with_weights(file: ModelFile) -> Cnsn | Model:

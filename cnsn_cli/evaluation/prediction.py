@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnsn_cli.data.datasets import open_images, readable
-from cnsn_cli.data.image_files import SUFFIXES, images_below
+from cnsn_cli.data.image_folder import SUFFIXES, images_below, left_out_note
 from cnsn_cli.device import choose_device
 from cnsn_cli.errors import DataError
 from cnsn_cli.evaluation.accuracy import predict
@@ -30,11 +30,16 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The name of the `model` that predicted; `skipped` has a line for each picture that was left out."""
+    """The name of the `model` that predicted, and what it predicts for `images`.
+
+    `skipped` has a line for each picture that was left out because it cannot be read; `notes` say which
+    other pictures were left out.
+    """
 
     model: str
     images: list[Prediction]
     skipped: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def predict_images(
@@ -52,7 +57,7 @@ def predict_images(
     DeviceError for `device`.
     """
     chosen = choose_device(device)
-    images = pictures(paths)
+    images, notes = pictures(paths)
     model = open_file(file, chosen).find(submodel)
     images, skipped = readable(images) if skip_bad else (images, ())
     split = open_images(images, model.task)
@@ -64,21 +69,27 @@ def predict_images(
         Prediction(image, [Guess(names[i], p) for i, p in zip(numbers[:top], row[:top], strict=True)])
         for image, numbers, row in zip(images, classes.tolist(), shares.tolist(), strict=True)
     ]
-    return Predictions(model.name, predictions, skipped)
+    return Predictions(model.name, predictions, skipped, tuple(notes))
 
 
-def pictures(paths: list[Path]) -> list[Path]:
-    """The files among `paths`, and all pictures in its folders and their subfolders. Raises DataError."""
+def pictures(paths: list[Path]) -> tuple[list[Path], list[str]]:
+    """The files among `paths`, and all pictures in its folders and their subfolders. Raises DataError.
+
+    The second value says which other pictures these folders have.
+    """
     found: list[Path] = []
+    notes: list[str] = []
     for path in paths:
         if not path.exists():
             raise DataError(f"no image or folder {path}")
-        found += _images_below(path) if path.is_dir() else [path]
-    return found
-
-
-def _images_below(folder: Path) -> list[Path]:
-    images = [Path(path) for path in images_below(str(folder))]
-    if not images:
-        raise DataError(f"no images in {folder}: expected files that end in {', '.join(SUFFIXES)}")
-    return images
+        if not path.is_dir():
+            found.append(path)
+            continue
+        images, left_out = images_below(str(path))
+        more = [left_out_note(path, left_out)] if left_out else []
+        if not images:
+            expected = f"expected files that end in {', '.join(SUFFIXES)}"
+            raise DataError("; ".join([f"no images in {path}: {expected}", *more]))
+        notes += more
+        found += map(Path, images)
+    return found, notes

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict
 
 from cnsn_cli import distributed
 from cnsn_cli.choices import SplitName
-from cnsn_cli.data.datasets import NAMED, Dataset, open_source
+from cnsn_cli.data.datasets import Dataset
+from cnsn_cli.data.sources import NAMED, open_source
 from cnsn_cli.data.split import MemorySplit, Split
 from cnsn_cli.errors import TrainingError
 from cnsn_cli.files.checkpoint import digest

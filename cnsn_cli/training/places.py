@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from cnsn_cli.data.datasets import NAMED
+from cnsn_cli.data.sources import NAMED
 from cnsn_cli.training.request import Request
 
 PLACES = ("data", "data_dir", "freeze_base")  # what a resumed run reads

@@ -46,8 +46,8 @@ class Started:
     """Event: everything is ready, and the first step follows.
 
     `selection` says which images choose the best epoch. `skipped` has a line for each image that was left
-    out, with the reason. `drawn` names the weights of the classifier that start at random, because the given
-    weights are for another number of classes.
+    out, with the reason; `notes` say what else was left out. `drawn` names the weights of the classifier that
+    start at random, because the given weights are for another number of classes.
     """
 
     train_images: int
@@ -58,6 +58,7 @@ class Started:
     device: torch.device
     skipped: tuple[str, ...]
     drawn: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,8 @@ def _run(recorder: Recorder, prepared: Prepared, watch: Watch) -> Run:
     selection = trainer.recipe.selection
     images = len(trainer.train), len(trainer.held_out)
     done = trainer.epoch * trainer.steps_per_epoch + trainer.step
-    watch(Started(*images, trainer.steps_per_epoch, done, selection, trainer.device, dataset.skipped, drawn))
+    words = (dataset.skipped, drawn, dataset.notes)
+    watch(Started(*images, trainer.steps_per_epoch, done, selection, trainer.device, *words))
     if trainer.epoch < trainer.recipe.epochs:
         _train(recorder, watch)
     distributed.leave()

@@ -6,7 +6,8 @@ calls this module, which does not know the run folder.
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from cnsn_cli.backbones.architecture import Architecture
 from cnsn_cli.choices import Precision
 from cnsn_cli.data.datasets import Dataset, load_dataset
 from cnsn_cli.data.split import Split
-from cnsn_cli.errors import CheckpointError, DataError, RecipeError
+from cnsn_cli.errors import CheckpointError, DataError, ImageSizeError, RecipeError
 from cnsn_cli.evaluation.costs import model_costs
 from cnsn_cli.files.checkpoint import open_network, versions
 from cnsn_cli.files.metadata import Metadata, ModelRecord, new_metadata
@@ -68,12 +69,24 @@ def prepare(
     dataset = _for_base(dataset, base, request) if base else dataset
     start = None if check else _start(request, arch, dataset)
     fitted, held_out = split_off(dataset, request.recipe)
-    network = _network(request, arch, dataset.task, base, start)
+    with _naming_the_picture(dataset):
+        network = _network(request, arch, dataset.task, base, start)
     network = place(network, torch.device(request.device))
     trainer = Trainer(network, fitted, held_out, request.recipe, request.precision, request.compiled)
     if not distributed.is_first():
         torch.manual_seed(seed_of_process(request.recipe.seed, distributed.rank()))
     return Prepared(trainer, dataset, start.drawn if start else (), record)
+
+
+@contextmanager
+def _naming_the_picture(dataset: Dataset) -> Iterator[None]:
+    """If an architecture cannot take the images, say which picture decided their size."""
+    try:
+        yield
+    except ImageSizeError as error:
+        if dataset.sized_by is None:
+            raise
+        raise ImageSizeError(f"{error}; the first image decided: {dataset.sized_by}") from error
 
 
 def seed_of_process(seed: int, rank: int) -> int:

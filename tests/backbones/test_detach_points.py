@@ -89,15 +89,27 @@ class Only(nn.Module):
 @pytest.mark.parametrize(
     ("condition", "size", "message"),
     [
-        (lambda side: side % 32 == 0, 225, r"image size 225 does not fit \(no 225 here\): 224 fits"),
+        (
+            lambda side: side % 32 == 0,
+            225,
+            r"image size 225 does not fit \(no 225 here\): 224 fits \(--image-size\)",
+        ),
         (
             lambda side: side % 7 == 0 and side > 90,
             230,
             r"image size 230 does not fit \(no 230 here\): 224 fits",
         ),
-        (lambda side: side % 32 == 0, 20, "image size 20 is too small: the smallest size that fits is 32"),
-        (lambda side: side > 40, 20, "image size 20 is too small: the smallest size that fits is 41"),
-        (lambda side: side <= 64, 70, r"image size 70 does not fit \(no 70 here\): 64 fits"),
+        (
+            lambda side: side % 32 == 0,
+            20,
+            r"image size 20 is too small: the smallest size that fits is 32 \(--image-size\)",
+        ),
+        (
+            lambda side: side > 40,
+            20,
+            r"image size 20 is too small: the smallest size that fits is 41 \(--image-size\)",
+        ),
+        (lambda side: side <= 64, 70, r"image size 70 does not fit \(no 70 here\): 64 fits \(--image-size\)"),
         (lambda side: side == 96, 70, r"the backbone takes no image of shape \(3, 70, 70\): no 70 here"),
     ],
 )

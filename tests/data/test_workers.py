@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from cnsn_cli.data import datasets
+from cnsn_cli.data import datasets, sources
 from cnsn_cli.data.image_files import read_image
 from tests.conftest import TINY
 
@@ -22,7 +22,7 @@ def deadly(monkeypatch):
                 os.kill(os.getpid(), number)
             return read_image(image)
 
-        monkeypatch.setattr(datasets, "read_image", read)
+        monkeypatch.setattr(sources, "read_image", read)
 
     return install
 

@@ -70,7 +70,7 @@ def test_bad_input_for_predict(cnsn, checkpoint, tmp_path):
     assert one_line(cnsn("predict", checkpoint, poem)).startswith(f"cannot read image {poem}: ")
     assert one_line(cnsn("predict", checkpoint, "gone.png")) == "no image or folder gone.png"
     (tmp_path / "empty").mkdir()
-    assert "expected files that end in .bmp" in one_line(cnsn("predict", checkpoint, tmp_path / "empty"))
+    assert "expected files that end in .apng" in one_line(cnsn("predict", checkpoint, tmp_path / "empty"))
     assert "choose base, " in one_line(cnsn("predict", checkpoint, poem.parent, "--submodel", "7"))
     assert cnsn("predict", checkpoint).code == 2
 

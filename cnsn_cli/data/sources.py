@@ -1,0 +1,130 @@
+"""Where images come from: a data set that has a name, or an image folder. Nothing is decoded here yet.
+
+datasets.py makes splits from these sources. This module knows no task and no image size.
+"""
+
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.error import URLError
+
+from PIL import Image
+
+from cnsn_cli.choices import SplitName
+from cnsn_cli.data.image_files import read_image
+from cnsn_cli.data.image_folder import find_images, split_folder
+from cnsn_cli.errors import DataError
+from cnsn_cli.stages import stage
+
+if TYPE_CHECKING:
+    from numpy import ndarray
+
+NAMED = ("cifar10", "cifar100", "digits")
+DOWNLOAD_PATIENCE = 30  # seconds to wait for a server that sends nothing
+
+
+class Source(NamedTuple):
+    """Images that are not read yet: `read(i)` reads image i, also in another process.
+
+    `files` are their paths, if they are files; `notes` are those of a Dataset.
+    """
+
+    class_names: tuple[str, ...]
+    labels: list[int]
+    read: Callable[[int], Image.Image]
+    files: Sequence[str] = ()
+    notes: tuple[str, ...] = ()
+
+
+def open_source(data: str, split: SplitName, data_dir: str | Path) -> Source:
+    """Find the images of one split without reading them."""
+    if data == "digits":
+        return _digits(split)
+    if data in NAMED:
+        return _cifar(data, split, Path(data_dir))
+    return _folder(data, split)
+
+
+def take(source: Source, chosen: list[int]) -> Source:
+    """Return the images `chosen` of a source, in this order."""
+    labels = [source.labels[number] for number in chosen]
+    files = [source.files[number] for number in chosen] if source.files else ()
+    return source._replace(labels=labels, read=partial(_chosen, source.read, chosen), files=files)
+
+
+def _chosen(read: Callable[[int], Image.Image], chosen: list[int], number: int) -> Image.Image:
+    return read(chosen[number])
+
+
+def _digits(split: SplitName) -> Source:
+    """The 1,797 handwritten digits of scikit-learn, 8x8, values 0..16; every fifth digit is for the test."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    grey = (digits.images * (255 / 16)).round().astype("uint8")
+    chosen = [i for i in range(len(grey)) if (i % 5 == 0) == (split == "test")]
+    labels = [int(digits.target[i]) for i in chosen]
+    return Source(tuple("0123456789"), labels, partial(_from_array, grey[chosen]))
+
+
+def _cifar(data: str, split: SplitName, data_dir: Path) -> Source:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[data]
+    dataset = _existing_or_downloaded(kind, data_dir, train=split == "train")
+    return Source(tuple(dataset.classes), dataset.targets, partial(_from_array, dataset.data))
+
+
+def _existing_or_downloaded(kind: Any, data_dir: Path, train: bool) -> Any:
+    try:
+        return kind(data_dir, train=train, download=False)
+    except RuntimeError:  # there is no unpacked folder, or the folder is damaged
+        pass
+    damaged = " the present copy is incomplete or damaged:" if (data_dir / kind.base_folder).exists() else ""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_PATIENCE)
+    try:
+        with stage(f"downloading {kind.__name__}"):
+            return kind(data_dir, train=train, download=True)
+    except (URLError, OSError, RuntimeError, ValueError) as error:
+        raise DataError(
+            f"cannot download {kind.__name__} ({error}):{damaged} put {kind.filename} or the folder "
+            f"{kind.base_folder} into {data_dir}/ (--data-dir), or try --data digits, which works offline"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _folder(data: str, split: SplitName) -> Source:
+    if not data or not Path(data).is_dir():
+        raise DataError(
+            f"no data set or folder {data!r}: choose {', '.join(NAMED)} or an image folder "
+            "with train/ and test/ or val/"
+        )
+    folder, notes = split_folder(data, split)
+    class_names, samples, left_out = find_images(folder)
+    if not samples:
+        expected = f"expected {folder}/<class>/<image>, one folder a class"
+        raise DataError("; ".join([f"no images in {folder}: {expected}", *left_out]))
+    empty = set(range(len(class_names))) - {label for _, label in samples}
+    if empty and split == "train":
+        raise DataError("; ".join([f"no images of class {class_names[min(empty)]!r} in {folder}", *left_out]))
+    return image_source(class_names, samples, notes + left_out)
+
+
+def image_source(
+    class_names: tuple[str, ...], samples: Sequence[tuple[str, int]], notes: tuple[str, ...] = ()
+) -> Source:
+    """Make a source of `samples`, which are paths and class numbers."""
+    paths = [path for path, _ in samples]
+    return Source(class_names, [label for _, label in samples], partial(_read, paths), paths, notes)
+
+
+def _from_array(pixels: "ndarray[Any, Any]", number: int) -> Image.Image:
+    return Image.fromarray(pixels[number])
+
+
+def _read(paths: list[str], number: int) -> Image.Image:
+    return read_image(paths[number])
