@@ -5,14 +5,17 @@ Every command is a Command of this module, which does not know what the options 
 
 import inspect
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from typer import BadParameter
 from typer.core import TyperArgument, TyperCommand
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 ARGUMENTS, OTHERS = "Arguments", "Options"
+LISTS = {"exits", "milestones", "gradient_scale", "final_scale"}  # parameters whose value may be empty
 NARROW = 60  # below it, the meaning of an option stands under the option, not beside it
 
 
@@ -20,6 +23,15 @@ class Command(TyperCommand):
     """A command whose help shows the options in `panels`: parameter -> title, in the order of the titles."""
 
     panels: ClassVar[Mapping[str, str]] = {}
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse options without a value: an empty path would be the working folder."""
+        names = {name for option in self.params if option.name not in LISTS for name in option.opts}
+        for word, following in zip_longest(args, args[1:]):
+            name, equals, value = word.partition("=")
+            if name in names and (following == "" if not equals else not value):
+                raise BadParameter(f"{name} is empty: give a value, or leave {name} out", ctx=ctx)
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help; Typer's own cuts long words, and breaks the choices of an option."""

@@ -115,6 +115,11 @@ def _opening(event: Started, recipe: Recipe) -> str:
     if late := recipe.unreached_milestones():
         listed = ", ".join(map(str, late))
         lines.append(f"warning: training ends with epoch {recipe.epochs}, before the milestones {listed}")
+    if recipe.warmup_epochs > recipe.epochs:
+        lines.append(
+            f"warning: training ends with epoch {recipe.epochs}, within the warm-up of "
+            f"{recipe.warmup_epochs:g} epochs: the learning rate never reaches {recipe.lr:g}"
+        )
     return "\n".join(lines)
 
 

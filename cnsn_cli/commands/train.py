@@ -147,7 +147,7 @@ def _start(
     if freeze_base is not None:
         known = _metadata(Path(freeze_base))
         arch = arch or registry.find(known.arch, known.provider)
-        data = data or _data_of(Path(freeze_base), known)
+        data = _data_of(Path(freeze_base), known) if data is None else data
     data = DATA if data is None else data
     if arch is None or (exits is None) == (drop is None):
         raise typer.BadParameter("give --arch and --exits, --arch and --drop, or --resume")

@@ -63,6 +63,9 @@ def prepare(
         torch.use_deterministic_algorithms(True)
     base = load_base(Path(request.freeze_base), arch) if request.freeze_base else None
     dataset = _data(request, base)
+    if dataset.task.num_classes == 1 and not check:
+        (name,) = dataset.task.class_names
+        raise DataError(f"{request.data} has a single class, {name!r}: a classifier needs at least two")
     record = record_data(request, dataset)
     if check:
         check(record)

@@ -223,6 +223,24 @@ def test_malformed_words_get_the_usage_panel(cnsn, words):
     assert "Traceback" not in result.err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "--arch", TINY, "--exits", "", "--data", "digits", "--out", ""),
+        ("train", "--arch", TINY, "--exits", "", "--data", "digits", "--out="),
+        ("train", "--freeze-base", "", "--exits", "1"),
+        ("detach", "x.safetensors", "--all", "-o", ""),
+        ("card", "x.safetensors", "-o", ""),
+    ],
+)
+def test_an_empty_path_is_not_the_working_folder(cnsn, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = cnsn(*words)
+    assert result.code == 2
+    assert "is empty: give a value" in " ".join(result.err.replace("│", " ").split())
+    assert not list(tmp_path.iterdir())
+
+
 def test_traceback_on_request(cnsn):
     from cnsn_cli.errors import CheckpointError
 

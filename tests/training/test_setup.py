@@ -259,3 +259,23 @@ def test_a_val_split_that_passes_the_checks_is_made(quick, counts):
         else:
             fitted, held_out = split_off(Dataset(split, split, Task.plain(len(counts))), recipe)
             assert len(fitted) + len(held_out) == sum(counts)
+
+
+def test_a_single_class_is_refused(cnsn, image_folder, tmp_path):
+    folder, out = tmp_path / "data", tmp_path / "run"
+    for split in ("train", "test"):
+        shutil.copytree(image_folder / split / "dark", folder / split / "dark")
+    result = cnsn("train", "--arch", TINY, "--exits", 1, "--data", folder, "--recipe", "quick", "--out", out)
+    expected = f"{folder} has a single class, 'dark': a classifier needs at least two"
+    assert one_line(result) == expected
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("warmup", "warned"), [(2, True), (1, False)])
+def test_a_warm_up_beyond_the_end_is_a_warning(cnsn, image_folder, tmp_path, warmup, warned):
+    words = ("--arch", TINY, "--exits", "", "--data", image_folder, "--recipe", "quick", "--epochs", 1)
+    words += ("--lr", 0.01, "--warmup-epochs", warmup, "--out", tmp_path / "run")
+    done = cnsn("train", *words)
+    assert done.code == 0, done.err
+    text = "warning: training ends with epoch 1, within the warm-up of 2 epochs: the learning rate never"
+    assert (text in " ".join(done.err.split())) == warned
