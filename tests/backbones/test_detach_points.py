@@ -97,7 +97,7 @@ class Only(nn.Module):
         (
             lambda side: side % 7 == 0 and side > 90,
             230,
-            r"image size 230 does not fit \(no 230 here\): 224 fits",
+            r"image size 230 does not fit \(no 230 here\): 224 fits \(--image-size\)",
         ),
         (
             lambda side: side % 32 == 0,
