@@ -66,7 +66,7 @@ def size() -> int:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def only_first_prints() -> Iterator[None]:
     """Silences every process but the first."""
     with ExitStack() as stack:
         if not is_first():
@@ -246,7 +246,7 @@ def largest(*numbers: int) -> list[int]:
     return tensor.tolist()
 
 
-def distributed(network: "nn.Module") -> "nn.Module":
+def parallel(network: "nn.Module") -> "nn.Module":
     """A module that runs `network`, and whose backward pass averages the gradients over all processes.
 
     BN normalises each process's share by itself; the running statistics of the first process are kept.

@@ -84,7 +84,7 @@ def _escape_what_cannot_be_shown() -> None:
 
 def _run() -> None:
     try:
-        with distributed.quiet(), _without_empty_cache(), waiting.shown():
+        with distributed.only_first_prints(), _without_empty_cache(), waiting.shown():
             app(prog_name="cnsn")
     except (CnsnError, OSError, MemoryError, RuntimeError) as error:
         text = _in_one_line(error)

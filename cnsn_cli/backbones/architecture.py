@@ -110,7 +110,7 @@ class Architecture:
                 f"{self.name} has no pretrained weights: give a file of weights with --init"
             )
         try:
-            with _quiet(), stage(f"getting the published weights of {self.text}"):
+            with _quiet_library(), stage(f"getting the published weights of {self.text}"):
                 made = self._import_builder()(**self._arguments(task), pretrained=True)
         except Exception as error:  # any error of a library, for example without internet access
             raise ArchitectureError(
@@ -195,11 +195,12 @@ def _check_new(made: "nn.Module") -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet_library() -> Iterator[None]:
     """Libraries' stdout (the download URL) goes to stderr; their warnings and progress bars are dropped."""
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with redirect_stdout(sys.stderr), redirect_stderr(StringIO()):
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)

@@ -2,11 +2,11 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnsn_cli.choices import ExportFormat
+from cnsn_cli.choices import ExportFormat, Quantization
 from cnsn_cli.commands.options import Data, DataDir, Force, Json, Plugin, Submodel
 from cnsn_cli.commands.output import print_comparison, print_json, printable
 from cnsn_cli.stages import stage
@@ -29,7 +29,7 @@ def export(
         ),
     ] = False,
     quantize: Annotated[
-        Literal["int8"] | None, typer.Option(help="Store and compute in int8; needs --to onnx.")
+        Quantization | None, typer.Option(help="Store and compute in int8; needs --to onnx.")
     ] = None,
     calibrate: Annotated[
         int, typer.Option(min=1, help="With --quantize: the number of training images that set the ranges.")

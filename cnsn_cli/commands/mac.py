@@ -53,7 +53,7 @@ def mac(
     planned = (exits, image_size, classes, in_channels, step_down)
     _check_source(checkpoint, arch, planned)
     budget = limits(max_macs, max_bytes)
-    from cnsn_cli.evaluation.costs import check, count, layer_costs, model_costs
+    from cnsn_cli.evaluation.costs import check_macs, count, layer_costs, model_costs
 
     if checkpoint is not None:
         network, accuracies = _loaded(checkpoint)
@@ -65,7 +65,7 @@ def mac(
     candidates = [Candidate(c.name, c.macs, c.bytes, a) for c, a in zip(costs, accuracies, strict=True)]
     choice = choose(candidates, budget) if budget else None
     parts = layer_costs(network, counted) if layers else None
-    different = check(network, costs)
+    different = check_macs(network, costs)
     if json:
         _print_json(costs, parts, choice, counted.not_counted, different)
         return

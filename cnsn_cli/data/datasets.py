@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from cnsn_cli.choices import SplitName
-from cnsn_cli.data.image_files import quiet, read_image, resized
+from cnsn_cli.data.image_files import read_image, resized, without_decoder_warnings
 from cnsn_cli.data.skipping import tried
 from cnsn_cli.data.sources import NAMED, Source, image_source, open_source, take
 from cnsn_cli.data.split import Split, from_files, in_memory
@@ -53,7 +53,7 @@ class Loaded(NamedTuple):
     notes: tuple[str, ...]
 
 
-@quiet()
+@without_decoder_warnings()
 def load_dataset(
     data: str,
     data_dir: str | Path = "data",
@@ -63,12 +63,14 @@ def load_dataset(
 ) -> Dataset:
     """Read the training and test images of a data set, and define their task.
 
-    `data` is `cifar10`, `cifar100`, `digits`, or an image folder with `train/` and with `test/` or `val/`.
-    CIFAR is read from `data_dir`, or else downloaded into it. `image_size` is the side of images in pixels;
-    without it, the side is the shorter side of the first image, at most 224 (32 for `digits`). `in_channels`
-    is 3 for RGB or 1 for grey. `skip_bad` reads all images first and leaves out the images that fail. The
-    task's mean and standard deviation come from the training images. Raises DataError if the data set is
-    missing or incomplete, or, without `skip_bad`, if an image cannot be read.
+    data: `cifar10`, `cifar100`, `digits`, or an image folder with `train/` and with `test/` or `val/`.
+    data_dir: the folder that CIFAR is read from, or else downloaded into.
+    image_size: the side of images in pixels; None: the shorter side of the first image, at most 224 (digits: 32).
+    in_channels: 3 for RGB, 1 for grey.
+    skip_bad: read all images first, and leave out those that cannot be read.
+
+    The mean and standard deviation of the task come from the training images. Raises DataError if the data
+    set is missing or incomplete, or, without `skip_bad`, if an image cannot be read.
     """
     if in_channels not in (1, 3):
         raise DataError(f"images are read with 1 or 3 channels, not {in_channels}")
@@ -88,7 +90,7 @@ def load_test(data: str, task: Task, data_dir: str | Path = "data") -> Split:
     return _read_split(data, "test", task, data_dir).split
 
 
-@quiet()
+@without_decoder_warnings()
 def _read_split(
     data: str, split: SplitName, task: Task, data_dir: str | Path, skip_bad: bool = False
 ) -> Loaded:
@@ -151,7 +153,7 @@ def _sound(source: Source, skip_bad: bool) -> tuple[Source, tuple[str, ...]]:
     return take(source, sound), bad
 
 
-@quiet()
+@without_decoder_warnings()
 def readable(paths: list[Path]) -> tuple[list[Path], tuple[str, ...]]:
     """The pictures that can be read, and the reason for each other one. Raises DataError if none can."""
     sound, bad = tried(partial(_read, [str(path) for path in paths]), len(paths))

@@ -67,7 +67,7 @@ def _decoded(path: str) -> Image.Image:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def without_decoder_warnings() -> Iterator[None]:
     """Hide Pillow's warnings from the user: they name no file, and real problems raise errors."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")

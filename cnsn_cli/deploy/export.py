@@ -125,7 +125,7 @@ def write_checked(
             target.flush()
         written = Path(target.name)
         with stage("comparing the export with PyTorch"):
-            difference = check(model, _reader(to, written, model.task, with_preprocess))
+            difference = check_logits(model, _reader(to, written, model.task, with_preprocess))
         opset = read_opset(written) if to == "onnx" else None
     return Export(metadata, output.stat().st_size, opset, difference)
 
@@ -237,7 +237,7 @@ def _reader(to: ExportFormat, path: Path, task: Task, with_preprocess: bool) -> 
 
 
 @torch.inference_mode()
-def check(model: Model, exported: Callable[[Tensor], Tensor]) -> float:
+def check_logits(model: Model, exported: Callable[[Tensor], Tensor]) -> float:
     """The largest difference between the logits of both, for random images in batches of several sizes.
 
     Raises ExportError if it is above TOLERANCE.

@@ -91,7 +91,7 @@ def quantize(source: Path, target: Path, sample: Split) -> None:
             pixels = next(batches, None)
             return None if pixels is None else {"images": model.inputs(pixels).numpy()}
 
-    with _quiet():
+    with _without_advice():
         quantize_static(
             source,
             target,
@@ -103,7 +103,7 @@ def quantize(source: Path, target: Path, sample: Split) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _without_advice() -> Iterator[None]:
     """Hides the library's advice to optimise the network first: torch's exporter has done it."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

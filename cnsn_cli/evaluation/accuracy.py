@@ -132,7 +132,7 @@ def evaluate_models(models: Sequence[Classifier], split: Split) -> list[ModelRes
     if distributed.size() > 1:
         mine = split.take(torch.arange(distributed.rank(), len(split), distributed.size()))
     labels, results = mine.labels.cpu(), []
-    for model, logits in zip(models, predict(models, mine), strict=True):
+    for model, logits in zip(models, all_logits(models, mine), strict=True):
         correct = (logits.argmax(1) == labels).sum()
         loss = F.cross_entropy(logits.double(), labels, reduction="sum")
         sums = distributed.total(torch.stack([correct.double(), loss])) / len(split)
@@ -144,7 +144,7 @@ def evaluate_classes(model: Classifier, split: Split) -> list[ClassResult]:
     """Precision, recall and F1 of each class, in the order of the class names."""
     from sklearn.metrics import precision_recall_fscore_support
 
-    predictions = predict([model], split)[0].argmax(1)
+    predictions = all_logits([model], split)[0].argmax(1)
     names = model.task.class_names
     columns = precision_recall_fscore_support(
         split.labels.cpu().numpy(), predictions.numpy(), labels=range(len(names)), zero_division=0.0
@@ -157,14 +157,14 @@ def evaluate_classes(model: Classifier, split: Split) -> list[ClassResult]:
 
 def confusion(model: Classifier, split: Split) -> list[list[int]]:
     """Row i, column j: how many images of class i the model takes for class j."""
-    predictions, classes = predict([model], split)[0].argmax(1), len(model.task.class_names)
+    predictions, classes = all_logits([model], split)[0].argmax(1), len(model.task.class_names)
     pairs = torch.bincount(split.labels.cpu() * classes + predictions, minlength=classes**2)
     counts: list[list[int]] = pairs.view(classes, classes).tolist()
     return counts
 
 
 @torch.inference_mode()
-def predict(models: Sequence[Classifier], split: Split) -> list[Tensor]:
+def all_logits(models: Sequence[Classifier], split: Split) -> list[Tensor]:
     """Logits (N, classes) of all images of a split for each model, on the CPU."""
     logits: list[list[Tensor]] = [[] for _ in models]
     size = batch_size(models[0].task)

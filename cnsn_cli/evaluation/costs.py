@@ -1,9 +1,9 @@
 """The costs of a model: multiply-accumulates (MACs), operations, parameters and bytes.
 
-`cnsn mac`, training and `deploy` call this module. It knows layers and shapes, and no weights. fvcore counts
-on a trace of torch.jit, which torch has deprecated; `operators.py` says what each operator costs. A trace may
-lack something, so `check` compares the MACs with those of torch.utils.flop_counter, which sees every operator
-that torch runs.
+`cnsn mac`, training and `deploy` call this module. It knows layers and shapes, and no weights. fvcore
+counts on a trace of torch.jit, which torch has deprecated; `operators.py` says what each operator costs. A
+trace may lack something, so `check_macs` compares the MACs with those of torch.utils.flop_counter, which
+sees every operator that torch runs.
 """
 
 import copy
@@ -147,7 +147,7 @@ def _own(model: Model, parts: dict[str, Cost], step_downs: dict[str, Cost]) -> l
     return [own[name] for name in _parts(model)]
 
 
-def check(network: Cnsn | Model, costs: list[ModelCost]) -> list[Difference]:
+def check_macs(network: Cnsn | Model, costs: list[ModelCost]) -> list[Difference]:
     """The models for which torch.utils.flop_counter counts other MACs; it runs them on the meta device."""
     macs = torch_macs(network)
     pairs = [(cost, macs[cost.name]) for cost in costs]

@@ -7,7 +7,7 @@ from cnsn_cli.data.datasets import open_images, readable
 from cnsn_cli.data.image_folder import SUFFIXES, images_below, left_out_note
 from cnsn_cli.device import choose_device
 from cnsn_cli.errors import DataError
-from cnsn_cli.evaluation.accuracy import predict
+from cnsn_cli.evaluation.accuracy import all_logits
 from cnsn_cli.files.model_file import open_file
 from cnsn_cli.stages import counted, stage
 
@@ -62,7 +62,7 @@ def predict_images(
     images, skipped = readable(images) if skip_bad else (images, ())
     split = open_images(images, model.task)
     with stage(f"predicting {counted(len(images), 'image')}"):
-        (logits,) = predict([model], split)
+        (logits,) = all_logits([model], split)
     shares, classes = logits.double().softmax(1).sort(stable=True, dim=1, descending=True)
     names = model.task.class_names
     predictions = [

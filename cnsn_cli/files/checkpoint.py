@@ -24,7 +24,7 @@ from cnsn_cli.files.tensor_file import Entry, Header, TensorFile, header_in, new
 from cnsn_cli.files.writer import read_back, replacing
 from cnsn_cli.network.dtypes import HALVES, cast_weights
 from cnsn_cli.network.folding import fold
-from cnsn_cli.network.memory_format import fastest, for_file
+from cnsn_cli.network.memory_format import for_few_images, for_file
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.version import __version__
@@ -131,10 +131,10 @@ def open_network(path: Path, known: Architecture | None = None) -> Opened:
 def read_network(file: TensorFile, known: Architecture | None = None) -> Opened:
     """Like `open_network`, from an open file. Raises the errors of `load`."""
     network, metadata = _read_blank(file.path, file.header, known)
-    _fill(network, file, metadata)
+    _load_weights(network, file, metadata)
     if metadata.dtype in HALVES:
         network = cast_weights(network, torch.float32)
-    return Opened(fastest(network).eval(), metadata, file.header)
+    return Opened(for_few_images(network).eval(), metadata, file.header)
 
 
 def load_blank(path: Path) -> Opened:
@@ -154,7 +154,7 @@ def fill(network: Cnsn | Model, path: Path) -> None:
         network.load_state_dict(read_tensors(file, metadata.sha256))
 
 
-def _fill(network: Cnsn | Model, file: TensorFile, metadata: Metadata) -> None:
+def _load_weights(network: Cnsn | Model, file: TensorFile, metadata: Metadata) -> None:
     tensors = read_tensors(file, metadata.sha256)
     for name, tensor in tensors.items():
         if not _is_finite(tensor):

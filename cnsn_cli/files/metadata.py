@@ -47,7 +47,7 @@ class ModelRecord(BaseModel):
     loss: float | None = None
 
 
-class Selection(BaseModel):
+class BestEpoch(BaseModel):
     """Which images chose the best epoch, and the number of the epoch whose weights the file holds."""
 
     images: choices.Selection
@@ -96,7 +96,7 @@ class Metadata(BaseModel):
     models: list[ModelRecord] = Field(min_length=1)
     data: Text | None = None
     recipe: dict[Text, Scalar | list[Scalar]] = {}
-    selection: Selection | None = None
+    selection: BestEpoch | None = None
     versions: dict[Text, Text] = {}
     sha256: dict[Text, Text] = {}
     parent: Text | None = None

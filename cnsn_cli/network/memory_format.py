@@ -36,7 +36,7 @@ def for_many_images(network: "Network") -> "Network":
     device = next(network.parameters()).device
     if device.type == "mps":
         return network
-    fastest(network)
+    for_few_images(network)
     if device.type == "cpu":
         model = network.models()[0]
         for unit, (channels, *size) in zip(model.units, model.unit_shapes(), strict=True):
@@ -45,7 +45,7 @@ def for_many_images(network: "Network") -> "Network":
     return network
 
 
-def fastest(network: "Network") -> "Network":
+def for_few_images(network: "Network") -> "Network":
     """Lay out the weights of `network` channels last, where convs are fastest; features follow the weights.
 
     If a layer cannot read such features (`Tensor.view` cannot), all weights are contiguous instead.

@@ -93,6 +93,6 @@ def line_of(epoch: Epoch, selection: Selection) -> Line:
     return Line(**asdict(epoch), selection=selection)
 
 
-def parse(text: str) -> list[Line]:
+def parse_lines(text: str) -> list[Line]:
     """The lines of metrics.jsonl. Raises pydantic's ValidationError."""
     return [Line.model_validate_json(line) for line in text.splitlines()]

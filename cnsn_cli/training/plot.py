@@ -16,7 +16,7 @@ from cnsn_cli.errors import CheckpointError, OutputError, escaped
 from cnsn_cli.files.metadata import Metadata, ModelRecord, read_metadata
 from cnsn_cli.files.tensor_file import read_header
 from cnsn_cli.files.writer import replacing
-from cnsn_cli.training.metrics import Line, parse
+from cnsn_cli.training.metrics import Line, parse_lines
 from cnsn_cli.training.run_folder import BEST, METRICS
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def read_story(path: Path, name: str) -> Story:
 
 def _read_epochs(path: Path, names: list[str]) -> list[Line]:
     try:
-        lines = parse(path.read_text(encoding="utf-8"))
+        lines = parse_lines(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError, UnicodeDecodeError) as error:
         reason = str(error).split("\n")[0]
         raise CheckpointError(f"cannot read epochs from {path}: {reason}") from error

@@ -12,7 +12,7 @@ from cnsn_cli import distributed
 from cnsn_cli.backbones.architecture import Architecture
 from cnsn_cli.evaluation.accuracy import ModelResult
 from cnsn_cli.files.checkpoint import check_readable, save
-from cnsn_cli.files.metadata import ModelRecord, Selection
+from cnsn_cli.files.metadata import BestEpoch, ModelRecord
 from cnsn_cli.files.writer import write_text
 from cnsn_cli.training.data_record import DataRecord
 from cnsn_cli.training.metrics import Epoch, Line, Result, Step, line_of
@@ -104,7 +104,7 @@ class Recorder:
 
     @distributed.first_only
     def _save(self, name: str, line: Line) -> None:
-        selection = Selection(images=line.selection, epoch=line.epoch)
+        selection = BestEpoch(images=line.selection, epoch=line.epoch)
         models = with_results(self.metadata.models, line.results)
         metadata = self.metadata.model_copy(update={"models": models, "selection": selection})
         save(self.folder / name, self.trainer.trained, metadata)

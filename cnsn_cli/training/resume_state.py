@@ -28,7 +28,7 @@ from cnsn_cli.files.metadata import Count, first_problem
 from cnsn_cli.files.tensor_file import TensorFile, check_json
 from cnsn_cli.network.memory_format import copy_like, for_file
 from cnsn_cli.training.data_record import DataRecord
-from cnsn_cli.training.metrics import Line, Pull, parse
+from cnsn_cli.training.metrics import Line, Pull, parse_lines
 from cnsn_cli.training.request import Request
 from cnsn_cli.training.trainer import Trainer
 
@@ -80,7 +80,7 @@ class State(BaseModel):
 
     def epochs(self) -> list[Line]:
         """The lines of `metrics`."""
-        return parse(self.metrics)
+        return parse_lines(self.metrics)
 
 
 def environment(device: torch.device) -> dict[str, str]:

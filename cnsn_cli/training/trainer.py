@@ -65,7 +65,7 @@ class Trainer:
         check_norms(network, recipe.batch_size // distributed.size())
         self.device = next(network.parameters()).device
         self.network = network
-        together = distributed.distributed(network)
+        together = distributed.parallel(network)
         self.eager = _eager(together)
         self.forward = _compiled(together) if compiled else self.eager
         self.precision: Precision = precision

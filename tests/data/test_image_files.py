@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from cnsn_cli.data.datasets import load_dataset
-from cnsn_cli.data.image_files import MOST_PIXELS, quiet, read_image
+from cnsn_cli.data.image_files import MOST_PIXELS, read_image, without_decoder_warnings
 from cnsn_cli.data.image_folder import images_below
 from cnsn_cli.data.pixels import to_pixels
 from cnsn_cli.errors import DataError
@@ -116,7 +116,7 @@ def test_a_phone_photo_is_upright_in_a_data_set(photos):
 )
 def test_broken_exif_data_change_nothing(tmp_path, exif, recwarn):
     path = saved(Image.fromarray(STORED.astype(np.uint8)), tmp_path / "x.jpg", "JPEG", exif=exif, quality=100)
-    with quiet():
+    with without_decoder_warnings():
         assert np.abs(np.asarray(read_image(str(path))) - STORED).max() <= 3
     assert not recwarn.list
 

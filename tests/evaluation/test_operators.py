@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnsn_cli.backbones.backbone import Backbone
-from cnsn_cli.evaluation.costs import check, count, model_costs
+from cnsn_cli.evaluation.costs import check_macs, count, model_costs
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
 
@@ -122,7 +122,7 @@ def test_macs_by_hand(name):
     network = network_of(layer)
     costs = model_costs(network)
     assert costs[0].macs == macs + SURROUNDINGS
-    assert check(network, costs) == []
+    assert check_macs(network, costs) == []
 
 
 UNKNOWN_TO_TORCH = {
@@ -137,7 +137,7 @@ def test_what_the_counter_of_torch_misses_is_said(name):
     network = network_of(layer)
     (cost,) = model_costs(network)
     assert cost.macs == macs + SURROUNDINGS
-    assert check(network, [cost]) == [("base", cost.macs, SURROUNDINGS)]
+    assert check_macs(network, [cost]) == [("base", cost.macs, SURROUNDINGS)]
 
 
 ELEMENTS = 3 * 8 * 8

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from cnsn_cli.backbones.backbone import Backbone
-from cnsn_cli.network.memory_format import contiguous, copy_like, fastest, for_file, for_many_images
+from cnsn_cli.network.memory_format import contiguous, copy_like, for_few_images, for_file, for_many_images
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
 
@@ -28,9 +28,9 @@ def channels_last(network: Cnsn) -> list[bool]:
 @pytest.mark.parametrize(
     ("layout", "flatten", "expected"),
     [
-        (fastest, nn.Flatten, [True, True]),
+        (for_few_images, nn.Flatten, [True, True]),
         (for_many_images, nn.Flatten, [True, False]),
-        (fastest, View, [False, False]),
+        (for_few_images, View, [False, False]),
         (for_many_images, View, [False, False]),
     ],
 )

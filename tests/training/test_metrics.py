@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from cnsn_cli.evaluation.accuracy import ModelResult
-from cnsn_cli.training.metrics import Epoch, Pull, line_of, parse
+from cnsn_cli.training.metrics import Epoch, Pull, line_of, parse_lines
 
 EPOCH = Epoch(
     epoch=1,
@@ -23,7 +23,7 @@ def test_a_line_is_read_as_it_was_written():
     line = line_of(EPOCH, "validation")
     assert line.mean_accuracy == 0.5
     text = line.to_json()
-    assert parse(text * 2) == [line, line]
+    assert parse_lines(text * 2) == [line, line]
     assert list(json.loads(text)) == [
         "epoch", "lr", "seconds", "images_per_second", "train", "results", "pulls", "selection",
     ]  # fmt: skip
@@ -32,4 +32,4 @@ def test_a_line_is_read_as_it_was_written():
 
 def test_what_is_no_line():
     with pytest.raises(ValidationError, match="validation errors for Line"):
-        parse("{}")
+        parse_lines("{}")
