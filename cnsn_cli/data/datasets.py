@@ -65,7 +65,7 @@ def load_dataset(
 
     data: `cifar10`, `cifar100`, `digits`, or an image folder with `train/` and with `test/` or `val/`.
     data_dir: the folder that CIFAR is read from, or else downloaded into.
-    image_size: the side of images in pixels; None: the shorter side of the first image, up to 224 (digits: 32).
+    image_size: the side of images in pixels; None: the shorter side of the first image, up to 224.
     in_channels: 3 for RGB, 1 for grey.
     skip_bad: read all images first, and leave out those that cannot be read.
 
