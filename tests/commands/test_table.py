@@ -12,6 +12,17 @@ FIGURE = re.compile(r"[\d.,]+( ?(%|M|MiB|ms))?|\d+( x \d+)+|unknown")
 WIDTHS = (40, 60, 80, 160)
 
 
+def cells(pipe):
+    """The cells of the tables in what a command prints into a pipe, with their numbers."""
+    rows = [re.split(r" {2,}", line.strip()) for line in pipe.splitlines() if "─" not in line]
+    return Counter(cell for row in rows if len(row) > 1 for cell in row)
+
+
+def figures(pipe):
+    """The cells that are figures."""
+    return {cell: count for cell, count in cells(pipe).items() if FIGURE.fullmatch(cell)}
+
+
 @pytest.fixture
 def out(shown, monkeypatch):
     """Runs a command whose stdout is a terminal of some width, or a pipe (None); returns what it prints."""
@@ -57,13 +68,11 @@ def commands(odd, folder):
 @pytest.mark.parametrize("command", ["predict", "bench", "eval", "mac", "archs", "why", "info", "detach"])
 def test_no_figure_is_cut_and_names_fold(out, odd, tmp_path, command):
     words = commands(odd, tmp_path)[command]
-    pipe = out(None, *words)
-    rows = [re.split(r" {2,}", line.strip()) for line in pipe.splitlines() if "─" not in line]
-    cells = Counter(cell for row in rows if len(row) > 1 for cell in row)
+    expected = cells(out(None, *words))
     for width in WIDTHS:
         narrow = out(width, *words)
         assert "…" not in narrow
-        for cell, count in cells.items():
+        for cell, count in expected.items():
             if cell == "accuracy" and command == "bench":  # the network is not trained, so no row has it
                 continue
             if FIGURE.fullmatch(cell):
