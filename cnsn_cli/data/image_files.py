@@ -12,10 +12,12 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from cnsn_cli.data.pixels import eight_bits, to_pixels, upright
+from cnsn_cli.data.truncation import check_complete, check_tiles
 from cnsn_cli.errors import DataError, one_line
 
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # for PostScript, Pillow would run Ghostscript
 MOST_PIXELS = 64_000_000  # 8,000 x 8,000; decoded, they take 256 MB
+LONGEST_SIDE = 65_535  # as in a JPEG; each row takes memory beside its pixels
 
 
 def read_image(path: str) -> Image.Image:
@@ -58,12 +60,20 @@ def _decoded(path: str) -> Image.Image:
         raise ValueError("it is empty")
     # Not Image.open(path): Pillow then maps some TIFFs into memory, and garbles those that lie on their side.
     with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
-        if image.width * image.height > MOST_PIXELS:
-            raise ValueError(
-                f"its {image.width:,} x {image.height:,} pixels are more than {MOST_PIXELS:,}: shrink it"
-            )
+        _check_size(image.width, image.height)
+        check_tiles(image)
         image.load()
+        check_complete(image, file)
         return eight_bits(upright(image))
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"its {width:,} x {height:,} pixels are more than {MOST_PIXELS:,}: shrink it")
+    if max(width, height) > LONGEST_SIDE:
+        raise ValueError(
+            f"its {width:,} x {height:,} pixels have a side of more than {LONGEST_SIDE:,}: cut it into pieces"
+        )
 
 
 @contextmanager
