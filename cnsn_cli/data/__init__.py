@@ -1,9 +1,13 @@
 """From files to batches of pixels.
 
-datasets      where images and labels come from, and the task that they define
-image_files   a folder of images, one folder for each class
-pixels        from pictures to pixels, and from pixels to the input of a network
-split         the images of a split, in memory or read from files during training
+datasets       training and test images, and the task that they define
+  sources      where images and labels come from, before they are read
+  image_folder a folder of images, one folder for each class
+  image_files  reading one picture of a stranger
+  truncation   pictures that lack rows
+  skipping     images that cannot be read, left out
+  split        the images of a split, in memory or read from files during training
+pixels         from pictures to pixels, and from pixels to the input of a network
 
 This package does not know networks. Random augmentation is in cnsn_cli.training.
 """

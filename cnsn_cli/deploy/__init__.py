@@ -3,6 +3,7 @@
 detach        one model of a network as a file of its own
   budget      choosing a model by limits
   copying     a detached model by copying bytes, without torch
+  changes     what is recomputed, as a value
   recompute   a detached model whose tensors change: BN statistics, folded BN, two-byte weights
 export        ONNX and torch.export, checked against PyTorch
   int8        ONNX with weights and activations in int8

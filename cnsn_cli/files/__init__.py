@@ -4,7 +4,9 @@ model_file      any file that holds models, opened as classifiers
 checkpoint      saving and loading networks
   metadata      what a file says about its models
   tensor_file   a safetensors file as bytes: header and tensors, without torch
-  onnx_model    exported ONNX files
+  onnx_model    exported ONNX files, run by ONNX Runtime
+  onnx_texts    the metadata of ONNX files, without ONNX Runtime
+  onnx_limits   what an ONNX file of a stranger may ask for
 writer          a file appears complete or not at all
   temporary     SIGTERM leaves no temporary file behind
 
