@@ -254,7 +254,8 @@ def test_commands_count_and_list_what_they_skip(cnsn, photos):
         f"  cannot read image {photos}/test/b/0.png: it is not a valid BMP, JPEG, PNG, PPM, TIFF, WEBP file",
     ]
     assert "training on 8 images" in trained.err
-    further = ("train", "--resume", photos / "run", "--epochs", 2, "--override")  # a finished run reads no data
+    # A finished run reads no data.
+    further = ("train", "--resume", photos / "run", "--epochs", 2, "--override")
     assert "images skipped: 2" in cnsn(*further).err
     path = photos / "run" / "best.safetensors"
     assert "cannot read image" in cnsn("eval", path).err
