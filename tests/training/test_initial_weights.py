@@ -281,8 +281,9 @@ def test_weights_that_cannot_be_had(cnsn, monkeypatch, image_folder, tmp_path):
     monkeypatch.setattr(models._api.WeightsEnum, "get_state_dict", offline)
     rest = words(image_folder, tmp_path / "run")
     message = one_line(cnsn("train", "--arch", ARCH, "--pretrained", *rest))
-    assert message.startswith(
-        f"cannot get pretrained weights of {ARCH!r}: <urlopen error no network>; give a file of weights with --init"
+    assert message == (
+        f"cannot get pretrained weights of {ARCH!r}: <urlopen error no network>; "
+        "give a file of weights with --init"
     )
     message = one_line(cnsn("train", "--arch", TINY, "--pretrained", *rest))
     assert message == "vgg11 has no pretrained weights: give a file of weights with --init"
