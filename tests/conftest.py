@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from cnsn_cli.files.checkpoint import save
 from cnsn_cli.main import main
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
+from cnsn_cli.training import resume_state
 from cnsn_cli.training.recipe import Recipe, load_recipe
 from cnsn_cli.training.run import train
 from cnsn_cli.training.setup import describe
@@ -102,6 +104,12 @@ def saved(path: Path, network: Cnsn, arch: str, data: str = "digits") -> Path:
     """Write `network` into a file as training would, and return the path."""
     save(path, network, describe(network, registry.find(arch), data, load_recipe("quick")))
     return path
+
+
+def write_unchecked(path: Path, tensors: dict[str, torch.Tensor], state: resume_state.State) -> None:
+    """Write a state that cnsn would not write, because it could not read it again."""
+    with patch.object(resume_state, "read_state", lambda path: None):
+        resume_state.write_state(path, tensors, state)
 
 
 @pytest.fixture

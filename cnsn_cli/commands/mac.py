@@ -69,8 +69,9 @@ def mac(
     if json:
         _print_json(costs, parts, choice, counted.not_counted, different)
         return
-    _print_tables(str(checkpoint or arch), costs, parts, choice)
+    print_models([asdict(cost) for cost in costs], str(checkpoint or arch))
     _print_doubts(counted.not_counted, different)
+    _print_choice(parts, choice)
 
 
 def _check_source(checkpoint: Path | None, arch: str | None, planned: Sequence[object]) -> None:
@@ -125,10 +126,7 @@ def _print_doubts(not_counted: Sequence[str], different: "list[Difference]") -> 
         print(f"warning: torch.utils.flop_counter counts {other:,} MACs for {name}, {share}")
 
 
-def _print_tables(
-    title: str, costs: "list[ModelCost]", parts: "list[LayerCost] | None", choice: Choice | None
-) -> None:
-    print_models([asdict(cost) for cost in costs], title)
+def _print_choice(parts: "list[LayerCost] | None", choice: Choice | None) -> None:
     if choice:
         print(f"chosen: {choice.reason}")
     if parts is not None:

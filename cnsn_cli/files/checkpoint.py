@@ -82,7 +82,7 @@ def write_tensors(
         file.write(content)
 
 
-def check_readable(path: Path, network: Cnsn | Model, metadata: Metadata) -> None:
+def check_readable(path: Path, network: Cnsn | Model, metadata: Metadata, known: Architecture) -> None:
     """Raises OutputError if cnsn could not read the file that `save` would write to `path`."""
     tensors = network.state_dict()
     digests = dict.fromkeys(tensors, "0" * hashlib.sha256().digest_size * 2)
@@ -94,7 +94,7 @@ def check_readable(path: Path, network: Cnsn | Model, metadata: Metadata) -> Non
     size = len(start) + sum(entry.end for entry in entries.values())
     # Small weights of the network that is built here are drawn; the run's own random numbers must not change.
     with read_back(path, path), torch.random.fork_rng(devices=()):
-        _read_blank(path, header_in(path, start, size))
+        _read_blank(path, header_in(path, start, size), known)
 
 
 class Opened(NamedTuple):

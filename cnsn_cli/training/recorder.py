@@ -44,7 +44,7 @@ class Recorder:
         check_space(folder, file_sizes(trainer))
         metadata = describe(trainer.network, arch, request.data, request.recipe, request.precision)
         self.metadata = metadata.model_copy(update={"started_from": request.started_from})
-        check_readable(folder / BEST, trainer.trained, self.metadata)
+        check_readable(folder / BEST, trainer.trained, self.metadata, arch)
         self.metrics = before.metrics if before else ""
         epochs = before.epochs() if before else []
         self.best = max(epochs, key=lambda epoch: epoch.mean_accuracy, default=None)

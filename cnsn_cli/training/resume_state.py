@@ -158,13 +158,13 @@ def _read_state(file: TensorFile) -> State:
     if sealed is None:
         raise CheckpointError(f"{path} is not the state of a training run")
     seal, _, text = sealed.partition(" ")
-    if seal != text_digest(text):
-        raise CheckpointError(f"{path} is damaged: its metadata have changed since they were saved")
     try:
+        if seal != text_digest(text):
+            raise CheckpointError(f"{path} is damaged: its metadata have changed since they were saved")
         return _parsed(text, metrics)
     except ValidationError as error:
         raise CheckpointError(f"{path} is broken: {first_problem(error)}") from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: half a character, no JSON
         raise CheckpointError(f"{path} is broken: {error}") from error
 
 

@@ -65,4 +65,4 @@ def test_a_process_whose_locale_is_ascii():
     variables = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
     command = [sys.executable, "-m", "cnsn_cli", "info", "naïve"]
     result = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True)
-    assert result.stderr == "cnsn: cannot read na\\udcc3\\udcafve: No such file or directory\n"
+    assert result.stderr == "cnsn: cannot read na\\xc3\\xafve: No such file or directory\n"

@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cnsn_cli.training.resume_state import read_state, write_state
+from cnsn_cli.training.resume_state import read_state
+from tests.conftest import write_unchecked
 from tests.faults.forked import run
 from tests.faults.test_mutations import many
 from tests.files.test_checkpoint import rewrite
@@ -102,7 +103,7 @@ def states(sound: Path, canary: Path, folder: Path) -> list[Path]:
                 changes["environment"] = {text: text}
             runs.append(folder / f"run{number}{field}")
             runs[-1].mkdir()
-            write_state(runs[-1] / "state.safetensors", tensors, state.model_copy(update=changes))
+            write_unchecked(runs[-1] / "state.safetensors", tensors, state.model_copy(update=changes))
     return runs
 
 

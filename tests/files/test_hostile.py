@@ -17,8 +17,8 @@ from cnsn_cli.errors import CheckpointError, CnsnError
 from cnsn_cli.files.checkpoint import digest, load, write_tensors
 from cnsn_cli.files.metadata import KEY, read_metadata
 from cnsn_cli.files.tensor_file import LARGEST_HEADER, MOST_VALUES, all_finite, read_header
-from cnsn_cli.training.resume_state import read_state, write_state
-from tests.conftest import TINY
+from cnsn_cli.training.resume_state import read_state
+from tests.conftest import TINY, write_unchecked
 from tests.faults.forked import forked
 from tests.files.test_checkpoint import rewrite
 
@@ -248,7 +248,7 @@ def test_all_finite_is_that_of_torch_for_every_pattern_of_high_bits(dtype):
 def sealed(folder: Path, **changes: object) -> Path:
     """Change the metadata of a training state, and write it with digests that fit."""
     path = folder / "state.safetensors"
-    write_state(path, load_file(path), read_state(path).model_copy(update=changes))
+    write_unchecked(path, load_file(path), read_state(path).model_copy(update=changes))
     return path
 
 
