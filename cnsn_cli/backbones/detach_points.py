@@ -8,6 +8,8 @@ from bisect import bisect_left
 from itertools import accumulate
 from typing import NamedTuple
 
+from torch import nn
+
 from cnsn_cli.backbones.backbone import Backbone
 from cnsn_cli.backbones.meta import blank_images, run_blank
 from cnsn_cli.errors import DetachPointError, ImageSizeError, one_line
@@ -101,7 +103,7 @@ def _fits(backbone: Backbone, image_shape: tuple[int, int, int]) -> bool:
 
 
 def _trace_shapes(backbone: Backbone, image_shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
-    features = blank_images(image_shape)
+    features = blank_images(image_shape, nn.ModuleList([backbone.units, backbone.head]))
     shapes = [tuple(features.shape[1:])]
     for unit in backbone.units:
         features = run_blank(unit, features)

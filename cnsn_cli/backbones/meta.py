@@ -6,6 +6,7 @@ modules in general, but no architecture, no unit and no sub-model.
 
 import copy
 from collections.abc import Callable
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 LARGEST = 2**14  # elements of a tensor that is made with values
-SMALL = 64  # pixels a side of images that are computed on the CPU
+LIGHT = 2**25  # elements of all tensors of a network that is computed on the CPU, which takes under a second
 DRAWS = {f"aten::{name}_" for name in ("normal", "uniform", "bernoulli", "random", "exponential")}
 
 
@@ -60,12 +61,14 @@ def emptied(*networks: nn.Module) -> None:
                     module._buffers[name] = buffer.to("meta")
 
 
-def blank_images(image_shape: tuple[int, int, int], batch: int = 1) -> Tensor:
-    """Images (N, C, H, W) for `run_blank`: without values on the meta device, or if small zeros on the CPU.
+def blank_images(image_shape: tuple[int, int, int], network: nn.Module, batch: int = 1) -> Tensor:
+    """Images (N, C, H, W) for `run_blank`: without values on the meta device, or zeros on the CPU.
 
-    Shapes on the meta device need torch's compiler, whose import takes longer than computing small images.
+    Shapes on the meta device need torch's compiler, whose import takes longer than small images on the CPU
+    take. A large network would take longer: a file may ask for any width.
     """
-    small = max(image_shape[1:]) <= SMALL
+    weights = sum(tensor.numel() for tensor in chain(network.parameters(), network.buffers()))
+    small = prod(image_shape) <= LARGEST and weights <= LIGHT
     return torch.zeros(batch, *image_shape, device="cpu" if small else "meta")
 
 

@@ -148,7 +148,7 @@ def _own(model: Model, parts: dict[str, Cost], step_downs: dict[str, Cost]) -> l
 
 
 def check_macs(network: Cnsn | Model, costs: list[ModelCost]) -> list[Difference]:
-    """The models for which torch.utils.flop_counter counts other MACs; it runs them on the meta device."""
+    """The models for which torch.utils.flop_counter counts other MACs; it runs them without weights."""
     macs = torch_macs(network)
     pairs = [(cost, macs[cost.name]) for cost in costs]
     return [Difference(cost.name, cost.macs, other) for cost, other in pairs if other != cost.macs]
@@ -157,7 +157,7 @@ def check_macs(network: Cnsn | Model, costs: list[ModelCost]) -> list[Difference
 def torch_macs(network: Cnsn | Model) -> dict[str, int]:
     """Name of a model -> its MACs as torch.utils.flop_counter counts them, which is quicker than a trace."""
     first, *others = network.models()
-    image = blank_images(first.task.image_shape)
+    image = blank_images(first.task.image_shape, network)
     parts, features = {}, image
     for name, part in _parts(first).items():
         features, parts[name] = _flop_counted(part, features)
@@ -191,7 +191,7 @@ def layer_costs(network: Cnsn | Model, counted: Counted | None = None) -> list[L
     """The costs of each part of the first model, then of the step-down conv of each other model."""
     parts, step_downs, _ = counted or count(network)
     first, *others = network.models()
-    image = blank_images(first.task.image_shape)
+    image = blank_images(first.task.image_shape, network)
     layers, features = [], image
     for name, part in _parts(first).items():
         features = run_blank(part, features)

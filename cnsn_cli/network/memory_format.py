@@ -51,7 +51,7 @@ def for_few_images(network: "Network") -> "Network":
     If a layer cannot read such features (`Tensor.view` cannot), all weights are contiguous instead.
     """
     network.to(memory_format=torch.channels_last)
-    images = blank_images(network.task.image_shape)
+    images = blank_images(network.task.image_shape, network)
     with register_module_forward_hook(_channels_last):
         try:
             run_blank(network.models()[0], images)

@@ -57,7 +57,7 @@ class Model(nn.Module):
     def unit_shapes(self) -> list[tuple[int, ...]]:
         """The shape (c, h, w) of the features that each unit takes."""
         shapes = []
-        features = run_blank(self.step_down, blank_images(self.task.image_shape))
+        features = run_blank(self.step_down, blank_images(self.task.image_shape, self))
         for unit in self.units:
             shapes.append(tuple(features.shape[1:]))
             features = run_blank(unit, features)

@@ -186,7 +186,7 @@ def check_norms(network: Cnsn | Model, images: int) -> None:
 
     The forward pass is blank: only shapes count, and nothing changes. Two images stand for larger batches.
     """
-    batch = blank_images(network.task.image_shape, min(images, 2))
+    batch = blank_images(network.task.image_shape, network, min(images, 2))
     tensors = {name: emptied_like(tensor, batch) for name, tensor in network.named_parameters()}
     tensors |= {name: emptied_like(buffer, batch).clone() for name, buffer in network.named_buffers()}
     try:

@@ -225,14 +225,14 @@ def twice(num_classes, in_channels, image_size):
 
 def test_mac_says_what_it_does_not_count_and_where_another_counter_differs(cnsn, tmp_path):
     """By hand: 32 * 32 * 8 * 27 + 16 * 16 * 16 * 72 + 16 * 10 = 516,256."""
-    (tmp_path / "odd_nets.py").write_text(PLAIN)
-    words = ("mac", "--arch", "odd_nets:same", "--plugin", tmp_path / "odd_nets.py", "--exits", "1")
+    (tmp_path / "counted_nets.py").write_text(PLAIN)
+    words = ("mac", "--arch", "counted_nets:same", "--plugin", tmp_path / "counted_nets.py", "--exits", "1")
     content = json.loads(cnsn(*words, "--json").out)
     assert content["models"][0]["macs"] == 516_256
     assert content["not_counted"] == ["adaptive_avg_pool2d"]
     assert content["differences"] == []
     assert cnsn(*words).out.splitlines()[-1] == "not counted: adaptive_avg_pool2d"
-    words = ("mac", "--arch", "odd_nets:twice", "--plugin", tmp_path / "odd_nets.py", "--exits", "1")
+    words = ("mac", "--arch", "counted_nets:twice", "--plugin", tmp_path / "counted_nets.py", "--exits", "1")
     first, bilinear = 16 * 4 * 192, 3 * 32 * 4 * 8 * 8
     macs = first + bilinear + 16 * 16 + 40
     other = macs - bilinear

@@ -190,7 +190,7 @@ def _shapes_of(
     reasons = []
     for side in (size, *SIZES):
         try:
-            found = run_blank(whole, blank_images((channels, side, side)))
+            found = run_blank(whole, blank_images((channels, side, side), whole))
             return [tuple(value.shape) if isinstance(value, Tensor) else () for value in found]
         except Exception as error:  # any error of the network
             reasons.append(one_line(error))
