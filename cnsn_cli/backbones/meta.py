@@ -89,12 +89,12 @@ def run_blank(module: nn.Module, features: Tensor) -> Tensor:
 def emptied_like(tensor: Tensor, features: Tensor) -> Tensor:
     """A tensor to compute with beside `features`: on the meta device, or zeros on the CPU.
 
-    Integers may be indices. They keep their values if they have some.
+    Integers may be indices: they keep their values if they have some. Floats take the type of `features`.
     """
+    if tensor.is_floating_point():
+        return torch.zeros_like(tensor, device=features.device, dtype=features.dtype)
     if features.is_meta:
         return tensor.to("meta")
-    if tensor.is_floating_point():
-        return torch.zeros_like(tensor, device="cpu", dtype=torch.float32)
     return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor.detach().cpu()
 
 
