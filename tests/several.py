@@ -40,8 +40,10 @@ def recipe(**changes: object) -> Recipe:
 @contextmanager
 def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @float64()
