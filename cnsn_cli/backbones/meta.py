@@ -20,17 +20,23 @@ LIGHT = 2**25  # elements of all tensors of a network that is computed on the CP
 DRAWS = {f"aten::{name}_" for name in ("normal", "uniform", "bernoulli", "random", "exponential")}
 
 
-class blank(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class QuickMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A dispatch mode in whose context nobody compiles.
+
+    To skip its compiler in the context of another mode, torch would import it, for 1.3 seconds.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class blank(QuickMode):  # type: ignore[no-untyped-call]
     """Inside this context, torch makes large tensors on the meta device.
 
     Small tensors keep their values: networks of other libraries compute with small tensors while they are
     built, which the meta device cannot do, or keep them as constants.
     """
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Nobody compiles in this context. To skip its compiler, torch would import it, for 1.3 seconds."""
-        return False
 
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

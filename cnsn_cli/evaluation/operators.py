@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from cnsn_cli.backbones.meta import QuickMode
 
 Handle = Callable[[list[Any], list[Any]], Counter[str]]
 Macs = Callable[[list[Any], list[Any]], int]
@@ -53,7 +54,7 @@ FREE = {
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
-class TorchCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class TorchCount(QuickMode):
     """Counts MACs of what torch runs in this context, with the formulas of torch.utils.flop_counter.
 
     The FlopCounterMode of that module imports torch's compiler, for longer than `cnsn mac` takes.
@@ -67,10 +68,6 @@ class TorchCount(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def macs(self) -> int:
         """Two floating-point operations are one MAC."""
         return int(self.flops) // 2
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
 
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
