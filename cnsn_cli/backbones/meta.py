@@ -97,11 +97,11 @@ def emptied_like(tensor: Tensor, features: Tensor) -> Tensor:
 
     Integers may be indices: they keep their values if they have some. Floats take the type of `features`.
     """
-    if tensor.is_floating_point():
-        return torch.zeros_like(tensor, device=features.device, dtype=features.dtype)
+    if tensor.is_floating_point():  # zeros_like of a tensor on the meta device would import torch's compiler
+        return torch.zeros(tensor.shape, device=features.device, dtype=features.dtype)
     if features.is_meta:
         return tensor.to("meta")
-    return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor.detach().cpu()
+    return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor.detach().cpu()
 
 
 def shared_copy(
