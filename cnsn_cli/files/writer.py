@@ -97,7 +97,7 @@ def replacing(
     faster.
     """
     target = end_of_links(path)
-    temporary = target.with_name(f".{target.name[:LONGEST_PART]}.{os.urandom(4).hex()}.tmp")
+    temporary = target.with_name(f"{_temporary_stem(target)}{os.urandom(4).hex()}.tmp")
     mark(temporary)
     try:
         with open(temporary, "xb") as file:  # the umask sets its permissions
@@ -167,8 +167,12 @@ def remove_leftovers(folder: Path, names: tuple[str, ...]) -> None:
     """
     for name in names:
         target = Path(os.path.realpath(folder / name))
-        for path in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        for path in target.parent.glob(f"{glob.escape(_temporary_stem(target))}*.tmp"):
             path.unlink()
+
+
+def _temporary_stem(target: Path) -> str:
+    return f".{target.name[:LONGEST_PART]}."
 
 
 def _sync(folder: Path) -> None:

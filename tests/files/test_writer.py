@@ -135,6 +135,19 @@ def test_leftovers_of_killed_writes_go_and_nothing_else(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == strangers | {".lock"}
 
 
+def test_leftovers_of_a_long_name_go_too(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    long = tmp_path / "elsewhere" / ("n" * 80 + ".safetensors")
+    (tmp_path / "best.safetensors").symlink_to(long)
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "best.safetensors"):
+        (leftover,) = long.parent.iterdir()
+        raise KeyboardInterrupt
+    leftover.touch()  # as if the process had been killed
+    with locked(tmp_path):
+        pass
+    assert list(long.parent.iterdir()) == []
+
+
 class Usage(NamedTuple):
     free: int
 
