@@ -101,7 +101,9 @@ def emptied_like(tensor: Tensor, features: Tensor) -> Tensor:
         return torch.zeros(tensor.shape, device=features.device, dtype=features.dtype)
     if features.is_meta:
         return tensor.to("meta")
-    return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor.detach().cpu()
+    if tensor.is_meta:
+        return torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu")
+    return tensor.detach().cpu()
 
 
 def shared_copy(
