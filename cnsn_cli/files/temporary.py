@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 _marked: set[Path] = set()
+_elsewhere = 0  # how many contexts say that other threads may mark paths
 
 
 def mark(path: Path) -> None:
@@ -25,8 +26,7 @@ def mark(path: Path) -> None:
 
 def unmark(path: Path) -> None:
     _marked.discard(path)
-    if not _marked and signal.getsignal(signal.SIGTERM) is _end:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    guard()
 
 
 @contextmanager
@@ -39,11 +39,31 @@ def marked(path: Path) -> Iterator[None]:
         unmark(path)
 
 
+@contextmanager
+def marked_elsewhere() -> Iterator[None]:
+    """Inside this context, another thread may mark paths at any time.
+
+    Only the main thread can set the handler of a signal, so it sets the handler once for the whole context.
+    """
+    global _elsewhere
+    _elsewhere += 1
+    guard()
+    try:
+        yield
+    finally:
+        _elsewhere -= 1
+        guard()
+
+
 def guard() -> None:
     """Let SIGTERM remove what is marked, unless somebody listens to SIGTERM."""
-    in_main = threading.current_thread() is threading.main_thread()  # only there handlers can be set
-    if in_main and _marked and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    if threading.current_thread() is not threading.main_thread():
+        return
+    before, wanted = signal.getsignal(signal.SIGTERM), _marked or _elsewhere
+    if wanted and before is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _end)
+    elif not wanted and before is _end:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
