@@ -6,10 +6,10 @@ Every module that writes results calls it. It does not know what is in the files
 import glob
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from cnsn_cli.errors import CnsnError, OutputError
 from cnsn_cli.files.temporary import mark, unmark
@@ -85,10 +85,15 @@ def remove_empty(folders: Sequence[Path]) -> None:
             folder.rmdir()
 
 
+Check = Callable[[Path], object]
+
+
+def accept(written: Path) -> None:
+    """A check that accepts every file."""
+
+
 @contextmanager
-def replacing(
-    path: Path, force: bool = True, check: Callable[[Path], object] = lambda written: None
-) -> Iterator[BinaryIO]:
+def replacing(path: Path, force: bool = True, check: Check = accept) -> Iterator[BinaryIO]:
     """Yields a temporary file in the same folder; at the end it is synced to disk and renamed to `path`.
 
     If the process or the machine stops, `path` has either its old content or all of the new one. A link stays
@@ -96,26 +101,82 @@ def replacing(
     system or `check` refuses, and without `force` also if `path` exists at the end, because somebody else was
     faster.
     """
-    target = end_of_links(path)
-    temporary = target.with_name(f"{_temporary_stem(target)}{os.urandom(4).hex()}.tmp")
-    mark(temporary)
-    try:
-        with open(temporary, "xb") as file:  # the umask sets its permissions
+    with _draft(path) as draft:
+        with draft.filling(check) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        with read_back(path, temporary):
-            check(temporary)
-        _appear(temporary, target, force)
-        _sync(target.parent)
+        draft.appear(force)
+
+
+class NewFile(NamedTuple):
+    """The new content of the file `path`, which `check` reads before it appears."""
+
+    path: Path
+    content: bytes
+    check: Check = accept
+
+
+def replace_together(files: Iterable[NewFile]) -> None:
+    """Replace files that belong together: all are complete on the disk before the first gets its name.
+
+    Each of them is replaced as `replacing` does. The names follow each other at once and in this order, so a
+    kill hardly ever leaves some of the new files beside some of the old ones.
+    """
+    with ExitStack() as until_then:
+        drafts = []
+        for path, content, check in files:
+            drafts.append(until_then.enter_context(_draft(path)))
+            with drafts[-1].filling(check) as file:
+                file.write(content)
+        for draft in drafts:
+            draft.appear()
+
+
+class _Draft:
+    """The next version of the file `path`, under a temporary name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.target = path, end_of_links(path)
+        stem = _temporary_stem(self.target)
+        self.temporary = self.target.with_name(f"{stem}{os.urandom(4).hex()}.tmp")
+
+    @contextmanager
+    def filling(self, check: Check) -> Iterator[BinaryIO]:
+        with _naming(self.path):
+            with open(self.temporary, "xb") as file:  # the umask sets its permissions
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            with read_back(self.path, self.temporary):
+                check(self.temporary)
+
+    def appear(self, force: bool = True) -> None:
+        with _naming(self.path):
+            _appear(self.temporary, self.target, force)
+            _sync(self.target.parent)
+
+
+@contextmanager
+def _draft(path: Path) -> Iterator[_Draft]:
+    """Yields a draft of `path`; afterwards its temporary file is gone."""
+    draft = _Draft(path)
+    mark(draft.temporary)
+    try:
+        yield draft
+    finally:
+        with suppress(OSError):
+            os.unlink(draft.temporary)
+        unmark(draft.temporary)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turns errors of the system into an OutputError that names `path`."""
+    try:
+        yield
     except FileExistsError as error:
         raise _taken(path) from error
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            os.unlink(temporary)
-        unmark(temporary)
 
 
 @contextmanager
@@ -163,12 +224,12 @@ def write_text(path: Path, text: str, force: bool = True) -> None:
 def remove_leftovers(folder: Path, names: tuple[str, ...]) -> None:
     """Remove the temporary files that killed processes left behind while they wrote the files `names`.
 
-    The caller makes sure that no process is writing these files.
+    The caller makes sure that no process is writing these files. Somebody who writes one nevertheless fails.
     """
     for name in names:
         target = Path(os.path.realpath(folder / name))
         for path in target.parent.glob(f"{glob.escape(_temporary_stem(target))}*.tmp"):
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def _temporary_stem(target: Path) -> str:

@@ -96,12 +96,13 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 @distributed.first_only
 def check_space(folder: Path, sizes: Mapping[str, int]) -> None:
-    """Raises OutputError unless the disk has space for files of `sizes` bytes by name.
+    """Raises OutputError unless the disk has space for files of `sizes` bytes by name, and for a second copy.
 
-    While a file is replaced, its old and its new version are both on the disk.
+    The files are replaced together: all their old and all their new versions are on the disk at once.
     """
     there = sum((folder / name).stat().st_size for name in sizes if (folder / name).exists())
-    needed = sum(sizes.values()) + max(sizes.values()) + SMALL_FILES - there
+    once = sum(sizes.values())
+    needed = once + max(0, once - there) + SMALL_FILES
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutputError(

@@ -157,9 +157,9 @@ def test_free_space_is_checked_before_the_first_epoch(cnsn, tmp_path, monkeypatc
     words = ("train", "--arch", "vgg11:width=0.25", "--exits", "", "--data", "digits", "--recipe", "quick")
     result = cnsn(*words, "--out", tmp_path / "run")
     assert result.code == 1
-    # 579,786 weights and 1,376 statistics of 4 bytes each, 8 counters of 8 bytes each. The sum counts six
-    # times: best, last, twice for the state, twice for the state's second copy. Then 1 MiB is added.
-    assert f"the files of the run take 14.3 MiB, and {tmp_path}/run has 3.0 MiB free: make room" in result.err
+    # 579,786 weights and 1,376 statistics of 4 bytes each, 8 counters of 8 bytes each. The sum counts eight
+    # times: best, last, twice for the state, and all that for the second copy. Then 1 MiB is added.
+    assert f"the files of the run take 18.7 MiB, and {tmp_path}/run has 3.0 MiB free: make room" in result.err
     assert "epoch" not in result.err
 
 
@@ -167,5 +167,16 @@ def test_what_is_replaced_makes_room(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda folder: Usage(2**20 + 100))
     with pytest.raises(OutputError):
         check_space(tmp_path, {"a": 60, "b": 30})
-    (tmp_path / "a").write_bytes(bytes(50))
+    (tmp_path / "a").write_bytes(bytes(79))
+    with pytest.raises(OutputError):
+        check_space(tmp_path, {"a": 60, "b": 30})
+    (tmp_path / "a").write_bytes(bytes(80))  # old 80 + 100 free: room for 90 twice
     check_space(tmp_path, {"a": 60, "b": 30})
+
+
+def test_larger_old_files_make_no_more_room_than_the_new_ones_need(tmp_path, monkeypatch):
+    """The new files are complete before the old ones go."""
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda folder: Usage(2**20 + 89))
+    (tmp_path / "a").write_bytes(bytes(1000))
+    with pytest.raises(OutputError):
+        check_space(tmp_path, {"a": 60, "b": 30})
