@@ -21,7 +21,7 @@ from cnsn_cli.backbones.architecture import Architecture
 from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError, one_line
 from cnsn_cli.files.metadata import KEY, Metadata, metadata_in, read_metadata
 from cnsn_cli.files.tensor_file import Entry, Header, TensorFile, header_in, new_header, read_header
-from cnsn_cli.files.writer import read_back, replacing
+from cnsn_cli.files.writer import NewFile, read_back, replacing
 from cnsn_cli.network.dtypes import HALVES, cast_weights
 from cnsn_cli.network.folding import fold
 from cnsn_cli.network.memory_format import for_few_images, for_file
@@ -55,10 +55,16 @@ def save(path: Path, network: Cnsn | Model, metadata: Metadata, force: bool = Tr
     return metadata
 
 
+def new_file(path: Path, tensors: Mapping[str, Tensor], metadata: Metadata) -> NewFile:
+    """The file that `save` would write for a network with these tensors, which are in the form for files."""
+    text = _with_digests(metadata, tensors).to_json()
+    return NewFile(path, file_content(tensors, KEY, text), metadata_in)
+
+
 def file_size(network: Cnsn | Model, metadata: Metadata) -> int:
     """The size in bytes of the file that `save` would write."""
     tensors = {name: for_file(tensor) for name, tensor in network.state_dict().items()}
-    return len(serialise(tensors, metadata={KEY: _with_digests(metadata, tensors).to_json()}))
+    return len(file_content(tensors, KEY, _with_digests(metadata, tensors).to_json()))
 
 
 def _with_digests(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Metadata:
@@ -77,9 +83,14 @@ def write_tensors(
 
     Raises OutputError.
     """
-    content = serialise({name: for_file(tensor) for name, tensor in tensors.items()}, metadata={key: text})
+    content = file_content(tensors, key, text)
     with replacing(path, force, check) as file:
         file.write(content)
+
+
+def file_content(tensors: Mapping[str, Tensor], key: str, text: str) -> bytes:
+    """The bytes of a safetensors file with the one metadata entry `key`: `text`."""
+    return serialise({name: for_file(tensor) for name, tensor in tensors.items()}, metadata={key: text})
 
 
 def check_readable(path: Path, network: Cnsn | Model, metadata: Metadata, known: Architecture) -> None:

@@ -15,7 +15,9 @@ trainer             the training loop, which yields events
   ema               averaged weights
   meter             losses, accuracies and speed of an epoch
   metrics           the events, and the lines of metrics.jsonl
-recorder            writes models, metrics and state
+recorder            keeps what epochs leave behind, and saves it when it is time
+  bundle            models, metrics and state that are written together
+  writer_thread     writes bundles while the run trains on
   run_folder        the folder of a run: its lock and its space
   resume_state      everything that a resumed run needs
   signals           Ctrl-C and SIGTERM

@@ -1,31 +1,38 @@
-"""Writes the files of a run: models, metrics, recipe and state.
+"""Records a run: keeps what its epochs leave behind, and writes it together with the state when it is time.
 
-`run` makes a Recorder, hands it every event of the trainer, and asks it when to save the state. This module
-does not know how a network is trained, nor what ends a run.
+`run` makes a Recorder, asks it for every event of the trainer whether it is time to save, and hands the event
+over. This module does not know how a network is trained, nor what ends a run.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from torch import Tensor
 
 from cnsn_cli import distributed
 from cnsn_cli.backbones.architecture import Architecture
 from cnsn_cli.evaluation.accuracy import ModelResult
-from cnsn_cli.files.checkpoint import check_readable, save
+from cnsn_cli.files.checkpoint import check_readable
 from cnsn_cli.files.metadata import BestEpoch, ModelRecord
-from cnsn_cli.files.writer import write_text
+from cnsn_cli.files.writer import remove_leftovers, write_text
+from cnsn_cli.training.bundle import Bundle, Models, copied
 from cnsn_cli.training.data_record import DataRecord
 from cnsn_cli.training.metrics import Epoch, Line, Result, Step, line_of
 from cnsn_cli.training.places import working_folder
 from cnsn_cli.training.request import Request
-from cnsn_cli.training.resume_state import State, environment, save_state
-from cnsn_cli.training.run_folder import BEST, LAST, METRICS, RECIPE, STATE, check_space
+from cnsn_cli.training.resume_state import State, environment, state_tensors, write_state
+from cnsn_cli.training.run_folder import BEST, FILES, LAST, METRICS, RECIPE, STATE, check_space
 from cnsn_cli.training.setup import describe
 from cnsn_cli.training.trainer import Trainer
+from cnsn_cli.training.writer_thread import WriterThread
+
+EPOCHS_APART = 60.0  # seconds between a state and the next one at the end of an epoch
 
 
 class Recorder:
-    """Writes the state of a run before its first step and in intervals, and models after each epoch.
+    """Writes the state of a run before its first step, and later together with the models of its epochs.
 
     `before` is the state that a resumed `trainer` goes on from, `data` the record of its data. `best` is the
     best epoch so far.
@@ -52,30 +59,94 @@ class Recorder:
         self.started_in = (before.started_in if before else None) or working_folder()
         self.interval = request.interval()
         self.steps, self.saved = 0, time.monotonic()
+        self.unsaved_last: Models | None = None
+        self.unsaved_best: Models | None = None
+        self.thread = WriterThread()
 
     def start(self) -> None:
-        """Write what a resumed run needs, in case this run is killed before its first epoch is over."""
-        self.save_state()
-        self._write(RECIPE, self.trainer.recipe.to_toml())
-        if self.metrics:
-            self._write(METRICS, self.metrics)
+        """Write what a resumed run needs, in case this run is killed before it saves again."""
+        self._begin(state_tensors(self.trainer))
+        self.steps, self.saved = 0, time.monotonic()
 
-    def take(self, event: Step | Epoch) -> None:
-        """After an epoch write the models, the metrics, then the state: a finished state implies that the
-        rest is on disk."""
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Inside this context, a thread writes. At the end, all that was saved is on the disk.
+
+        After the first Ctrl-C a run ends in Stopped, and everything is written before. After a second one the
+        thread cannot finish, because its temporary files are gone.
+        """
+        try:
+            with self.thread.running():
+                yield
+        except KeyboardInterrupt:
+            self.thread.forget()
+            if distributed.is_first():
+                remove_leftovers(self.folder, FILES)
+            raise
+
+    def is_due(self, event: Step | Epoch) -> bool:
+        """Whether it is time to save, now that `event` has come."""
+        seconds = time.monotonic() - self.saved
+        if isinstance(event, Epoch) and event.epoch == self.trainer.recipe.epochs:
+            return True
+        if isinstance(event, Epoch) and seconds >= EPOCHS_APART:
+            return True
+        return self.interval.is_over(self.steps + isinstance(event, Step), seconds)
+
+    def take(self, event: Step | Epoch, save: bool = True) -> None:
+        """Record an event; with `save`, write the state and all that it includes and is not yet written.
+
+        All processes call it, with the same `save`. Raises OutputError if writing has failed since the event
+        before.
+        """
+        self.thread.check()
         if isinstance(event, Epoch):
             self._record(event)
-            self.save_state()
-            return
-        self.steps += 1
+        else:
+            self.steps += 1
+        if save:
+            self._save()
 
-    def is_due(self) -> bool:
-        """Whether it is time to save the state."""
-        return self.interval.is_over(self.steps, time.monotonic() - self.saved)
+    @distributed.first_only
+    def finish(self) -> None:
+        """Wait until all that was saved is on the disk. Raises OutputError if it cannot be written."""
+        self.thread.wait()
+        self.thread.check()
 
-    def save_state(self) -> None:
+    @distributed.first_only
+    def _begin(self, tensors: dict[str, Tensor]) -> None:
+        write_state(self.folder / STATE, tensors, self._state())
+        write_text(self.folder / RECIPE, self.trainer.recipe.to_toml())
+        if self.metrics:
+            write_text(self.folder / METRICS, self.metrics)
+
+    def _record(self, epoch: Epoch) -> None:
+        line = line_of(epoch, self.trainer.recipe.selection)
+        is_best = self.best is None or line.mean_accuracy > self.best.mean_accuracy
+        self.best = line if is_best else self.best
+        self.metrics += line.to_json()
+        if distributed.is_first():
+            self.unsaved_last = self._models(line)
+            self.unsaved_best = self.unsaved_last if is_best else self.unsaved_best
+
+    def _models(self, line: Line) -> Models:
+        selection = BestEpoch(images=line.selection, epoch=line.epoch)
+        models = with_results(self.metadata.models, line.results)
+        metadata = self.metadata.model_copy(update={"models": models, "selection": selection})
+        return Models(copied(self.trainer.trained.state_dict()), metadata)
+
+    def _save(self) -> None:
+        """All processes give their part of the state. The first one copies it and leaves it to its thread."""
+        tensors = state_tensors(self.trainer)
+        self.steps, self.saved = 0, time.monotonic()
+        if distributed.is_first():
+            models = self.unsaved_last, self.unsaved_best
+            self.unsaved_last = self.unsaved_best = None
+            self.thread.put(Bundle(self.folder, copied(tensors), self._state(), *models))
+
+    def _state(self) -> State:
         trainer = self.trainer
-        state = State(
+        return State(
             epoch=trainer.epoch,
             step=trainer.step,
             request=self.request,
@@ -86,28 +157,6 @@ class Recorder:
             data=self.data,
             started_in=self.started_in,
         )
-        save_state(self.folder / STATE, trainer, state)
-        self.steps, self.saved = 0, time.monotonic()
-
-    def _record(self, epoch: Epoch) -> None:
-        line = line_of(epoch, self.trainer.recipe.selection)
-        self._save(LAST, line)
-        if self.best is None or line.mean_accuracy > self.best.mean_accuracy:
-            self.best = line
-            self._save(BEST, line)
-        self.metrics += line.to_json()
-        self._write(METRICS, self.metrics)
-
-    @distributed.first_only
-    def _write(self, name: str, text: str) -> None:
-        write_text(self.folder / name, text)
-
-    @distributed.first_only
-    def _save(self, name: str, line: Line) -> None:
-        selection = BestEpoch(images=line.selection, epoch=line.epoch)
-        models = with_results(self.metadata.models, line.results)
-        metadata = self.metadata.model_copy(update={"models": models, "selection": selection})
-        save(self.folder / name, self.trainer.trained, metadata)
 
 
 def file_sizes(trainer: Trainer) -> dict[str, int]:

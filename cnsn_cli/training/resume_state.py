@@ -2,8 +2,8 @@
 
 The state holds the weights and their average, the optimizer's momentum, torch's random generators (for
 dropout), the number of steps done, and the losses and accuracies so far. It need not hold the order and the
-augmentation of the samples, which follow from the seed and the number of the epoch. `recorder` saves states,
-`run` reads and restores them. This module does not know when a state is saved.
+augmentation of the samples, which follow from the seed and the number of the epoch. `recorder` and `bundle`
+write states, `run` reads and restores them. This module does not know when a state is saved.
 
 The text of metrics.jsonl grows with every epoch, and the header of a file has a limit: the text is a tensor
 of bytes. Older states hold this text in their header.
@@ -23,9 +23,10 @@ from torch import Tensor
 
 from cnsn_cli import distributed
 from cnsn_cli.errors import CheckpointError, one_line
-from cnsn_cli.files.checkpoint import check_tensors, digest, read_tensors, write_tensors
+from cnsn_cli.files.checkpoint import check_tensors, digest, file_content, read_tensors
 from cnsn_cli.files.metadata import Count, first_problem
 from cnsn_cli.files.tensor_file import TensorFile, check_json
+from cnsn_cli.files.writer import NewFile, replace_together
 from cnsn_cli.network.memory_format import copy_like, for_file
 from cnsn_cli.training.data_record import DataRecord
 from cnsn_cli.training.metrics import Line, Pull, parse_lines
@@ -94,14 +95,17 @@ def environment(device: torch.device) -> dict[str, str]:
     }
 
 
-def save_state(path: Path, trainer: Trainer, state: State) -> None:
-    """Write the state of `trainer`, including what differs between processes. Raises OutputError."""
+def state_tensors(trainer: Trainer) -> dict[str, Tensor]:
+    """The part of a state that is tensors: those of `trainer`, and those that differ between processes.
+
+    All processes call it. The next step changes the tensors.
+    """
     tensors = _without_momentum(trainer)
     for name, parameter in trainer.network.named_parameters():
         momentum = trainer.optimizer.state[parameter].get("momentum_buffer")
         if momentum is not None:
             tensors[MOMENTUM + name] = momentum
-    write_state(path, tensors, state)
+    return tensors
 
 
 def _without_momentum(trainer: Trainer) -> dict[str, Tensor]:
@@ -114,13 +118,17 @@ def _without_momentum(trainer: Trainer) -> dict[str, Tensor]:
     return tensors | {name: distributed.gather(tensor) for name, tensor in own.items()}
 
 
-@distributed.first_only
-def write_state(path: Path, tensors: dict[str, Tensor], state: State) -> None:
+def write_state(path: Path, tensors: Mapping[str, Tensor], state: State) -> None:
     """Write `tensors` and `state` into one file, with digests of both. Raises OutputError."""
+    replace_together([state_file(path, tensors, state)])
+
+
+def state_file(path: Path, tensors: Mapping[str, Tensor], state: State) -> NewFile:
+    """The file that `write_state` writes."""
     held = {name: for_file(tensor) for name, tensor in tensors.items()} | {METRICS: _bytes(state.metrics)}
     sha256 = {name: digest(tensor) for name, tensor in held.items()}
     text = state.model_copy(update={"sha256": sha256}).model_dump_json(exclude={"metrics"})
-    write_tensors(path, held, KEY, f"{text_digest(text)} {text}", check=read_state)
+    return NewFile(path, file_content(held, KEY, f"{text_digest(text)} {text}"), read_state)
 
 
 def _bytes(text: str) -> Tensor:
@@ -141,13 +149,13 @@ class OpenState(NamedTuple):
 
 @contextmanager
 def open_state(path: Path) -> Iterator[OpenState]:
-    """Open the file that `save_state` wrote. Raises CheckpointError."""
+    """Open the file that `write_state` wrote. Raises CheckpointError."""
     with TensorFile(path) as file:
         yield OpenState(file, _read_state(file))
 
 
 def read_state(path: Path) -> State:
-    """The State in a file that `save_state` wrote. Raises CheckpointError."""
+    """The State in a file that `write_state` wrote. Raises CheckpointError."""
     with open_state(path) as opened:
         return opened.state
 

@@ -82,9 +82,10 @@ Watch = Callable[[Started | Step | Epoch], None]
 def train(asked: Arguments) -> Run:
     """Train a network with its sub-models, and write a run folder. Returns the finished Run.
 
-    The state is also saved after every epoch, and `resume` goes on from it. Raises a CnsnError (see
-    cnsn_cli.errors) if something is wrong, and Stopped after Ctrl-C or SIGTERM. Every file that was written
-    is then complete and stays.
+    The state is also saved at the end of an epoch if the state before is a minute old, and at the end of the
+    run; `resume` goes on from it. The models and metrics of an epoch appear together with a state. Raises a
+    CnsnError (see cnsn_cli.errors) if something is wrong, and Stopped after Ctrl-C or SIGTERM. Every file
+    that was written is then complete and stays.
 
     Arguments:
     """
@@ -193,16 +194,16 @@ def _run(recorder: Recorder, prepared: Prepared, watch: Watch) -> Run:
 
 
 def _train(recorder: Recorder, watch: Watch) -> None:
-    with listening() as signalled:
+    with listening() as signalled, recorder.writing():
         recorder.start()
         for event in recorder.trainer.run():
-            recorder.take(event)
-            number, due = distributed.largest(signalled() or 0, recorder.is_due())
-            if number or due:
-                recorder.save_state()
+            number, due = distributed.largest(signalled() or 0, recorder.is_due(event))
+            recorder.take(event, save=bool(number or due))
             watch(event)
             if number:
+                recorder.finish()
                 raise Stopped(number)
+        recorder.finish()
 
 
 def _finish(recorder: Recorder, dataset: Dataset) -> Run:

@@ -16,6 +16,7 @@ from cnsn_cli.data import datasets
 from cnsn_cli.errors import CheckpointError, RecipeError, TrainingError
 from cnsn_cli.files.checkpoint import digest, load, write_tensors
 from cnsn_cli.files.tensor_file import LARGEST_HEADER
+from cnsn_cli.training import recorder
 from cnsn_cli.training import run as runs
 from cnsn_cli.training.recipe import Recipe
 from cnsn_cli.training.resume_state import KEY, read_state, text_digest, write_state
@@ -36,6 +37,14 @@ def dropout(num_classes, in_channels, image_size):
 
 class Stop(Exception):
     pass
+
+
+@pytest.fixture(autouse=True, scope="module")
+def states_of_all_epochs():
+    """The runs here take less than the minute that must pass before an epoch ends with a state."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recorder, "EPOCHS_APART", 0)
+        yield
 
 
 @pytest.fixture
@@ -70,6 +79,7 @@ def test_resuming_gives_the_weights_of_an_uninterrupted_run(image_folder, tmp_pa
     whole = train(TINY, (1, 4), str(image_folder), recipe, tmp_path / "whole")
     with pytest.raises(Stop):
         train(TINY, (1, 4), str(image_folder), recipe, tmp_path / "cut", watch=stop_after(epoch))
+    assert read_state(tmp_path / "cut" / "state.safetensors").epoch == epoch
     torch.manual_seed(99)  # stands for anything that happens between stopping and resuming
     finished = resume(tmp_path / "cut")
     assert (finished.best_epoch, finished.models) == (whole.best_epoch, whole.models)
