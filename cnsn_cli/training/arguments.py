@@ -86,7 +86,7 @@ class Options:
     )
     save_every: str = field(
         default="10m",
-        metadata=about("Also save the state within an epoch, after steps (500) or minutes (10m)."),
+        metadata=about("Also save within an epoch, after steps (500) or minutes (10m)."),
     )
 
 

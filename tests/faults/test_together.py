@@ -60,6 +60,7 @@ def test_a_kill_at_any_call(tiny, tmp_path, monkeypatch, figures, count):
     assert sound.code == 0, sound
     calls = journal.read_text().splitlines()
     names, epochs, mixed = names_being_given(calls), [], 0
+    assert {calls[number].split()[0] for number in names} == {"replace", "open", "fsync", "close"}  # folders
     for at in range(0, len(calls), count):
         folder = tmp_path / f"{at}"
         killed = forked(lambda at=at, folder=folder: start(folder, at, "before"))

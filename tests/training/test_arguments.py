@@ -33,7 +33,7 @@ def test_train_shows_and_documents_each_argument():
     text = cnsn_cli.train.__doc__
     for name in parameters:
         assert f"    {name}: " in text
-    said = "Also save the state within an epoch, after steps (500) or minutes (10m). Default: '10m'."
+    said = "Also save within an epoch, after steps (500) or minutes (10m). Default: '10m'."
     assert f"save_every: {said}" in text
     assert "--" not in text
     for name in inspect.signature(cnsn_cli.resume).parameters:

@@ -155,7 +155,7 @@ def recording(image_folder, tmp_path, quick):
 
 
 def test_the_best_epoch_is_kept_until_it_is_out(recording, tmp_path, disk):
-    """Epoch 2 is the best; its bundle waits behind that of epoch 1, and is overtaken."""
+    """Epoch 2 is the best; its bundle waits behind that of epoch 1, and is overtaken. So is the last one."""
     recorder, epoch = recording
     with recorder.writing():
         disk.stick()
@@ -163,6 +163,7 @@ def test_the_best_epoch_is_kept_until_it_is_out(recording, tmp_path, disk):
         assert disk.begun.wait(LONG)
         for number, accuracy in ((2, 0.9), (3, 0.6), (4, 0.7)):
             recorder.take(epoch(number, accuracy))
+        recorder.take(Step(5, 1, STEPS, recorder.trainer.meter))  # also this one waits, without models
         disk.go()
     assert [bundle.state.epoch for bundle in disk.written] == [1, 4]
     assert check_together(tmp_path) == 4
@@ -277,13 +278,17 @@ from cnsn_cli.files.writer import replacing
 from cnsn_cli.training.signals import listening
 from cnsn_cli.training.writer_thread import WriterThread
 
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+
 class Bundle:
     def write(self):
+        terminate()
         with replacing(Path(sys.argv[1])) as file:
             file.write(b"whole")
-            for _ in range({signals}):
-                os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(0.2)
+            if {twice}:
+                terminate()
 
 thread = WriterThread()
 with listening(), thread.running():
@@ -291,10 +296,10 @@ with listening(), thread.running():
 """
 
 
-@pytest.mark.parametrize(("signals", "content"), [(1, [b"whole"]), (2, [])])
-def test_sigterm_while_the_thread_writes(tmp_path, signals, content):
+@pytest.mark.parametrize(("twice", "content"), [(False, [b"whole"]), (True, [])])
+def test_sigterm_while_the_thread_writes(tmp_path, twice, content):
     """The first one waits for the file; the second one ends the process, and the temporary file goes."""
-    program = WRITE.format(signals=signals)
+    program = WRITE.format(twice=twice)
     done = subprocess.run([sys.executable, "-c", program, tmp_path / "x"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, "", "")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == content
