@@ -2,7 +2,8 @@
 
 `files.writer` and `deploy` mark what they create. While something is marked, SIGTERM removes it and then ends
 the process, as its default action does; no exception is raised into the code that happens to run. Somebody
-who listens to SIGTERM, such as a training run, keeps the signal. This module does not know what is written.
+who listens to SIGTERM, such as a training run, keeps the signal. A training run also says that its thread may
+mark files. This module does not know what is written.
 """
 
 import os

@@ -87,9 +87,8 @@ class Recorder:
     def is_due(self, event: Step | Epoch) -> bool:
         """Whether it is time to save, now that `event` has come."""
         seconds = time.monotonic() - self.saved
-        if isinstance(event, Epoch) and event.epoch == self.trainer.recipe.epochs:
-            return True
-        if isinstance(event, Epoch) and seconds >= EPOCHS_APART:
+        epochs = self.trainer.recipe.epochs
+        if isinstance(event, Epoch) and (event.epoch == epochs or seconds >= EPOCHS_APART):
             return True
         return self.interval.is_over(self.steps + isinstance(event, Step), seconds)
 

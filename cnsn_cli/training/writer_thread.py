@@ -19,7 +19,7 @@ class WriterThread:
     """Writes one bundle at a time, and has room for one that waits."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()  # guards the next four
+        self._changed = threading.Condition()  # guards the next three
         self._waiting: Bundle | None = None
         self._busy = False
         self._error: BaseException | None = None
@@ -47,7 +47,10 @@ class WriterThread:
         self.check()
 
     def put(self, bundle: Bundle) -> None:
-        """Write `bundle` soon. Of two bundles that wait the newer one wins, and the best epoch is kept."""
+        """Write `bundle` soon. Of two bundles that wait the newer one wins, and the best epoch is kept.
+
+        Raises the error of the thread: nothing more is written after it.
+        """
         self.check()
         if not self._running:
             bundle.write()
