@@ -277,5 +277,5 @@ def test_a_warm_up_beyond_the_end_is_a_warning(cnsn, image_folder, tmp_path, war
     words += ("--lr", 0.01, "--warmup-epochs", warmup, "--out", tmp_path / "run")
     done = cnsn("train", *words)
     assert done.code == 0, done.err
-    text = "warning: training ends with epoch 1, within the warm-up of 2 epochs: the learning rate never"
+    text = f"warning: training ends with epoch 1, within the warm-up of {warmup} epochs: the learning rate"
     assert (text in " ".join(done.err.split())) == warned
