@@ -15,12 +15,12 @@ from cnsn_cli.backbones.tracing.units import traced
 from cnsn_cli.data.datasets import Dataset
 from cnsn_cli.data.split import MemorySplit
 from cnsn_cli.errors import CheckpointError, DataError, RecipeError
-from cnsn_cli.files.checkpoint import load
+from cnsn_cli.files.checkpoint import load, save
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
 from cnsn_cli.training.recipe import load_recipe
 from cnsn_cli.training.run import resume, train
-from cnsn_cli.training.setup import build_network, split_off
+from cnsn_cli.training.setup import build_network, describe, split_off
 from tests.commands.test_cli import one_line
 from tests.conftest import TINY, saved
 from tests.training.test_resume import Stop, assert_same_run, stop_after
@@ -103,6 +103,18 @@ def test_a_frozen_base_names_its_data(cnsn, image_folder, tmp_path):
     photos.rename(tmp_path / "elsewhere")
     message = f"{base} was trained on {photos}, and there is no such folder: give --data"
     assert message in one_line(cnsn(*words, "--out", tmp_path / "other"))
+    moved = cnsn(*words, "--out", tmp_path / "other", "--data", tmp_path / "elsewhere")
+    assert moved.code == 0, moved.err
+
+
+def test_a_frozen_base_that_names_no_data(cnsn, tmp_path):
+    base, task = tmp_path / "base.safetensors", Task.plain(classes=2)
+    network = build_network(registry.find(RESNET), (3,), task, load_recipe("quick"))
+    metadata = describe(network, registry.find(RESNET), "digits", load_recipe("quick"))
+    save(base, network, metadata.model_copy(update={"data": None}))
+    result = cnsn("train", "--freeze-base", base, "--exits", 3, "--out", tmp_path / "run")
+    assert one_line(result) == f"{base} does not name its training data: give --data"
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_on_a_frozen_base_goes_on(image_folder, checkpoint, tmp_path, quick):
