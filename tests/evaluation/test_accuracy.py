@@ -12,6 +12,7 @@ from cnsn_cli.data.split import MemorySplit
 from cnsn_cli.deploy.detach import detach
 from cnsn_cli.errors import DataError
 from cnsn_cli.evaluation.accuracy import evaluate, evaluate_classes, evaluate_file
+from cnsn_cli.evaluation.confusion_picture import draw_confusions
 from cnsn_cli.files.checkpoint import load, save
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.model import Model
@@ -130,6 +131,7 @@ def test_memory_formats_do_not_tell_a_detached_model_from_the_submodel(tmp_path)
 def test_confusions_are_those_of_predict(cnsn, checkpoint, image_folder, tmp_path):
     """Counted here from the answers of `cnsn predict`, whose order is that of the file names."""
     done = cnsn("eval", checkpoint, "--confusion", "--json", "-o", tmp_path / "a.svg")
+    shown = []
     for model in json.loads(done.out)["models"]:
         expected = []
         for true in ("bright", "dark"):
@@ -140,9 +142,25 @@ def test_confusions_are_those_of_predict(cnsn, checkpoint, image_folder, tmp_pat
             expected.append([found.count("bright"), found.count("dark")])
         assert model["confusion"] == expected
         assert sum(expected[i][i] for i in range(2)) / 16 == model["accuracy"]
+        shown += [tuple(map(str, row)) for row in expected]
     assert (tmp_path / "a.svg").read_text().count("<!-- predicted class -->") == 3
     out = cnsn("eval", checkpoint, "--confusion").out
     assert re.search(r"true class +bright +dark", out)
+    assert re.findall(r"(?:bright|dark) +(\d+) +(\d+)", out) == shown
+
+
+def test_a_picture_of_confusions_has_a_row_for_each_true_class(tmp_path):
+    draw_confusions({"base": [[11, 12], [21, 22]]}, ("cat", "dog"), tmp_path / "a.svg", force=False)
+    place = re.compile(r"<!-- (.+) -->\s*<g [^>]*translate\(([\d.]+) ([\d.]+)\)")
+    found = place.findall((tmp_path / "a.svg").read_text())
+    places = {text: (float(x), float(y)) for text, x, y in found}
+    (left, top), (right, bottom) = places["11"], places["22"]
+    assert left < right
+    assert top < bottom  # y grows downwards
+    assert places["12"] == pytest.approx((right, top), abs=1)
+    assert places["21"] == pytest.approx((left, bottom), abs=1)
+    assert places["predicted class"][1] > bottom
+    assert places["true class"][0] < left
 
 
 def test_a_picture_of_confusions_is_checked_first(cnsn, checkpoint, tmp_path):
