@@ -305,3 +305,12 @@ def test_a_failing_export_of_all_leaves_nothing(cnsn, checkpoint, tmp_path, monk
     assert one_line(cnsn(*words)) == "no"
     assert not (tmp_path / "models").exists()
     assert "--all goes without --submodel" in cnsn(*words, "--submodel", 0).err
+
+
+@pytest.mark.parametrize("command", [("export", "--to", "pt2"), ("detach",)])
+def test_all_models_do_not_go_into_a_file(cnsn, checkpoint, tmp_path, command):
+    taken = tmp_path / "models"
+    taken.write_text("a file")
+    result = cnsn(*command, checkpoint, "--all", "--force", "-o", taken)
+    assert one_line(result) == f"{taken} is a file: --all writes into a folder"
+    assert taken.read_text() == "a file"
