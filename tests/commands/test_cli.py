@@ -241,6 +241,13 @@ def test_an_empty_path_is_not_the_working_folder(cnsn, words, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_list_may_be_empty(cnsn, image_folder, tmp_path):
+    words = ("train", "--arch", TINY, "--exits", "", "--data", image_folder, "--recipe", "quick")
+    words += ("--epochs", 1, "--milestones", "", "--final-scale=", "--out", tmp_path / "run")
+    done = cnsn(*words)
+    assert done.code == 0, done.err
+
+
 def test_traceback_on_request(cnsn):
     from cnsn_cli.errors import CheckpointError
 
