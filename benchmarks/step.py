@@ -23,8 +23,9 @@ from cnsn_cli.device import default_precision
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
+from cnsn_cli.training.optimizer import sgd
 from cnsn_cli.training.recipe import load_recipe
-from cnsn_cli.training.trainer import forward_pass, sgd
+from cnsn_cli.training.step import forward_pass
 
 EXITS = (2, 7)
 CUTS = {"base": 0, "k=2": 2, "k=7": 7}

@@ -3,7 +3,7 @@
 Data sets, networks, training and exports call this module. It knows no files and no networks.
 """
 
-from functools import lru_cache
+from functools import cache
 
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor, device, from_numpy, tensor
@@ -87,6 +87,6 @@ def normalise(pixels: Tensor, task: Task) -> Tensor:
     return (pixels / 255).sub_(mean).div_(std)  # in place, because a batch may be large
 
 
-@lru_cache(maxsize=8)  # copying to the device for every batch would make the device wait
+@cache  # a copy to the device would make it wait; a captured step reads these tensors for ever
 def _constants(task: Task, place: device) -> tuple[Tensor, Tensor]:
     return tensor(task.mean, device=place).view(-1, 1, 1), tensor(task.std, device=place).view(-1, 1, 1)

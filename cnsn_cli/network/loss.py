@@ -28,7 +28,7 @@ def multi_model_loss(
     targets: Tensor,
     label_smoothing: float = 0.0,
     distillation: Distillation | None = None,
-    scales: Sequence[float] | None = None,
+    scales: Sequence[float] | Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Eq. 1 of the paper: the loss of the base-model plus the mean loss of the sub-models.
 
@@ -46,12 +46,11 @@ def multi_model_loss(
         for index in range(1, len(losses)):
             soft = soft_loss(logits[index], teachers[index - 1], distillation.temperature)
             losses[index] = torch.lerp(losses[index], soft, distillation.weight)
-    weights = [1.0] * (len(losses) - 1) if scales is None else scales
-    total = losses[0]
+    total, each = losses[0], torch.stack(losses)
     if len(losses) > 1:
-        weighted = [loss * weight for loss, weight in zip(losses[1:], weights, strict=True)]
-        total = total + torch.stack(weighted).mean()
-    return total, torch.stack(losses)
+        weights = 1 if scales is None else torch.as_tensor(scales, device=each.device)
+        total = total + (each[1:] * weights).mean()
+    return total, each
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -38,6 +38,11 @@ class EpochPlan:
     boxes: Tensor
     shares: Tensor
 
+    def become(self, other: "EpochPlan") -> None:
+        """Take over the plan of another epoch, in place."""
+        for name in ("order", "offsets", "flips", "holes", "boxes", "shares"):
+            getattr(self, name).copy_(getattr(other, name))
+
     def prepare(self, pixels: Tensor, labels: Tensor, indices: Tensor, task: Task) -> tuple[Tensor, Tensor]:
         """Augmented, normalised images (n, C, H, W) and their targets, from uint8 pixels (n, C, H, W).
 
@@ -49,7 +54,8 @@ class EpochPlan:
             images = cut_out(images, self.holes[indices], self.recipe.cutout)
         if self.recipe.mix == "none":
             return images, labels
-        targets = F.one_hot(labels, task.num_classes).to(images.dtype)
+        classes = torch.arange(task.num_classes, device=labels.device)
+        targets = (labels[:, None] == classes).to(images.dtype)  # one_hot would ask the device for the range
         if self.recipe.mix == "mixup":
             return mix_up(images, targets, self.shares[indices])
         return cut_mix(images, targets, self.shares[indices], self.boxes[indices])

@@ -8,7 +8,7 @@ losses are computed.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cnsn_cli import distributed
 from cnsn_cli.network.model import Model
@@ -16,16 +16,18 @@ from cnsn_cli.network.network import Cnsn
 from cnsn_cli.training.metrics import Pull
 
 
-def undo_in_step_downs(network: Cnsn | Model, scales: Sequence[float]) -> None:
-    """Divide the gradients in the step-down convs by `scales`, so that the scales act on shared units only.
+def step_down_parameters(network: Cnsn | Model) -> list[list[nn.Parameter]]:
+    """The parameters of each sub-model's step-down conv."""
+    return [list(submodel.step_down.parameters()) for submodel in network.models()[1:]]
+
+
+def undo_in_step_downs(parameters: Sequence[Sequence[nn.Parameter]], scales: Tensor) -> None:
+    """Divide the gradients of each sub-model's `parameters` by its scale, so that scales act on shared units.
 
     The division is exact, because a gradient is proportional to the weight of its loss.
     """
-    for submodel, scale in zip(network.models()[1:], scales, strict=True):
-        if scale != 1:
-            for parameter in submodel.step_down.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.div_(scale)
+    for own, scale in zip(parameters, scales, strict=True):
+        torch._foreach_div_([parameter.grad for parameter in own if parameter.grad is not None], scale)
 
 
 def measure(network: Cnsn | Model, losses: Tensor, scales: Sequence[float]) -> list[Pull]:

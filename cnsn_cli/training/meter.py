@@ -27,20 +27,27 @@ class Meter:
     def __init__(self, network: Cnsn | Model, batch_size: int) -> None:
         self.names = [model.name for model in network.models()]
         self.batch_size = batch_size
-        self.batches = 0
         device = next(network.parameters()).device
         self.losses = torch.zeros(len(self.names), device=device)
         self.correct = torch.zeros_like(self.losses)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new epoch."""
+        self.batches = 0
+        self.losses.zero_()
+        self.correct.zero_()
         self.start = time.perf_counter()
 
     def add(self, losses: Tensor, correct: Tensor) -> None:
-        self.batches += 1
-        self.losses = self.losses + losses
-        self.correct = self.correct + correct
+        """Add the sums of a step, in place. Whoever does the step counts it in `batches`."""
+        self.losses += losses
+        self.correct += correct
 
     def combine(self) -> None:
         """Average over all processes, so that every process has the same results."""
-        self.losses, self.correct = distributed.mean(self.losses), distributed.mean(self.correct)
+        self.losses.copy_(distributed.mean(self.losses))
+        self.correct.copy_(distributed.mean(self.correct))
 
     def results(self) -> list[ModelResult]:
         images = self.batches * self.batch_size / distributed.size()

@@ -96,6 +96,11 @@ class Recipe(BaseModel):
         ends = _one_each("final_scale", self.final_scale or self.gradient_scale, submodels)
         return [start + (end - start) * progress for start, end in zip(starts, ends, strict=True)]
 
+    @property
+    def scales_gradients(self) -> bool:
+        """Whether a sub-model's gradient has a weight other than 1 at some time."""
+        return any(scale != 1 for scale in self.gradient_scale + self.final_scale)
+
     def with_changes(self, changes: Mapping[str, Any]) -> "Recipe":
         """This recipe with other values. Raises RecipeError for unknown keys and values out of range."""
         return _valid("this recipe", {**self.model_dump(), **changes})

@@ -228,7 +228,8 @@ def _restore_progress(trainer: Trainer, tensors: dict[str, Tensor], state: State
     meter = trainer.meter
     meter.batches, meter.start = state.step, meter.start - state.seconds
     own = (tensors[name][distributed.rank()] for name in (LOSSES, CORRECT))
-    meter.losses, meter.correct = (tensor.to(trainer.device) for tensor in own)
+    for mine, theirs in zip((meter.losses, meter.correct), own, strict=True):
+        mine.copy_(theirs)
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from cnsn_cli.evaluation import accuracy
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.network.recalibration import calibration_images
 from cnsn_cli.task import Task
-from cnsn_cli.training import trainer
+from cnsn_cli.training import step
 from cnsn_cli.training.trainer import check_norms
 from tests.conftest import TINY
 
@@ -99,7 +99,7 @@ def test_what_the_machine_lacks_ends_eval_and_training(
 
     monkeypatch.setattr(accuracy, "open_file", fail)
     assert one_line(cnsn("eval", checkpoint)).startswith(f"cnsn: {message}")
-    monkeypatch.setattr(trainer, "forward_pass", fail)
+    monkeypatch.setattr(step, "forward_pass", fail)
     words = ("--exits", "", "--data", image_folder, "--recipe", "quick", "--batch-size", 8, "--epochs", 1)
     line = one_line(cnsn("train", "--arch", TINY, *words, "--out", tmp_path / "run"))
     assert line.startswith(f"cnsn: {message}")

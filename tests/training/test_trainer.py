@@ -17,6 +17,7 @@ from cnsn_cli.evaluation.accuracy import ModelResult, evaluate_file
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.files.tensor_file import read_header
 from cnsn_cli.network.network import Cnsn
+from cnsn_cli.training import step as training_step
 from cnsn_cli.training import trainer as training
 from cnsn_cli.training.augmentation import plan_epoch
 from cnsn_cli.training.metrics import Epoch
@@ -163,20 +164,20 @@ def test_the_schedule_goes_on_over_epochs(dataset):
         network(dataset), dataset.train, epochs=3, batch_size=32, lr=1e-3, milestones=(1, 2), gamma=0.5
     )
     seen = []
-    ours.optimizer.register_step_pre_hook(lambda sgd, *_: seen.append(sgd.param_groups[0]["lr"]))
+    ours.optimizer.register_step_pre_hook(lambda sgd, *_: seen.append(float(sgd.param_groups[0]["lr"])))
     list(ours.run())
     assert seen == pytest.approx([1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4, 2.5e-4])
 
 
 def test_every_sample_is_seen_once_an_epoch_augmented_and_normalised(dataset, monkeypatch):
     seen = []
-    forward_pass = training.forward_pass
+    forward_pass = training_step.forward_pass
 
     def spy(forward, images, labels, *rest):
         seen.append((images, labels))
         return forward_pass(forward, images, labels, *rest)
 
-    monkeypatch.setattr(training, "forward_pass", spy)
+    monkeypatch.setattr(training_step, "forward_pass", spy)
     changes = {"epochs": 2, "batch_size": 16, "crop_padding": 3, "flip": "random", "seed": 5}
     list(trainer(network(dataset), dataset.train, **changes).run())
     for epoch in (1, 2):

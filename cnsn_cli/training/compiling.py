@@ -1,0 +1,44 @@
+"""The forward pass of a training step: eager, or by torch.compile.
+
+`step` calls it. This module does not know losses and optimizers.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from cnsn_cli.errors import TrainingError
+from cnsn_cli.stages import stage
+
+Forward = Callable[[Tensor], list[Tensor]]
+
+
+def eager(network: nn.Module) -> Forward:
+    """The forward pass of a whole network or of one model, as a list of logits."""
+
+    def run(images: Tensor) -> list[Tensor]:
+        logits = network(images)
+        return [logits] if isinstance(logits, Tensor) else logits
+
+    return run
+
+
+def compiled(network: nn.Module) -> Forward:
+    """The same, fused by torch.compile. Raises TrainingError if the compiler fails."""
+    forward = eager(torch.compile(network))  # type: ignore[arg-type]
+    compiling = iter([stage("compiling the forward pass")])  # the first call compiles
+
+    def run(images: Tensor) -> list[Tensor]:
+        try:
+            with next(compiling, nullcontext()):
+                return forward(images)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # the compiler has many ways to fail
+            eager(network)(images)  # raises what is wrong with the network or the images themselves
+            reason = str(error).strip().split("\n")[0]
+            raise TrainingError(f"torch.compile fails here ({reason}): give --no-compile") from error
+
+    return run

@@ -1,0 +1,139 @@
+"""One training step, as a function of tensors.
+
+    pixels, indices --> augmented images --> joint forward pass --> losses --> backward pass
+                                                                                    |
+                         meter, average of the weights <-- optimizer <-- gradients <+
+
+The trainer writes what changes from step to step into tensors (`set`), then calls the step. The step reads
+and changes tensors in place, and decides nothing from their values: the same code runs eagerly, and can be
+captured on CUDA and replayed. It does not know epochs and schedules.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from cnsn_cli import distributed
+from cnsn_cli.choices import Precision
+from cnsn_cli.network.loss import Distillation, multi_model_loss
+from cnsn_cli.network.model import Model
+from cnsn_cli.network.network import Cnsn
+from cnsn_cli.training.augmentation import EpochPlan
+from cnsn_cli.training.compiling import Forward, compiled, eager
+from cnsn_cli.training.ema import Average
+from cnsn_cli.training.gradient_balance import measure, step_down_parameters, undo_in_step_downs
+from cnsn_cli.training.meter import Meter
+from cnsn_cli.training.metrics import Pull
+from cnsn_cli.training.optimizer import sgd
+from cnsn_cli.training.recipe import Recipe
+
+Loss = Callable[[list[Tensor], Tensor], tuple[Tensor, Tensor]]
+
+
+class TrainingStep:
+    """A step of `network` on images with `labels` (N,), which are on its device.
+
+    `indices` (n,) and `pixels` uint8 (n, C, H, W) are the samples of the next step: this process's share of a
+    batch. `lr` is the learning rate, and `scales` (sub-models,) are weights of losses. Each step also updates
+    `average` and `meter`.
+    """
+
+    def __init__(
+        self,
+        network: Cnsn | Model,
+        labels: Tensor,
+        recipe: Recipe,
+        precision: Precision = "fp32",
+        compile_it: bool = False,
+    ) -> None:
+        device, share = labels.device, recipe.batch_size // distributed.size()
+        self.network, self.labels, self.recipe, self.precision = network, labels, recipe, precision
+        self.indices = torch.zeros(share, dtype=torch.int64, device=device)
+        self.pixels = torch.zeros(share, *network.task.image_shape, dtype=torch.uint8, device=device)
+        self.plan: EpochPlan | None = None
+        self.lr = torch.tensor(recipe.lr, device=device)
+        self.step_downs = step_down_parameters(network)
+        self.scales = torch.ones(len(self.step_downs), device=device)
+        together = distributed.parallel(network)
+        self.eager = eager(together)
+        self.forward = compiled(together) if compile_it else self.eager
+        self.loss = _loss(recipe)
+        self.optimizer = sgd(network, recipe, self.lr)
+        self.average = Average(network, recipe.ema) if recipe.ema else None
+        self.meter = Meter(network, recipe.batch_size)
+
+    def begin(self, plan: EpochPlan) -> None:
+        """Begin an epoch. A captured step goes on to read the tensors of the first plan."""
+        if self.plan is None:
+            self.plan = plan
+        else:
+            self.plan.become(plan)
+
+    def set(
+        self, indices: Tensor, pixels: Tensor, lr: float, scales: Sequence[float], steps_done: int
+    ) -> None:
+        """Write what the next step takes into its tensors."""
+        self.indices.copy_(indices)
+        self.pixels.copy_(pixels)
+        self.lr.fill_(lr)
+        if self.recipe.scales_gradients:
+            for tensor, scale in zip(self.scales, scales, strict=True):
+                tensor.fill_(scale)
+        if self.average:
+            self.average.set(steps_done + 1)
+
+    def __call__(self) -> None:
+        """Do a step. The forward pass is compiled if the run is."""
+        total, losses, correct = self._forward(self.forward)
+        self._update(total, losses, correct)
+
+    def measured(self) -> list[Pull]:
+        """Do the same step eagerly, and measure how the sub-models pull at the shared units."""
+        total, losses, correct = self._forward(self.eager)  # `measure` keeps the graph, torch.compile cannot
+        pulls = measure(self.network, losses, self.scales.tolist())
+        self._update(total, losses, correct)
+        return pulls
+
+    def _forward(self, forward: Forward) -> tuple[Tensor, Tensor, Tensor]:
+        assert self.plan is not None  # an epoch has begun
+        labels = self.labels[self.indices]
+        images, targets = self.plan.prepare(self.pixels, labels, self.indices, self.network.task)
+        self.optimizer.zero_grad()  # before the forward pass, so that old gradients do not take memory in it
+        return forward_pass(forward, images, targets, partial(self.loss, scales=self.scales), self.precision)
+
+    def _update(self, total: Tensor, losses: Tensor, correct: Tensor) -> None:
+        total.backward()  # type: ignore[no-untyped-call]
+        if self.recipe.scales_gradients:
+            undo_in_step_downs(self.step_downs, self.scales)
+        self.optimizer.step()
+        if self.average:
+            self.average.update()
+        self.meter.add(losses.detach(), correct)
+
+
+def _loss(recipe: Recipe) -> Callable[..., tuple[Tensor, Tensor]]:
+    distillation = None
+    if recipe.distill != "none":
+        distillation = Distillation(recipe.distill, recipe.distill_weight, recipe.temperature)
+    return partial(multi_model_loss, label_smoothing=recipe.label_smoothing, distillation=distillation)
+
+
+def forward_pass(
+    forward: Forward,
+    images: Tensor,
+    targets: Tensor,
+    loss: Loss = multi_model_loss,
+    precision: Precision = "fp32",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute losses from normalised images (N, C, H, W) and targets.
+
+    Targets are labels (N,) or probabilities (N, classes). Returns the loss to minimise, and for each model
+    its loss and its number of correct answers (models,); all tensors stay on the device.
+    """
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        logits = forward(images)
+        total, losses = loss(logits, targets)
+    labels = targets if targets.dim() == 1 else targets.argmax(1)
+    return total, losses, (torch.stack(logits).detach().argmax(2) == labels).sum(1)
