@@ -13,6 +13,7 @@ Mix = Literal["none", "mixup", "cutmix"]
 Teacher = Literal["base", "chain"]
 Distill = Literal["none", Teacher]
 Precision = Literal["fp32", "bf16"]  # what convs compute with in a training step
+Compile = Literal["auto", "on", "off"]
 Half = Literal["float16", "bfloat16"]
 Quantization = Literal["int8"]
 WeightType = Literal["float32", Half, Quantization]  # what weights are stored as in a file

@@ -47,7 +47,7 @@ def test_compiling_is_a_stage_of_the_first_step_only(image_folder, quick, tmp_pa
     monkeypatch.setattr(torch, "compile", lambda network: network)
     heard = []
     with told(heard.append):
-        train(TINY, (1,), str(image_folder), quick, tmp_path, compiled=True)
+        train(TINY, (1,), str(image_folder), quick, tmp_path, compiled="on")
     assert sum(one.what == "compiling the forward pass" for one in heard) == 2
 
 

@@ -100,7 +100,7 @@ def _print_event(console: Console, event: Started | Step | Epoch, recipe: Recipe
 
 def _opening(event: Started, recipe: Recipe) -> str:
     lines = [
-        f"training on {event.train_images:,} images on {event.device}: batches of {recipe.batch_size}, "
+        f"training on {event.train_images:,} images on {_ways(event)}: batches of {recipe.batch_size}, "
         f"lr {recipe.lr:g}, weight decay {recipe.weight_decay:g}, seed {recipe.seed}",
         f"the best epoch is chosen on {event.held_out_images:,} {event.selection} images",
     ]
@@ -108,6 +108,8 @@ def _opening(event: Started, recipe: Recipe) -> str:
         lines.insert(0, _where(event, recipe))
     if event.selection == "test":
         lines[-1] += ", as the paper did: its accuracy is no estimate for new images (see --val-split)"
+    if event.why_not_captured:
+        lines.append(f"a step is not captured as one graph: {event.why_not_captured}")
     if event.drawn:
         lines.append(
             f"the classifier starts at random, the weights are for other classes: {', '.join(event.drawn)}"
@@ -121,6 +123,12 @@ def _opening(event: Started, recipe: Recipe) -> str:
             f"{recipe.warmup_epochs:g} epochs: the learning rate never reaches {recipe.lr:g}"
         )
     return "\n".join(lines)
+
+
+def _ways(event: Started) -> str:
+    """The device and how steps run on it: `cuda in bf16, captured and compiled`."""
+    ways = [word for word in ("captured", "compiled") if getattr(event, word)]
+    return f"{event.device} in {event.precision}{', ' * bool(ways)}{' and '.join(ways)}"
 
 
 def _where(event: Started, recipe: Recipe) -> str:

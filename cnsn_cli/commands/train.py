@@ -47,7 +47,7 @@ PANELS = {
     "Start": ("freeze_base", "init", "pretrained"),
     "Recipe": ("recipe", *OPTIONS),
     "Output and resume": ("out", "force", "save_every", "resume", "override", "json", "help"),
-    "Hardware": ("device", "precision", "compiled", "deterministic"),
+    "Hardware": ("device", "precision", "compiled", "capture", "deterministic"),
 }
 
 

@@ -13,7 +13,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from cnsn_cli.choices import Precision
+from cnsn_cli.choices import Compile, Precision
 from cnsn_cli.task import LARGEST_IMAGE
 
 if TYPE_CHECKING:
@@ -69,10 +69,18 @@ class Options:
         default=None,
         metadata=about("The number format of convs in a training step.", default="bf16 on CUDA, else fp32"),
     )
-    compiled: bool | None = field(
-        default=None,
+    compiled: Compile = field(
+        default="auto",
         metadata=about(
-            "Let torch.compile fuse the forward pass.", flags="--compile/--no-compile", default="on CUDA"
+            "Let torch.compile fuse the forward pass: auto, on or off; auto: on CUDA, if a run is so long "
+            "that it gains.",
+            flags="--compile",
+        ),
+    )
+    capture: bool = field(
+        default=True,
+        metadata=about(
+            "On CUDA, start all kernels of a step at once, as one graph.", flags="--capture/--no-capture"
         ),
     )
     image_size: int | None = field(

@@ -39,6 +39,6 @@ def compiled(network: nn.Module) -> Forward:
         except Exception as error:  # the compiler has many ways to fail
             eager(network)(images)  # raises what is wrong with the network or the images themselves
             reason = str(error).strip().split("\n")[0]
-            raise TrainingError(f"torch.compile fails here ({reason}): give --no-compile") from error
+            raise TrainingError(f"torch.compile fails here ({reason}): give --compile off") from error
 
     return run

@@ -44,7 +44,10 @@ def parse_interval(text: str) -> Interval:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Request(Options):
-    """The arguments of `train`, with `device`, `precision` and `compiled` decided for this machine."""
+    """The arguments of `train`, with `device` and `precision` decided for this machine.
+
+    `compiled` is decided before the first step, and stays so when the run is resumed.
+    """
 
     arch: str
     exits: tuple[Count, ...]
@@ -52,12 +55,17 @@ class Request(Options):
     recipe: Recipe
     device: str = field()
     precision: Precision = field()
-    compiled: bool = field()
 
     @field_validator("*", mode="before")
     @classmethod
     def _without_paths(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
+
+    @field_validator("compiled", mode="before")
+    @classmethod
+    def _in_words(cls, value: Any) -> Any:
+        """Older states hold true or false."""
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
     def interval(self) -> Interval:
         """How often the state is saved. Raises RecipeError if `save_every` is neither steps nor minutes."""
@@ -76,6 +84,10 @@ class Request(Options):
         own = {key: value for key, value in changes.items() if key not in settings}
         return _valid({**_values(self), **own, "recipe": self.recipe.with_changes(settings)})
 
+    def decided(self, compiled: bool) -> "Request":
+        """This request, with `compiled` as a run has decided."""
+        return self.with_changes({"compiled": "on" if compiled else "off"})
+
     def flat(self) -> dict[str, Any]:
         """All values by name, with the settings of the recipe in place of the recipe."""
         values = _values(self)
@@ -90,7 +102,7 @@ def decide(asked: Arguments) -> Request:
         "arch": asked.arch if isinstance(asked.arch, str) else asked.arch.text,
         "device": device.type,
         "precision": asked.precision or default_precision(device),
-        "compiled": device.type == "cuda" if asked.compiled is None else asked.compiled,
+        "compiled": "off" if asked.compiled == "auto" and device.type != "cuda" else asked.compiled,
     }
     return _valid({**_values(asked), **decided})
 

@@ -209,8 +209,7 @@ def restore(saved: OpenState, trainer: Trainer) -> None:
             trainer.average.network.load_state_dict(_part(tensors, AVERAGE))
         for name, parameter in trainer.network.named_parameters():
             if MOMENTUM + name in tensors:
-                buffer = copy_like(parameter, tensors[MOMENTUM + name])
-                trainer.optimizer.state[parameter]["momentum_buffer"] = buffer
+                _restore_momentum(trainer, parameter, tensors[MOMENTUM + name])
         _restore_progress(trainer, tensors, state)
         own = distributed.rank()
         torch.set_rng_state(tensors[RANDOM][own].clone())  # from a view torch would read the wrong bytes
@@ -219,6 +218,14 @@ def restore(saved: OpenState, trainer: Trainer) -> None:
     except (RuntimeError, KeyError, TypeError) as error:
         reason = one_line(error)
         raise CheckpointError(f"{path} is broken: its tensors do not fit its metadata: {reason}") from error
+
+
+def _restore_momentum(trainer: Trainer, parameter: Tensor, values: Tensor) -> None:
+    state = trainer.optimizer.state[parameter]
+    if state.get("momentum_buffer") is None:
+        state["momentum_buffer"] = copy_like(parameter, values)
+    else:  # a captured step reads this tensor
+        state["momentum_buffer"].copy_(values)
 
 
 def _restore_progress(trainer: Trainer, tensors: dict[str, Tensor], state: State) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from cnsn_cli import distributed
 from cnsn_cli.backbones import registry
-from cnsn_cli.choices import Selection
+from cnsn_cli.choices import Precision, Selection
 from cnsn_cli.data.datasets import Dataset
 from cnsn_cli.device import choose_device
 from cnsn_cli.errors import CheckpointError, DataError, TrainingError
@@ -59,6 +59,10 @@ class Started:
     skipped: tuple[str, ...]
     drawn: tuple[str, ...]
     notes: tuple[str, ...]
+    precision: Precision
+    compiled: bool
+    captured: bool
+    why_not_captured: str
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ def _start(request: Request, folder: Path, asked: Arguments) -> Run:
         raise DataError(f"{request.data} has {found} classes, not {asked.classes}: leave out --classes")
     with locked(folder):
         refuse_existing(folder, asked.force)  # again: before the lock another run could still write here
+        request = request.decided(prepared.trainer.training_step.is_compiled)
         recorder = Recorder(folder, prepared.trainer, request, arch, data=prepared.record)
         return _run(recorder, prepared, asked.watch)
 
@@ -144,6 +149,7 @@ def resume(
         prepared = prepare(found, arch, lambda record: check_data(folder, state.data, record, override))
         with stage("restoring the state"):
             restore(saved, prepared.trainer)
+        request = request.decided(prepared.trainer.training_step.is_compiled)
         recorder = Recorder(folder, prepared.trainer, request, arch, state, prepared.record)
         return _run(recorder, prepared, watch)
 
@@ -181,16 +187,31 @@ def _check_differences(folder: Path, old: Request, new: Request, elsewhere: str,
 
 
 def _run(recorder: Recorder, prepared: Prepared, watch: Watch) -> Run:
-    trainer, dataset, drawn, _ = prepared
-    selection = trainer.recipe.selection
-    images = len(trainer.train), len(trainer.held_out)
-    done = trainer.epoch * trainer.steps_per_epoch + trainer.step
-    words = (dataset.skipped, drawn, dataset.notes)
-    watch(Started(*images, trainer.steps_per_epoch, done, selection, trainer.device, *words))
+    trainer = prepared.trainer
+    watch(_started(prepared))
     if trainer.epoch < trainer.recipe.epochs:
         _train(recorder, watch)
     distributed.leave()
-    return _finish(recorder, dataset)
+    return _finish(recorder, prepared.dataset)
+
+
+def _started(prepared: Prepared) -> Started:
+    trainer, dataset, step = prepared.trainer, prepared.dataset, prepared.trainer.training_step
+    return Started(
+        train_images=len(trainer.train),
+        held_out_images=len(trainer.held_out),
+        steps_per_epoch=trainer.steps_per_epoch,
+        steps_done=trainer.epoch * trainer.steps_per_epoch + trainer.step,
+        selection=trainer.recipe.selection,
+        device=trainer.device,
+        skipped=dataset.skipped,
+        drawn=prepared.drawn,
+        notes=dataset.notes,
+        precision=step.precision,
+        compiled=step.is_compiled,
+        captured=step.is_captured,
+        why_not_captured=step.why_not_captured,
+    )
 
 
 def _train(recorder: Recorder, watch: Watch) -> None:

@@ -32,6 +32,7 @@ from cnsn_cli.task import Task
 from cnsn_cli.training.data_record import DataRecord, record_data
 from cnsn_cli.training.initial_weights import Start, from_file, from_publisher
 from cnsn_cli.training.recipe import Recipe
+from cnsn_cli.training.rehearsal import rehearse
 from cnsn_cli.training.request import Request
 from cnsn_cli.training.trainer import Trainer
 
@@ -75,10 +76,19 @@ def prepare(
     with _naming_the_picture(dataset):
         network = _network(request, arch, dataset.task, base, start)
     network = place(network, torch.device(request.device))
-    trainer = Trainer(network, fitted, held_out, request.recipe, request.precision, request.compiled)
+    trainer = _trainer(request, network, fitted, held_out)
     if not distributed.is_first():
         torch.manual_seed(seed_of_process(request.recipe.seed, distributed.rank()))
     return Prepared(trainer, dataset, start.drawn if start else (), record)
+
+
+def _trainer(request: Request, network: Cnsn | Model, fitted: Split, held_out: Split) -> Trainer:
+    on_cuda = request.device == "cuda"
+    ways = (request.precision, request.compiled == "on", request.capture and on_cuda)
+    trainer = Trainer(network, fitted, held_out, request.recipe, *ways)
+    if on_cuda:
+        rehearse(trainer, undecided=request.compiled == "auto")
+    return trainer
 
 
 @contextmanager

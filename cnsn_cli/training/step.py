@@ -21,6 +21,7 @@ from cnsn_cli.network.loss import Distillation, multi_model_loss
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.training.augmentation import EpochPlan
+from cnsn_cli.training.capture import Captured
 from cnsn_cli.training.compiling import Forward, compiled, eager
 from cnsn_cli.training.ema import Average
 from cnsn_cli.training.gradient_balance import measure, step_down_parameters, undo_in_step_downs
@@ -46,7 +47,7 @@ class TrainingStep:
         labels: Tensor,
         recipe: Recipe,
         precision: Precision = "fp32",
-        compile_it: bool = False,
+        capture: bool = False,
     ) -> None:
         device, share = labels.device, recipe.batch_size // distributed.size()
         self.network, self.labels, self.recipe, self.precision = network, labels, recipe, precision
@@ -56,13 +57,20 @@ class TrainingStep:
         self.lr = torch.tensor(recipe.lr, device=device)
         self.step_downs = step_down_parameters(network)
         self.scales = torch.ones(len(self.step_downs), device=device)
-        together = distributed.parallel(network)
-        self.eager = eager(together)
-        self.forward = compiled(together) if compile_it else self.eager
+        self.together = distributed.parallel(network)
+        self.eager = eager(self.together)
+        self.capture = capture
+        self.compile(False)
         self.loss = _loss(recipe)
         self.optimizer = sgd(network, recipe, self.lr)
         self.average = Average(network, recipe.ema) if recipe.ema else None
         self.meter = Meter(network, recipe.batch_size)
+
+    def compile(self, wanted: bool = True) -> None:
+        """From now on steps are compiled, or not. A captured step is captured again."""
+        self.forward = compiled(self.together) if wanted else self.eager
+        alone = distributed.size() == 1
+        self.once = Captured(self._do) if self.capture and alone else self._do
 
     def begin(self, plan: EpochPlan) -> None:
         """Begin an epoch. A captured step goes on to read the tensors of the first plan."""
@@ -85,9 +93,23 @@ class TrainingStep:
             self.average.set(steps_done + 1)
 
     def __call__(self) -> None:
-        """Do a step. The forward pass is compiled if the run is."""
-        total, losses, correct = self._forward(self.forward)
-        self._update(total, losses, correct)
+        """Do a step: with a compiled forward pass if there is one, and as one graph if it is captured."""
+        self.once()
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.forward is not self.eager
+
+    @property
+    def is_captured(self) -> bool:
+        return isinstance(self.once, Captured) and self.once.graph is not None
+
+    @property
+    def why_not_captured(self) -> str:
+        """Why a step that was to be captured is not; empty if it is, or if it is not known yet."""
+        if isinstance(self.once, Captured):
+            return self.once.why_not
+        return "several processes share each step" if self.capture else ""
 
     def measured(self) -> list[Pull]:
         """Do the same step eagerly, and measure how the sub-models pull at the shared units."""
@@ -95,6 +117,10 @@ class TrainingStep:
         pulls = measure(self.network, losses, self.scales.tolist())
         self._update(total, losses, correct)
         return pulls
+
+    def _do(self) -> None:
+        total, losses, correct = self._forward(self.forward)
+        self._update(total, losses, correct)
 
     def _forward(self, forward: Forward) -> tuple[Tensor, Tensor, Tensor]:
         assert self.plan is not None  # an epoch has begun

@@ -35,8 +35,8 @@ class Trainer:
 
     The network must be on the device to train on. With `precision="bf16"` convs and linear layers compute in
     bf16 in a training step; weights and statistics stay in fp32. `compiled` hands the forward pass to
-    torch.compile. Evaluation is always in fp32 and eager. Raises TrainingError if there are too few images,
-    and RecipeError if the recipe does not fit the network.
+    torch.compile, and `capture` makes a step on CUDA one graph. Evaluation is always in fp32 and eager.
+    Raises TrainingError if there are too few images, and RecipeError if the recipe does not fit the network.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Trainer:
         recipe: Recipe,
         precision: Precision = "fp32",
         compiled: bool = False,
+        capture: bool = False,
     ) -> None:
         if len(train) < recipe.batch_size:
             raise TrainingError(
@@ -61,7 +62,9 @@ class Trainer:
         self.held_out = held_out.to(self.device)
         self.recipe = recipe
         self.steps_per_epoch = len(train) // recipe.batch_size  # the last partial batch is dropped
-        self.training_step = TrainingStep(network, self.train.labels, recipe, precision, compiled)
+        self.training_step = TrainingStep(network, self.train.labels, recipe, precision, capture)
+        if compiled:
+            self.training_step.compile()
         self.optimizer, self.average = self.training_step.optimizer, self.training_step.average
         self.meter = self.training_step.meter
         self.frozen = isinstance(network, Cnsn) and network.base_frozen

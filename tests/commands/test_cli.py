@@ -348,7 +348,7 @@ def test_every_option_reaches_the_run(cnsn, called, tmp_path):
     assert str(arguments[4]) == "o"
     assert {key: given[key] for key in options} == options
     assert given["force"]
-    assert given["compiled"] is None
+    assert given["compiled"] == "auto"
 
 
 def test_without_exits_the_weight_decay_of_the_baseline(cnsn, called):

@@ -16,7 +16,8 @@ from tests.conftest import TINY
 KEYWORDS = {
     "drop": None, "freeze_base": None, "init": None, "pretrained": False, "data_dir": "data",
     "image_size": None, "in_channels": 3, "classes": None, "device": "auto", "precision": None,
-    "compiled": None, "deterministic": False, "save_every": "10m", "force": False, "skip_bad": False,
+    "compiled": "auto", "capture": True, "deterministic": False, "save_every": "10m", "force": False,
+    "skip_bad": False,
 }  # fmt: skip
 
 
@@ -51,7 +52,7 @@ def test_an_unknown_argument_is_refused_in_one_line():
 
 
 @pytest.mark.parametrize(
-    "words", [("--image-size", "64"), ("--drop", "2"), ("--save-every", "5"), ("--no-compile",)]
+    "words", [("--image-size", "64"), ("--drop", "2"), ("--save-every", "5"), ("--compile", "on")]
 )
 def test_the_command_line_and_python_ask_for_the_same(cnsn, monkeypatch, words):
     """Each option reaches `train` under the name of its argument."""
@@ -62,13 +63,13 @@ def test_the_command_line_and_python_ask_for_the_same(cnsn, monkeypatch, words):
         cnsn("train", "--arch", TINY, *exits, *words)
     assert given[0].keys() == {*KEYWORDS, "watch"}
     changed = {name for name in KEYWORDS if given[0][name] != KEYWORDS[name]}
-    assert changed == {{"--no-compile": "compiled"}.get(words[0], words[0][2:].replace("-", "_"))}
+    assert changed == {{"--compile": "compiled"}.get(words[0], words[0][2:].replace("-", "_"))}
 
 
 def test_a_request_is_decided_and_holds_no_paths():
     request = decide(asked(init=Path("weights.safetensors"), data_dir=Path("here")))
     assert (request.init, request.data_dir) == ("weights.safetensors", "here")
-    assert (request.device, request.precision, request.compiled) == ("cpu", "fp32", False)
+    assert (request.device, request.precision, request.compiled) == ("cpu", "fp32", "off")
     assert {option.name for option in fields(Options)} <= {part.name for part in fields(Request)}
     for changes in ({"device": "mps"}, {"data_dir": Path("here")}):
         assert isinstance(next(iter(request.with_changes(changes).flat()[name] for name in changes)), str)

@@ -287,7 +287,7 @@ def test_a_compiler_that_fails_names_the_remedy(dataset, monkeypatch):
     monkeypatch.setattr(torch, "compile", fail)
     split = dataset.train
     with pytest.raises(
-        TrainingError, match=r"torch.compile fails here \(no C\+\+ compiler\): give --no-compile"
+        TrainingError, match=r"torch.compile fails here \(no C\+\+ compiler\): give --compile off"
     ):
         list(Trainer(network(dataset), split, split, settings(), compiled=True).run())
 
