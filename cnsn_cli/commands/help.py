@@ -5,7 +5,7 @@ Every command is a Command of this module, which does not know what the options 
 
 import inspect
 from collections.abc import Mapping
-from itertools import zip_longest
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from typer import BadParameter
@@ -25,12 +25,15 @@ class Command(TyperCommand):
     panels: ClassVar[Mapping[str, str]] = {}
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Refuse options without a value: an empty path would be the working folder."""
-        names = {name for option in self.params if option.name not in LISTS for name in option.opts}
-        for word, following in zip_longest(args, args[1:]):
+        """Refuse empty values of options and arguments: an empty path would be the working folder."""
+        lists = {name for option in self.params if option.name in LISTS for name in option.opts}
+        options = {name for option in self.params for name in option.opts if name.startswith("-")} - lists
+        for before, word in pairwise(["", *args]):
             name, equals, value = word.partition("=")
-            if name in names and (following == "" if not equals else not value):
-                raise BadParameter(f"{name} is empty: give a value, or leave {name} out", ctx=ctx)
+            if name in options and equals and not value:
+                raise _empty(name, ctx)
+            if not word and before not in lists:
+                raise _empty(before if before in options else "an argument", ctx)
         return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -68,6 +71,10 @@ class Command(TyperCommand):
                     (option.replace(", ", " "), self.meaning(name, text))
                 )
         return {title: found for title, found in records.items() if found}
+
+
+def _empty(name: str, ctx: Any) -> BadParameter:
+    return BadParameter(f"{name} is empty: give a value, or leave it out", ctx=ctx)
 
 
 def _grid(records: list[tuple[str, str]], width: int) -> "RenderableType":

@@ -108,9 +108,12 @@ def seed_of_process(seed: int, rank: int) -> int:
 
 
 def _data(request: Request, base: Model | None) -> Dataset:
-    size = request.image_size or (base.task.image_size if base else None)
+    size, channels = request.image_size, request.in_channels
+    if base:  # 3 channels may be the default, which nobody asked for
+        size = size or base.task.image_size
+        channels = base.task.in_channels if channels == 3 else channels
     with distributed.first_ahead():  # it may have to download
-        return load_dataset(request.data, request.data_dir, size, request.in_channels, request.skip_bad)
+        return load_dataset(request.data, request.data_dir, size, channels, request.skip_bad)
 
 
 def _network(

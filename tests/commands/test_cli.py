@@ -231,6 +231,9 @@ def test_malformed_words_get_the_usage_panel(cnsn, words):
         ("train", "--freeze-base", "", "--exits", "1"),
         ("detach", "x.safetensors", "--all", "-o", ""),
         ("card", "x.safetensors", "-o", ""),
+        ("predict", "x.safetensors", ""),
+        ("info", ""),
+        ("plot", "-o", "x.png", ""),
     ],
 )
 def test_an_empty_path_is_not_the_working_folder(cnsn, words, tmp_path, monkeypatch):

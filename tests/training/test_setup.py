@@ -117,6 +117,15 @@ def test_a_frozen_base_that_names_no_data(cnsn, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_frozen_base_names_its_channels(cnsn, image_folder, tmp_path):
+    base, grey = tmp_path / "base.safetensors", Task(("bright", "dark"), 32, 1, (0.5,), (0.5,))
+    network = build_network(registry.find(RESNET), (3,), grey, load_recipe("quick"))
+    saved(base, network, RESNET, str(image_folder))
+    words = ("--freeze-base", base, "--exits", 3, "--recipe", "quick", "--epochs", 1, "--batch-size", 8)
+    done = cnsn("train", *words, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+
+
 def test_a_run_on_a_frozen_base_goes_on(image_folder, checkpoint, tmp_path, quick):
     recipe = quick.model_copy(update={"epochs": 2, "ema": 0.5})
     train(TINY, (2,), str(image_folder), recipe, tmp_path / "whole", freeze_base=checkpoint)
