@@ -108,8 +108,7 @@ def _opening(event: Started, recipe: Recipe) -> str:
         lines.insert(0, _where(event, recipe))
     if event.selection == "test":
         lines[-1] += ", as the paper did: its accuracy is no estimate for new images (see --val-split)"
-    if event.why_not_captured:
-        lines.append(f"a step is not captured as one graph: {event.why_not_captured}")
+    lines += event.remarks
     if event.drawn:
         lines.append(
             f"the classifier starts at random, the weights are for other classes: {', '.join(event.drawn)}"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cnsn_cli.backbones.meta import blank_images, run_blank
 from cnsn_cli.data.pixels import normalise, preprocess
+from cnsn_cli.device import exact_fp32
 from cnsn_cli.errors import CnsnError
 from cnsn_cli.network.memory_format import like_weights
 from cnsn_cli.task import Task
@@ -73,8 +74,9 @@ class Model(nn.Module):
         return normalise(pixels.to(next(self.parameters()).device), self.task)
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """Pixels uint8 (N, C, H, W) -> logits (N, classes), on the device of the model."""
-        logits: Tensor = self(self.inputs(pixels))
+        """Pixels uint8 (N, C, H, W) -> logits (N, classes), on the device of the model, in full fp32."""
+        with exact_fp32():
+            logits: Tensor = self(self.inputs(pixels))
         return logits
 
     def models(self) -> list["Model"]:

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cnsn_cli.data.pixels import batch_size, normalise
 from cnsn_cli.data.split import Split
+from cnsn_cli.device import exact_fp32
 from cnsn_cli.errors import CheckpointError, one_line
 from cnsn_cli.network.model import Model
 from cnsn_cli.stages import stage
@@ -51,7 +52,8 @@ def recalibrate(models: Iterable[Model], train: Split, batches: int) -> None:
 
 def _measure(model: Model, images: Tensor) -> None:
     try:
-        model(images)
+        with exact_fp32():
+            model(images)
     except ValueError as error:  # a layer of BN gets one value a channel
         reason = one_line(error)
         raise CheckpointError(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cnsn_cli import distributed
+from cnsn_cli.device import fastest_convs
 from cnsn_cli.errors import TrainingError
 from cnsn_cli.stages import stage
 from cnsn_cli.training.augmentation import plan_epoch
@@ -57,7 +58,7 @@ def _compile(step: TrainingStep) -> None:
 
 def _seconds(step: TrainingStep) -> float:
     """The seconds of a step, the longest of all processes."""
-    with stage("trying a step"):
+    with stage("trying a step"), fastest_convs():
         for _ in range(WARM_UP + 1):
             step()
         _wait(step)

@@ -4,7 +4,7 @@ Python users and `cnsn train` call `train` and `resume`. This module puts the pa
 it does not know how a step is computed, nor how a file is written.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from cnsn_cli import distributed
 from cnsn_cli.backbones import registry
 from cnsn_cli.choices import Precision, Selection
 from cnsn_cli.data.datasets import Dataset
-from cnsn_cli.device import choose_device
+from cnsn_cli.device import choose_device, emulates_bf16, slowdown_of_bf16
 from cnsn_cli.errors import CheckpointError, DataError, TrainingError
 from cnsn_cli.evaluation.accuracy import ModelResult, evaluate
 from cnsn_cli.files.checkpoint import fill
@@ -33,6 +33,7 @@ from cnsn_cli.training.resume_state import State, differences, environment, open
 from cnsn_cli.training.run_folder import BEST, LAST, PLOT, STATE, locked, refuse_existing
 from cnsn_cli.training.setup import Prepared, prepare
 from cnsn_cli.training.signals import Stopped, listening
+from cnsn_cli.training.step import TrainingStep
 
 # What a resumed run cannot change: the tensors of the network, and the meaning of a saved step.
 FIXED = (
@@ -62,7 +63,7 @@ class Started:
     precision: Precision
     compiled: bool
     captured: bool
-    why_not_captured: str
+    remarks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -210,8 +211,16 @@ def _started(prepared: Prepared) -> Started:
         precision=step.precision,
         compiled=step.is_compiled,
         captured=step.is_captured,
-        why_not_captured=step.why_not_captured,
+        remarks=tuple(_remarks(step, trainer.device)),
     )
+
+
+def _remarks(step: TrainingStep, device: torch.device) -> Iterator[str]:
+    if step.why_not_captured:
+        yield f"a step is not captured as one graph: {step.why_not_captured}"
+    if step.precision == "bf16" and emulates_bf16(device):
+        slower = slowdown_of_bf16(device)
+        yield f"no instructions for bf16 here: a conv takes {slower:.1f} times as long as in fp32"
 
 
 def _train(recorder: Recorder, watch: Watch) -> None:

@@ -15,6 +15,7 @@ from cnsn_cli import distributed
 from cnsn_cli.backbones.meta import blank_images, emptied_like
 from cnsn_cli.choices import Precision
 from cnsn_cli.data.split import Split
+from cnsn_cli.device import fastest_convs
 from cnsn_cli.errors import TrainingError, one_line
 from cnsn_cli.evaluation.accuracy import evaluate
 from cnsn_cli.network.model import Model
@@ -107,10 +108,11 @@ class Trainer:
     def _do(self, indices: Tensor, pixels: Tensor) -> None:
         lr = self.recipe.learning_rate(self._done, self.steps_per_epoch)
         self.training_step.set(indices, pixels, lr, self._scales(), self._done)
-        if self.step + 1 == self.steps_per_epoch:
-            self.pulls = self.training_step.measured()
-        else:
-            self.training_step()
+        with fastest_convs():
+            if self.step + 1 == self.steps_per_epoch:
+                self.pulls = self.training_step.measured()
+            else:
+                self.training_step()
         self.step += 1
         self.meter.batches += 1
 
