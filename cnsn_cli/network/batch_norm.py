@@ -6,9 +6,12 @@ mis-normalises all of them at evaluation. The affine parameters, which are learn
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def fresh_statistics(norm: nn.Module) -> nn.Module:
@@ -39,12 +42,45 @@ class SharedBatchNorm(nn.Module):
         first = norms[0]
         self._parameters, self._buffers, self._modules = first._parameters, first._buffers, first._modules
         # A tuple, because torch would register modules of a list or an attribute a second time.
-        self.norms = tuple(norms)
+        self.norms: tuple[Any, ...] = tuple(norms)
 
     def forward(self, features: Tensor) -> Tensor:
         """(models * N, c, ...) -> the same shape."""
+        # Compiled on CUDA, one kernel for all slices is faster. On the CPU it is not: see docs/options.md.
+        if features.is_cuda and torch.compiler.is_compiling() and self.can_group():
+            return self.grouped(features)
         slices = features.chunk(len(self.norms))
         return torch.cat([norm(part) for norm, part in zip(self.norms, slices, strict=True)])
+
+    def can_group(self) -> bool:
+        """Whether all slices are normalised alike: in training, by torch's own layer, and with a momentum."""
+        return all(
+            norm.training and type(norm) in PLAIN and norm.momentum is not None and norm.track_running_stats
+            for norm in self.norms
+        )
+
+    def grouped(self, features: Tensor) -> Tensor:
+        """What `forward` returns in training, from one normalisation with statistics (models, c)."""
+        models, first = len(self.norms), self.norms[0]
+        slices: Tensor = features.unflatten(0, (models, -1))  # type: ignore[no-untyped-call]
+        slices = slices.to(torch.promote_types(slices.dtype, torch.float32))  # under autocast as torch does
+        others = [1, *range(3, slices.dim())]  # all axes but models and channels
+        var, mean = torch.var_mean(slices, others, correction=0)
+        self._remember(mean, var, slices[0, :, 0].numel())
+        scale = torch.rsqrt(var + first.eps)
+        scale = scale if first.weight is None else scale * first.weight
+        shift = -mean * scale if first.bias is None else first.bias - mean * scale
+        shape = (models, 1, -1, *[1] * (slices.dim() - 3))
+        normalised: Tensor = slices * scale.view(shape) + shift.view(shape)
+        return normalised.flatten(0, 1).to(features.dtype)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, var: Tensor, values: int) -> None:
+        """Update the running statistics; `values` is the number of values of one channel of one model."""
+        for norm, its_mean, its_var in zip(self.norms, mean, var * (values / (values - 1)), strict=True):
+            norm.running_mean.lerp_(its_mean, norm.momentum)
+            norm.running_var.lerp_(its_var, norm.momentum)
+            norm.num_batches_tracked.add_(1)
 
     def train(self, mode: bool = True) -> "SharedBatchNorm":
         super().train(mode)
