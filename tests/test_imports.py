@@ -18,7 +18,7 @@ PACKAGE = ROOT / "cnsn_cli"
 # A room is a package or a ground module. It imports from itself and from the floors listed before its own;
 # rooms on the same floor do not import each other.
 FLOORS = [
-    {"version", "errors", "choices", "stages"},
+    {"version", "errors", "choices", "stages", "phases"},
     {"task", "device", "distributed"},
     {"backbones", "data"},
     {"network"},

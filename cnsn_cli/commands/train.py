@@ -127,6 +127,8 @@ def train(
         changes = {name: value for name, value in own.items() if name in given}
         run = _resume(resume, changes, recipe if "recipe" in given else None, overrides, override)
     report(run, json)
+    if took := [f"{name} {seconds:,.1f} s" for name, seconds in run.phases.items() if seconds >= 0.05]:
+        print(f"time: {', '.join(took)}", file=sys.stderr)
     if run.hint:
         print(f"hint: {printable(run.hint)}", file=sys.stderr)
 
@@ -256,7 +258,8 @@ def report(run: "Run", json: bool) -> None:
     models: list[dict[str, Any]] = [model.model_dump() for model in run.models]
     if json:
         content = {"folder": str(run.folder), "best_epoch": run.best_epoch, "selected_on": run.selection}
-        print_json({**content, "models": models})
+        phases = {name: round(seconds, 3) for name, seconds in run.phases.items()}
+        print_json({**content, "phases": phases, "models": models})
         return
     print_models(
         models,

@@ -3,13 +3,14 @@
 `step` calls it. This module does not know losses and optimizers.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from cnsn_cli.errors import TrainingError
+from cnsn_cli.phases import phase
 from cnsn_cli.stages import stage
 
 Forward = Callable[[Tensor], list[Tensor]]
@@ -25,10 +26,16 @@ def eager(network: nn.Module) -> Forward:
     return run
 
 
+@contextmanager
+def _compiling() -> Iterator[None]:
+    with stage("compiling the forward pass"), phase("compiling"):
+        yield
+
+
 def compiled(network: nn.Module) -> Forward:
     """The same, fused by torch.compile. Raises TrainingError if the compiler fails."""
     forward = eager(torch.compile(network))  # type: ignore[arg-type]
-    compiling = iter([stage("compiling the forward pass")])  # the first call compiles
+    compiling = iter([_compiling()])  # the first call compiles
 
     def run(images: Tensor) -> list[Tensor]:
         try:

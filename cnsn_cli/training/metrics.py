@@ -5,6 +5,7 @@ lines. This module does not import torch, because `plot` works without torch.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,10 @@ class Result(BaseModel):
 
 
 class Line(BaseModel):
-    """A line of metrics.jsonl: an Epoch. `selection` says which images its `results` were measured on."""
+    """A line of metrics.jsonl: an Epoch. `selection` says which images its `results` were measured on.
+
+    `phases` are the seconds of each phase since the line before, or since the start; older lines have none.
+    """
 
     epoch: int
     lr: float
@@ -78,6 +82,7 @@ class Line(BaseModel):
     results: list[Result]
     pulls: list[Pull]
     selection: Selection
+    phases: dict[str, float] = {}
 
     @property
     def mean_accuracy(self) -> float:
@@ -89,8 +94,8 @@ class Line(BaseModel):
         return json.dumps(self.model_dump()) + "\n"
 
 
-def line_of(epoch: Epoch, selection: Selection) -> Line:
-    return Line(**asdict(epoch), selection=selection)
+def line_of(epoch: Epoch, selection: Selection, phases: Mapping[str, float]) -> Line:
+    return Line(**asdict(epoch), selection=selection, phases=dict(phases))
 
 
 def parse_lines(text: str) -> list[Line]:

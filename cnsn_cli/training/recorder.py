@@ -17,6 +17,7 @@ from cnsn_cli.evaluation.accuracy import ModelResult
 from cnsn_cli.files.checkpoint import check_readable
 from cnsn_cli.files.metadata import BestEpoch, ModelRecord
 from cnsn_cli.files.writer import remove_leftovers, write_text
+from cnsn_cli.phases import phase, taken
 from cnsn_cli.training.bundle import Bundle, Models, copied
 from cnsn_cli.training.data_record import DataRecord
 from cnsn_cli.training.metrics import Epoch, Line, Result, Step, line_of
@@ -65,7 +66,8 @@ class Recorder:
 
     def start(self) -> None:
         """Write what a resumed run needs, in case this run is killed before it saves again."""
-        self._begin(state_tensors(self.trainer))
+        with phase("waiting for the disk"):
+            self._begin(state_tensors(self.trainer))
         self.steps, self.saved = 0, time.monotonic()
 
     @contextmanager
@@ -99,17 +101,19 @@ class Recorder:
         before.
         """
         self.thread.check()
-        if isinstance(event, Epoch):
-            self._record(event)
-        else:
+        if isinstance(event, Step):
             self.steps += 1
-        if save:
-            self._save()
+        with phase("waiting for the disk"):
+            if isinstance(event, Epoch):
+                self._record(event)
+            if save:
+                self._save()
 
     @distributed.first_only
     def finish(self) -> None:
         """Wait until all that was saved is on the disk. Raises OutputError if it cannot be written."""
-        self.thread.wait()
+        with phase("waiting for the disk"):
+            self.thread.wait()
         self.thread.check()
 
     @distributed.first_only
@@ -120,7 +124,7 @@ class Recorder:
             write_text(self.folder / METRICS, self.metrics)
 
     def _record(self, epoch: Epoch) -> None:
-        line = line_of(epoch, self.trainer.recipe.selection)
+        line = line_of(epoch, self.trainer.recipe.selection, taken())
         is_best = self.best is None or line.mean_accuracy > self.best.mean_accuracy
         self.best = line if is_best else self.best
         self.metrics += line.to_json()

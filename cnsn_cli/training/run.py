@@ -5,7 +5,7 @@ it does not know how a step is computed, nor how a file is written.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from cnsn_cli.errors import CheckpointError, DataError, TrainingError
 from cnsn_cli.evaluation.accuracy import ModelResult, evaluate
 from cnsn_cli.files.checkpoint import fill
 from cnsn_cli.files.metadata import ModelRecord, metadata_in
+from cnsn_cli.phases import collected, phase, totals
 from cnsn_cli.stages import counted, stage
 from cnsn_cli.training.arguments import Arguments, called_like, ignore
 from cnsn_cli.training.data_record import check_data
@@ -71,6 +72,7 @@ class Run:
     """A finished run: its folder, its best epoch, and every model with its results on the test images.
 
     `selection` says which images chose the best epoch. `hint` says what to try if models learnt nothing.
+    `phases` are the seconds that each phase of the work took since `train` or `resume` was called.
     """
 
     folder: Path
@@ -78,6 +80,7 @@ class Run:
     selection: Selection
     models: list[ModelRecord]
     hint: str | None = None
+    phases: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 Watch = Callable[[Started | Step | Epoch], None]
@@ -95,7 +98,7 @@ def train(asked: Arguments) -> Run:
     Arguments:
     """
     request = decide(asked)
-    with distributed.joined():
+    with distributed.joined(), collected():
         return _start(request, Path(asked.out), asked)
 
 
@@ -136,7 +139,7 @@ def resume(
     folder = Path(folder)
     if not (folder / STATE).exists():  # locking would make a folder
         raise CheckpointError(f"cannot read {folder / STATE}: No such file or directory")
-    with distributed.joined(), locked(folder), open_state(folder / STATE) as saved:
+    with distributed.joined(), collected(), locked(folder), open_state(folder / STATE) as saved:
         state = saved.state
         request = state.request.with_changes(changes or {})
         device = choose_device(request.device)
@@ -242,7 +245,7 @@ def _finish(recorder: Recorder, dataset: Dataset) -> Run:
     results = _conclude(recorder, dataset) or best.results
     models = with_results(recorder.metadata.models, results)
     hint = learnt_nothing(results, dataset, recorder.trainer.recipe)
-    return Run(recorder.folder, best.epoch, selection, models, hint)
+    return Run(recorder.folder, best.epoch, selection, models, hint, totals())
 
 
 @distributed.first_only
@@ -254,7 +257,8 @@ def _conclude(recorder: Recorder, dataset: Dataset) -> list[ModelResult] | None:
     results = None
     if recorder.trainer.recipe.selection == "validation":
         network = recorder.trainer.trained
-        with stage(f"evaluating the best epoch on {counted(len(dataset.test), 'test image')}"):
+        what = f"evaluating the best epoch on {counted(len(dataset.test), 'test image')}"
+        with stage(what), phase("evaluating"):
             fill(network, recorder.folder / BEST)
             results = evaluate(network, dataset.test)
     with stage(f"drawing {PLOT}"):

@@ -27,6 +27,7 @@ from cnsn_cli.files.metadata import Metadata, ModelRecord, new_metadata
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
+from cnsn_cli.phases import phase
 from cnsn_cli.stages import stage
 from cnsn_cli.task import Task
 from cnsn_cli.training.data_record import DataRecord, record_data
@@ -63,17 +64,19 @@ def prepare(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
         torch.use_deterministic_algorithms(True)
     base = load_base(Path(request.freeze_base), arch) if request.freeze_base else None
-    dataset = _data(request, base)
+    with phase("reading"):
+        dataset = _data(request, base)
     if dataset.task.num_classes == 1 and not check:
         (name,) = dataset.task.class_names
         raise DataError(f"{request.data} has a single class, {name!r}: a classifier needs at least two")
-    record = record_data(request, dataset)
+    with phase("reading"):
+        record = record_data(request, dataset)
     if check:
         check(record)
     dataset = _for_base(dataset, base, request) if base else dataset
     start = None if check else _start(request, arch, dataset)
     fitted, held_out = split_off(dataset, request.recipe)
-    with _naming_the_picture(dataset):
+    with _naming_the_picture(dataset), phase("building"):
         network = _network(request, arch, dataset.task, base, start)
     network = place(network, torch.device(request.device))
     trainer = _trainer(request, network, fitted, held_out)
@@ -87,7 +90,8 @@ def _trainer(request: Request, network: Cnsn | Model, fitted: Split, held_out: S
     ways = (request.precision, request.compiled == "on", request.capture and on_cuda)
     trainer = Trainer(network, fitted, held_out, request.recipe, *ways)
     if on_cuda:
-        rehearse(trainer, undecided=request.compiled == "auto")
+        with phase("compiling"):
+            rehearse(trainer, undecided=request.compiled == "auto")
     return trainer
 
 
@@ -248,7 +252,7 @@ def describe(
     network: Cnsn | Model, arch: Architecture, data: str, recipe: Recipe, precision: Precision = "fp32"
 ) -> Metadata:
     """The metadata of a network that is not trained yet: no accuracies, no selection."""
-    with stage("counting MACs"):
+    with stage("counting MACs"), phase("building"):
         costs = model_costs(network)
     models = [
         ModelRecord(first_unit=model.first_unit, **vars(cost))

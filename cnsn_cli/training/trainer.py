@@ -17,10 +17,11 @@ from cnsn_cli.choices import Precision
 from cnsn_cli.data.split import Split
 from cnsn_cli.device import fastest_convs
 from cnsn_cli.errors import TrainingError, one_line
-from cnsn_cli.evaluation.accuracy import evaluate
+from cnsn_cli.evaluation.accuracy import ModelResult, evaluate
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.network.recalibration import recalibrate
+from cnsn_cli.phases import each, phase
 from cnsn_cli.training.augmentation import plan_epoch
 from cnsn_cli.training.meter import finite
 from cnsn_cli.training.metrics import Epoch, Pull, Step
@@ -97,18 +98,20 @@ class Trainer:
         whole = torch.split(plan.order[: steps * recipe.batch_size], recipe.batch_size)[self.step :]
         batches = [distributed.share(batch) for batch in whole]
         checked = time.perf_counter()
-        for indices, pixels in zip(batches, self.train.batches(batches), strict=True):
+        read = each("reading", self.train.batches(batches))
+        for indices, pixels in zip(batches, read, strict=True):
             self._do(indices, pixels)
             if time.perf_counter() - checked > CHECK_EVERY:
-                finite(self.meter.results(), epoch, self._learning_rate())
+                with phase("training"):  # it is the device that is waited for
+                    finite(self.meter.results(), epoch, self._learning_rate())
                 checked = time.perf_counter()
             yield Step(epoch, self.step, steps, self.meter)
         yield self._finish(epoch)
 
     def _do(self, indices: Tensor, pixels: Tensor) -> None:
-        lr = self.recipe.learning_rate(self._done, self.steps_per_epoch)
-        self.training_step.set(indices, pixels, lr, self._scales(), self._done)
-        with fastest_convs():
+        with phase("training"), fastest_convs():
+            lr = self.recipe.learning_rate(self._done, self.steps_per_epoch)
+            self.training_step.set(indices, pixels, lr, self._scales(), self._done)
             if self.step + 1 == self.steps_per_epoch:
                 self.pulls = self.training_step.measured()
             else:
@@ -118,15 +121,20 @@ class Trainer:
 
     def _finish(self, epoch: int) -> Epoch:
         lr, speed = self._learning_rate(), self.meter.images_per_second()
-        self.meter.combine()
-        train = finite(self.meter.results(), epoch, lr)
+        with phase("training"):
+            self.meter.combine()
+            train = finite(self.meter.results(), epoch, lr)
+        with phase("evaluating"):
+            results = finite(self._evaluate(), epoch, lr)
+        self.epoch, self.step = epoch, 0
+        return Epoch(epoch, lr, self.meter.seconds(), speed, train, results, self.pulls)
+
+    def _evaluate(self) -> list[ModelResult]:
         distributed.copy_buffers(self.network)
         if self.average:
             learning = self.trained.models()[self.frozen :]  # all models, without a frozen base-model
             recalibrate(learning, self.train, RECALIBRATION_BATCHES)
-        results = finite(evaluate(self.trained, self.held_out), epoch, lr)
-        self.epoch, self.step = epoch, 0
-        return Epoch(epoch, lr, self.meter.seconds(), speed, train, results, self.pulls)
+        return evaluate(self.trained, self.held_out)
 
     @property
     def _done(self) -> int:

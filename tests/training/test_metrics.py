@@ -20,12 +20,12 @@ EPOCH = Epoch(
 
 
 def test_a_line_is_read_as_it_was_written():
-    line = line_of(EPOCH, "validation")
+    line = line_of(EPOCH, "validation", {"training": 1.5})
     assert line.mean_accuracy == 0.5
     text = line.to_json()
     assert parse_lines(text * 2) == [line, line]
     assert list(json.loads(text)) == [
-        "epoch", "lr", "seconds", "images_per_second", "train", "results", "pulls", "selection",
+        "epoch", "lr", "seconds", "images_per_second", "train", "results", "pulls", "selection", "phases",
     ]  # fmt: skip
     assert json.loads(text)["results"][1] == {"name": "submodel0", "accuracy": 0.25, "loss": 1.5}
 

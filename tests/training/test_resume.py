@@ -63,7 +63,8 @@ def stop_after(epoch: int):
 
 def without_times(path: Path) -> list[dict]:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in lines]
+    times = ("seconds", "images_per_second", "phases")
+    return [{k: v for k, v in line.items() if k not in times} for line in lines]
 
 
 def assert_same_run(ours: Path, reference: Path) -> None:
