@@ -40,13 +40,13 @@ if TYPE_CHECKING:
 Exits = tuple[int, ...]
 LONGEST_NAME = 50  # characters of a run folder's name before its time; at most 255 bytes in all
 DATA = "cifar10"  # without --data
-NOT_WITH_RESUME = {"out", "force", "classes"}
+NOT_WITH_RESUME = {"out", "force", "classes", "profile"}
 PANELS = {
     "Network": ("arch", "exits", "drop", "plugin"),
     "Data": ("data", "data_dir", "image_size", "in_channels", "classes", "skip_bad"),
     "Start": ("freeze_base", "init", "pretrained"),
     "Recipe": ("recipe", *OPTIONS),
-    "Output and resume": ("out", "force", "save_every", "resume", "override", "json", "help"),
+    "Output and resume": ("out", "force", "save_every", "profile", "resume", "override", "json", "help"),
     "Hardware": ("device", "precision", "compiled", "capture", "deterministic"),
 }
 

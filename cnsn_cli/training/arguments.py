@@ -120,6 +120,9 @@ class Arguments(Options):
         default=None, metadata=about("Number of classes; an error if the data has another number.", ge=1)
     )
     force: bool = field(default=False, metadata=about("Replace existing files."))
+    profile: bool = field(
+        default=False, metadata=about("Write trace.json, a trace of some steps that ui.perfetto.dev opens.")
+    )
     watch: "Watch" = field(
         default=ignore, metadata=about("A function that is called with every event: Started, Step, Epoch.")
     )

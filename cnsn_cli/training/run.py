@@ -5,6 +5,7 @@ it does not know how a step is computed, nor how a file is written.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,11 @@ from cnsn_cli.training.hint import learnt_nothing
 from cnsn_cli.training.metrics import Epoch, Step
 from cnsn_cli.training.places import located
 from cnsn_cli.training.plot import draw
+from cnsn_cli.training.profiling import traced
 from cnsn_cli.training.recorder import Recorder, with_results
 from cnsn_cli.training.request import Request, decide
 from cnsn_cli.training.resume_state import State, differences, environment, open_state, restore
-from cnsn_cli.training.run_folder import BEST, LAST, PLOT, STATE, locked, refuse_existing
+from cnsn_cli.training.run_folder import BEST, LAST, PLOT, STATE, TRACE, locked, refuse_existing
 from cnsn_cli.training.setup import Prepared, prepare
 from cnsn_cli.training.signals import Stopped, listening
 from cnsn_cli.training.step import TrainingStep
@@ -114,7 +116,7 @@ def _start(request: Request, folder: Path, asked: Arguments) -> Run:
         refuse_existing(folder, asked.force)  # again: before the lock another run could still write here
         request = request.decided(prepared.trainer.training_step.is_compiled)
         recorder = Recorder(folder, prepared.trainer, request, arch, data=prepared.record)
-        return _run(recorder, prepared, asked.watch)
+        return _run(recorder, prepared, asked.watch, asked.profile)
 
 
 def resume(
@@ -190,11 +192,12 @@ def _check_differences(folder: Path, old: Request, new: Request, elsewhere: str,
         raise TrainingError(f"{folder} was trained differently ({changed}): give --override to go on anyway")
 
 
-def _run(recorder: Recorder, prepared: Prepared, watch: Watch) -> Run:
+def _run(recorder: Recorder, prepared: Prepared, watch: Watch, profile: bool = False) -> Run:
     trainer = prepared.trainer
     watch(_started(prepared))
     if trainer.epoch < trainer.recipe.epochs:
-        _train(recorder, watch)
+        with _traced(recorder) if profile and distributed.is_first() else nullcontext(lambda: None) as trace:
+            _train(recorder, watch, trace)
     distributed.leave()
     return _finish(recorder, prepared.dataset)
 
@@ -226,12 +229,19 @@ def _remarks(step: TrainingStep, device: torch.device) -> Iterator[str]:
         yield f"no instructions for bf16 here: a conv takes {slower:.1f} times as long as in fp32"
 
 
-def _train(recorder: Recorder, watch: Watch) -> None:
+def _traced(recorder: Recorder) -> AbstractContextManager[Callable[[], None]]:
+    trainer = recorder.trainer
+    return traced(recorder.folder / TRACE, trainer.steps_per_epoch * trainer.recipe.epochs)
+
+
+def _train(recorder: Recorder, watch: Watch, trace: Callable[[], None]) -> None:
     with listening() as signalled, recorder.writing():
         recorder.start()
         for event in recorder.trainer.run():
             number, due = distributed.largest(signalled() or 0, recorder.is_due(event))
             recorder.take(event, save=bool(number or due))
+            if isinstance(event, Step):
+                trace()
             watch(event)
             if number:
                 recorder.finish()

@@ -16,8 +16,8 @@ from cnsn_cli.errors import OutputError
 from cnsn_cli.files.writer import check_output, create_folder, remove_empty, remove_leftovers
 
 BEST, LAST, STATE = "best.safetensors", "last.safetensors", "state.safetensors"
-METRICS, RECIPE, PLOT = "metrics.jsonl", "recipe.toml", "plot.png"
-FILES = (BEST, LAST, STATE, METRICS, RECIPE, PLOT)
+METRICS, RECIPE, PLOT, TRACE = "metrics.jsonl", "recipe.toml", "plot.png", "trace.json"
+FILES = (BEST, LAST, STATE, METRICS, RECIPE, PLOT, TRACE)
 LOCK = ".lock"
 SMALL_FILES = 2**20  # bytes: metrics, recipe and headers
 
