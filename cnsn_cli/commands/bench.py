@@ -22,21 +22,22 @@ def bench(
     batch_sizes: Annotated[str, typer.Option(help="Numbers of images in a batch, such as 1,32.")] = "1",
     threads: Annotated[str, typer.Option(help="Numbers of threads, such as 1,2.")] = "1",
     rounds: Annotated[int, typer.Option(min=1, help="How often each model is timed, in turns.")] = 50,
+    device: Annotated[str, typer.Option(help="The device to run on: auto, cpu, cuda or mps.")] = "cpu",
     plugin: Plugin = None,
     json: Json = False,
 ) -> None:
-    """Measure latency and throughput of every model in the files, on the CPU."""
+    """Measure latency and throughput of every model in the files."""
     batches, counts = parse_counts(batch_sizes), parse_counts(threads)
     with stage("loading PyTorch"):
         from cnsn_cli.evaluation.latency import bench as measure
 
     with ended_by_signals(*files):
-        speeds = measure(files, batches, counts, rounds)
+        speeds = measure(files, batches, counts, rounds, device)
     if json:
-        print_json({"rounds": rounds, "speeds": [_facts(speed) for speed in speeds]})
+        print_json({"rounds": rounds, "device": device, "speeds": [_facts(speed) for speed in speeds]})
         return
     rows = [_row(speed, len(files) > 1) for speed in speeds]
-    print_table(HEADINGS, rows, f"timed in turns, rounds: {rounds}", texts=(0, 1))
+    print_table(HEADINGS, rows, f"timed in turns on {device}, rounds: {rounds}", texts=(0, 1))
 
 
 def _facts(speed: "Speed") -> dict[str, object]:

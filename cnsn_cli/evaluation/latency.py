@@ -1,4 +1,4 @@
-"""The latency of models on the CPU of this machine.
+"""The latency of models on this machine.
 
 `cnsn bench` times files with it; `deploy` times models that are open already. The models take turns, so that
 a slow moment of the machine slows all of them alike. It does not know which library computes a model.
@@ -15,7 +15,9 @@ from typing import TypeVar
 
 import torch
 
-from cnsn_cli.files.model_file import Classifier, open_file
+from cnsn_cli.device import choose_device
+from cnsn_cli.errors import CheckpointError
+from cnsn_cli.files.model_file import Classifier, is_exported, open_file
 from cnsn_cli.stages import stage
 
 ROUNDS = 50
@@ -49,22 +51,31 @@ def bench(
     batch_sizes: Sequence[int] = (1,),
     threads: Sequence[int] = (1,),
     rounds: int = ROUNDS,
+    device: str = "cpu",
 ) -> list[Speed]:
     """Time every model in `files`, for each batch size and each number of threads. PyTorch runs eagerly.
 
-    Raises CheckpointError, and ExtraError for an ONNX file if ONNX Runtime is not installed.
+    Raises CheckpointError, also for an exported file on another device than the CPU, DeviceError, and
+    ExtraError for an ONNX file if ONNX Runtime is not installed.
     """
+    chosen = choose_device(device)
+    for file in files:
+        if is_exported(file) and chosen.type != "cpu":
+            raise CheckpointError(f"{file} is exported and runs on the CPU here: give --device cpu")
     return [
         speed
         for batch in batch_sizes
         for count in threads
-        for speed in _bench_together(files, batch, count, rounds)
+        for speed in _bench_together(files, batch, count, rounds, chosen)
     ]
 
 
-def _bench_together(files: Sequence[Path], batch: int, threads: int, rounds: int) -> list[Speed]:
+def _bench_together(
+    files: Sequence[Path], batch: int, threads: int, rounds: int, device: torch.device
+) -> list[Speed]:
     # Files are opened again each time: opening sets the threads of ONNX Runtime and PyTorch's weight layout.
-    opened = [open_file(file, None if batch == 1 else torch.device("cpu"), threads) for file in files]
+    place = None if batch == 1 and device.type == "cpu" else device
+    opened = [open_file(file, place, threads) for file in files]
     models = [model for file in opened for model in file.models]
     records = [(file.path, record) for file in opened for record in file.metadata.models]
     times = time_models(models, batch, threads, rounds)
@@ -106,7 +117,7 @@ def latencies(models: Sequence[Classifier]) -> dict[str, float]:
 
 def _forward(model: Classifier, batch: int) -> Callable[[], object]:
     inputs = model.inputs(torch.randint(256, (batch, *model.task.image_shape), dtype=torch.uint8))
-    return lambda: model(inputs)
+    return lambda: model(inputs).cpu()  # another device computes on while Python goes on
 
 
 def interleave(variants: Mapping[Name, Callable[[], object]], rounds: int) -> dict[Name, list[float]]:

@@ -60,5 +60,12 @@ def test_the_table(cnsn, checkpoint):
 
 def test_bad_input_for_bench(cnsn, tmp_path):
     assert "cannot read" in one_line(cnsn("bench", tmp_path / "gone.onnx"))
+    assert "no device 'tpu' here: choose auto, " in one_line(cnsn("bench", "x.onnx", "--device", "tpu"))
     assert cnsn("bench", "x.safetensors", "--threads", "0").code == 2
     assert cnsn("bench", "x.safetensors", "--batch-sizes", "").code == 2
+
+
+def test_exported_models_are_timed_on_the_cpu_only(cnsn, tmp_path, monkeypatch):
+    monkeypatch.setattr("cnsn_cli.evaluation.latency.choose_device", lambda name: torch.device("cuda"))
+    message = one_line(cnsn("bench", tmp_path / "a.onnx", "--device", "cuda"))
+    assert message == f"{tmp_path / 'a.onnx'} is exported and runs on the CPU here: give --device cpu"
