@@ -3,9 +3,13 @@
 a  the paper's literal way: one forward pass per model through the same modules, losses summed, one backward
 b  one backward pass per model, as slimmable networks do it
 c  the three networks trained separately
-d  cnsn with its defaults: on CUDA in bf16 and compiled
+d  the bare step of cnsn: forward pass, losses, backward pass, SGD, on images that are ready
+e  the product: `Trainer.run`, with the reading of pixels, augmentation, losses and accuracies
 
-`convs` runs only the convolutions of d, forward and backward, with the same shapes: the lower bound.
+On CUDA e is captured, and also captured and compiled. Rows in bf16 are there where the device has bf16.
+`convs` runs only the convolutions of d in fp32, forward and backward, with the same shapes: the lower bound.
+
+A second table compares e with d for two networks of quarter width: what the loop around a step costs.
 """
 
 import argparse
@@ -19,13 +23,17 @@ from timing import interleave, markdown, ratio, report
 from torch import Tensor, nn
 
 from cnsn_cli.backbones import registry
-from cnsn_cli.device import default_precision
+from cnsn_cli.choices import Precision
+from cnsn_cli.data.split import MemorySplit
+from cnsn_cli.device import emulates_bf16
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
 from cnsn_cli.training.optimizer import sgd
 from cnsn_cli.training.recipe import load_recipe
+from cnsn_cli.training.rehearsal import rehearse
 from cnsn_cli.training.step import forward_pass
+from cnsn_cli.training.trainer import Trainer
 
 EXITS = (2, 7)
 CUTS = {"base": 0, "k=2": 2, "k=7": 7}
@@ -34,9 +42,15 @@ NAMES = {
     "a bf16": "the same in bf16",
     "b": "one backward per model",
     "c": "three networks apart",
-    "d": "cnsn",
+    "d": "bare step of cnsn",
+    "d bf16": "the same in bf16",
+    "e": "cnsn train",
+    "e bf16": "the same in bf16",
+    "e compiled": "the same, captured and compiled, in bf16",
     "convs": "bare convolutions of cnsn",
 }
+LOOPS = {"vgg16:width=0.25": EXITS, "resnet110:width=0.25": (37, 73)}
+IMAGES = 20_000  # of the product: enough steps that no epoch ends while it is timed
 Step = Callable[[], object]
 
 
@@ -127,27 +141,50 @@ def apart(width: float, images: Tensor, labels: Tensor) -> Step:
     return step
 
 
-def ours(width: float, images: Tensor, labels: Tensor) -> Step:
+def placed(arch: str, device: torch.device, exits: tuple[int, ...] = EXITS) -> Cnsn:
     task = Task.plain()
-    network = Cnsn(registry.find(f"vgg16:width={width}").build(task), EXITS, task)
-    network = place(network, images.device).train()
+    return place(Cnsn(registry.find(arch).build(task), exits, task), device)
+
+
+def bare(arch: str, images: Tensor, labels: Tensor, precision: Precision = "fp32", exits=EXITS) -> Step:
+    network = placed(arch, images.device, exits).train()
     optimizer = sgd(network, load_recipe("paper", {"lr": 0.001}))
-    forward = torch.compile(network) if images.is_cuda else network
-    precision = default_precision(images.device)
 
     def step() -> None:
         optimizer.zero_grad()
-        total, _, _ = forward_pass(forward, images, labels, precision=precision)
+        total, _, _ = forward_pass(network, images, labels, precision=precision)
         total.backward()
         optimizer.step()
 
     return step
 
 
+def product(
+    arch: str,
+    images: Tensor,
+    labels: Tensor,
+    precision: Precision = "fp32",
+    compiled: bool = False,
+    exits=EXITS,
+) -> Step:
+    """A step of `Trainer.run`, loop included, on random pixels."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (IMAGES, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    split = MemorySplit(pixels, torch.randint(10, (IMAGES,), generator=generator))
+    recipe = load_recipe("paper", {"lr": 0.001, "batch_size": len(images), "epochs": 1000})
+    network = placed(arch, images.device, exits)
+    trainer = Trainer(
+        network, split, split.take(torch.arange(8)), recipe, precision, compiled, images.is_cuda
+    )
+    if images.is_cuda:
+        rehearse(trainer)
+    run = trainer.run()
+    return lambda: next(run)
+
+
 def bare_convs(width: float, images: Tensor, labels: Tensor) -> Step:
     """A step that runs each conv of cnsn's network on features of its shape; images need no gradient."""
-    task = Task.plain()
-    network = place(Cnsn(registry.find(f"vgg16:width={width}").build(task), EXITS, task), images.device)
+    network = placed(vgg(width), images.device)
     seen: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
 
     def remember(conv: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -168,14 +205,29 @@ def bare_convs(width: float, images: Tensor, labels: Tensor) -> Step:
     return step
 
 
+def vgg(width: float) -> str:
+    return f"vgg16:width={width}"
+
+
 BUILDERS = {
     "a": literal,
     "a bf16": literal_bf16,
     "b": backward_each,
     "c": apart,
-    "d": ours,
+    "d": lambda width, *batch: bare(vgg(width), *batch),
+    "d bf16": lambda width, *batch: bare(vgg(width), *batch, precision="bf16"),
+    "e": lambda width, *batch: product(vgg(width), *batch),
+    "e bf16": lambda width, *batch: product(vgg(width), *batch, precision="bf16"),
+    "e compiled": lambda width, *batch: product(vgg(width), *batch, precision="bf16", compiled=True),
     "convs": bare_convs,
 }
+
+
+def there(key: str, device: torch.device) -> bool:
+    """Whether the row `key` makes sense on `device`."""
+    if "compiled" in key:
+        return device.type == "cuda"
+    return "bf16" not in key or not emulates_bf16(device)
 
 
 def random_batch(batch: int) -> tuple[Tensor, Tensor]:
@@ -206,10 +258,11 @@ def synchronised(step: Step) -> Step:
 
 
 def measure(width: float, batch: int, rounds: int) -> str:
+    images, labels = random_batch(batch)
     steps = {
-        key: synchronised(build(width, *random_batch(batch)))
+        key: synchronised(build(width, images, labels))
         for key, build in BUILDERS.items()
-        if key != "a bf16" or torch.cuda.is_available()
+        if there(key, images.device)
     }
     times = interleave(steps, rounds)
     rows = []
@@ -235,6 +288,25 @@ def measure(width: float, batch: int, rounds: int) -> str:
     return f"batch {batch}, {rounds} rounds\n\n{markdown(columns, rows)}\n\n{share}"
 
 
+def measure_loop(batch: int, rounds: int) -> str:
+    """How much longer a step of the product takes than the bare step."""
+    images, labels = random_batch(batch)
+    rows = []
+    for arch, exits in LOOPS.items():
+        steps = {
+            "bare": synchronised(bare(arch, images, labels, exits=exits)),
+            "loop": synchronised(product(arch, images, labels, exits=exits)),
+        }
+        times = interleave(steps, rounds)
+        medians = [f"{statistics.median(times[key]) * 1e3:.1f}" for key in steps]
+        ratios = [f"{1 / ratio(times, 'loop', 'bare'):.3f}", f"{min(times['loop']) / min(times['bare']):.3f}"]
+        rows.append([arch, str(exits), *medians, *ratios])
+    columns = ["architecture", "exits", "bare step ms", "product ms", "ratio (median)", "ratio (minimum)"]
+    return (
+        f"The product over the bare step, batch {batch}, fp32, {rounds} rounds\n\n{markdown(columns, rows)}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     batches = [32, 128, 512] if torch.cuda.is_available() else [32, 128]
@@ -244,6 +316,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the results into RESULTS.md")
     given = parser.parse_args()
     parts = [measure(given.width, batch, given.rounds) for batch in given.batch]
+    parts.append(measure_loop(given.batch[0], given.rounds))
     report("step", "\n\n".join(parts), given.write)
 
 
