@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from cnsn_cli import distributed
+from cnsn_cli.device import emulates_bf16
 from cnsn_cli.errors import CheckpointError, one_line
 from cnsn_cli.files.checkpoint import check_tensors, digest, file_content, read_tensors
 from cnsn_cli.files.metadata import Count, first_problem
@@ -34,6 +35,7 @@ from cnsn_cli.training.request import Request
 from cnsn_cli.training.trainer import Trainer
 
 KEY = "cnsn-state"
+CPU = torch.device("cpu")
 NETWORK, MOMENTUM, AVERAGE = "network.", "momentum.", "average."
 RANDOM, RANDOM_CUDA, LOSSES, CORRECT = "random", "random.cuda", "losses", "correct"
 METRICS = "metrics"
@@ -85,11 +87,15 @@ class State(BaseModel):
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """Versions and hardware that must stay the same for results that are the same bit for bit."""
+    """Versions and hardware that must stay the same for results that are the same bit for bit.
+
+    `instructions` are those that torch uses on the CPU; older states do not have them.
+    """
     return {
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "instructions": torch.backends.cpu.get_cpu_capability() + " bf16" * (not emulates_bf16(CPU)),
         "threads": str(torch.get_num_threads()),
         "processes": str(distributed.size()),
     }

@@ -146,7 +146,7 @@ def resume(
         request = state.request.with_changes(changes or {})
         device = choose_device(request.device)
         request = request.with_changes({"device": device.type})  # `changes` may say `auto`
-        here = environment(device)
+        here = {name: value for name, value in environment(device).items() if name in state.environment}
         _check_differences(folder, state.request, request, differences(state.environment, here), override)
         if state.epoch >= request.recipe.epochs and request.recipe.selection == "test":
             return _finished(folder, state)

@@ -125,12 +125,15 @@ def test_another_environment_is_refused_or_accepted(checkpoint, tmp_path, monkey
     folder = tmp_path / "copy"
     shutil.copytree(checkpoint.parent, folder)
     here = read_state(folder / "state.safetensors").environment
+    assert here["instructions"].startswith(torch.backends.cpu.get_cpu_capability())
     monkeypatch.setattr(runs, "environment", lambda device: {**here, "threads": "64"})
     with pytest.raises(
         TrainingError, match=rf"trained differently \(threads {here['threads']} -> 64\): give --override"
     ):
         resume(folder)
     assert resume(folder, override=True).best_epoch == 1
+    monkeypatch.setattr(runs, "environment", lambda device: {**here, "more": "than the state says"})
+    assert resume(folder).best_epoch == 1
 
 
 def test_no_run_to_resume(cnsn, checkpoint, tmp_path):
