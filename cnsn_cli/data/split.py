@@ -37,6 +37,9 @@ class Split(Protocol):
     def batches(self, indices: list[Tensor]) -> Iterator[Tensor]:
         """Yield pixels uint8 (n, C, H, W) for each batch of sample indices (n,)."""
 
+    def in_order(self, size: int) -> Iterator[Tensor]:
+        """Yield the pixels of all samples, in batches of `size`; the last batch may be smaller."""
+
     def take(self, indices: Tensor) -> "Split":
         """Return a split of the samples `indices`, in this order."""
 
@@ -56,6 +59,9 @@ class MemorySplit:
 
     def batches(self, indices: list[Tensor]) -> Iterator[Tensor]:
         return (self.pixels[batch] for batch in indices)
+
+    def in_order(self, size: int) -> Iterator[Tensor]:
+        return iter(torch.split(self.pixels, size))  # views: nothing is copied
 
     def take(self, indices: Tensor) -> "MemorySplit":
         return MemorySplit(self.pixels[indices], self.labels[indices])
@@ -89,6 +95,9 @@ class FileSplit:
             if isinstance(batch, DataError):
                 raise batch
             yield batch.to(self.labels.device, non_blocking=True)
+
+    def in_order(self, size: int) -> Iterator[Tensor]:
+        return self.batches(list(torch.split(torch.arange(len(self)), size)))
 
     def take(self, indices: Tensor) -> "FileSplit":
         return FileSplit(self.read, self.samples[indices], self.labels[indices])

@@ -11,8 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-
 from cnsn_cli.data.datasets import load_recorded, sample_train
 from cnsn_cli.data.split import Split
 from cnsn_cli.deploy.comparison import Comparison, compare, remeasured
@@ -84,7 +82,7 @@ def quantize(source: Path, target: Path, sample: Split) -> None:
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
     model = OnnxModel(source)
-    batches = sample.batches(list(torch.arange(len(sample)).split(BATCH)))  # type: ignore[no-untyped-call]
+    batches = sample.in_order(BATCH)
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def get_next(self) -> dict[str, Any] | None:

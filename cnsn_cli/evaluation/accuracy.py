@@ -167,8 +167,7 @@ def confusion(model: Classifier, split: Split) -> list[list[int]]:
 def all_logits(models: Sequence[Classifier], split: Split) -> list[Tensor]:
     """Logits (N, classes) of all images of a split for each model, on the CPU."""
     logits: list[list[Tensor]] = [[] for _ in models]
-    size = batch_size(models[0].task)
-    for pixels in split.batches(list(torch.arange(len(split)).split(size))):  # type: ignore[no-untyped-call]
+    for pixels in split.in_order(batch_size(models[0].task)):
         for model, parts in zip(models, logits, strict=True):
             parts.append(model.logits(pixels))
     return [torch.cat(parts).cpu() for parts in logits]
