@@ -4,6 +4,7 @@
 know what a step does.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ def traced(path: Path, steps_left: int) -> Iterator[Callable[[], None]]:
     A run of few steps is traced from an earlier step on. Nothing is written if the run fails before.
     """
     done, first = 0, min(FIRST, max(0, steps_left - 3))
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would write lines of its own to stderr
     profiler = profile()
     if not first:
         profiler.start()

@@ -160,6 +160,8 @@ def forward_pass(
     """
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
         logits = forward(images)
-        total, losses = loss(logits, targets)
+    # On CUDA torch computes losses in fp32 by itself, on the CPU it would not.
+    logits = [scores.to(torch.promote_types(scores.dtype, torch.float32)) for scores in logits]
+    total, losses = loss(logits, targets)
     labels = targets if targets.dim() == 1 else targets.argmax(1)
     return total, losses, (torch.stack(logits).detach().argmax(2) == labels).sum(1)
