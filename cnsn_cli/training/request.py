@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ConfigDict, ValidationError, field_validator
 from pydantic.dataclasses import dataclass
@@ -19,6 +19,9 @@ from cnsn_cli.errors import RecipeError, escaped
 from cnsn_cli.files.metadata import Count, first_problem
 from cnsn_cli.training.arguments import Arguments, Options
 from cnsn_cli.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Interval(NamedTuple):
@@ -102,9 +105,14 @@ def decide(asked: Arguments) -> Request:
         "arch": asked.arch if isinstance(asked.arch, str) else asked.arch.text,
         "device": device.type,
         "precision": asked.precision or default_precision(device),
-        "compiled": "off" if asked.compiled == "auto" and device.type != "cuda" else asked.compiled,
+        "compiled": "off" if asked.compiled == "auto" and not _may_compile(asked, device) else asked.compiled,
     }
     return _valid({**_values(asked), **decided})
+
+
+def _may_compile(asked: Arguments, device: "torch.device") -> bool:
+    """Whether a run may compile that does not ask for it: what compiled code adds up first can change."""
+    return device.type == "cuda" and not asked.deterministic
 
 
 def _values(of: Options) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
 import cnsn_cli
 from cnsn_cli.errors import RecipeError
@@ -73,6 +74,25 @@ def test_a_request_is_decided_and_holds_no_paths():
     assert {option.name for option in fields(Options)} <= {part.name for part in fields(Request)}
     for changes in ({"device": "mps"}, {"data_dir": Path("here")}):
         assert isinstance(next(iter(request.with_changes(changes).flat()[name] for name in changes)), str)
+
+
+def test_what_is_decided_about_compiling(monkeypatch):
+    """`auto` is decided by a measured step on CUDA, but a repeatable run compiles only if it is asked to."""
+    found = {}
+    for device in ("cpu", "cuda"):
+        monkeypatch.setattr("cnsn_cli.training.request.choose_device", lambda name, d=device: torch.device(d))
+        for deterministic in (False, True):
+            words = [
+                decide(asked(compiled=w, deterministic=deterministic)).compiled for w in ("auto", "on", "off")
+            ]
+            found[device, deterministic] = words
+    assert found.pop(("cuda", False)) == ["auto", "on", "off"]
+    assert set(map(tuple, found.values())) == {("off", "on", "off")}
+
+
+def test_older_states_say_true_or_false():
+    request = decide(asked())
+    assert [request.with_changes({"compiled": old}).compiled for old in (True, False)] == ["on", "off"]
 
 
 def test_values_out_of_range_are_errors_of_ours():
