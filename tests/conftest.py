@@ -27,6 +27,11 @@ STAGE = re.compile(r"^(\w.*): [\d,.]+ s\n", re.M)
 TINY = "vgg11:width=0.0625"  # 4 to 32 channels
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("no CUDA here")
+
+
 @dataclass(frozen=True)
 class Result:
     """The exit code of a command, and the text that it printed to stdout and stderr.
