@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
 
-.PHONY: help install test long faults cuda demo bench clean
+.PHONY: help install test long faults cuda gpu-wheels demo bench clean
 
 help:
 	@echo "make demo   install into .venv, then train, evaluate, detach and export on the digits (a minute after the install)"
@@ -10,6 +10,7 @@ help:
 	@echo "make long   install into .venv, then run the tests that take minutes: exports of every family, all of torchvision"
 	@echo "make faults install into .venv, then test a million broken files and every fault of a disk (an hour)"
 	@echo "make cuda   install into .venv, then run the tests that need CUDA"
+	@echo "make gpu-wheels  fill gpu-wheels/, from which benchmarks/gpu.sh installs on a machine without a network"
 	@echo "make bench  install into .venv, then time steps, start-up and inference (10 minutes)"
 	@echo "make clean  remove .venv and $(DEMO)"
 
@@ -34,6 +35,9 @@ faults: install
 
 cuda: install
 	$(BIN)/pytest -m cuda
+
+gpu-wheels: install
+	$(BIN)/python benchmarks/gpu_wheels.py
 
 demo: install
 	$(BIN)/cnsn train --arch vgg16:width=0.25 --exits 2,7 --data digits --recipe quick --out $(DEMO) --force
