@@ -9,6 +9,7 @@ to start its kernels. This module does not know what the function computes.
     call 5, ...   replayed
 """
 
+import gc
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ class Captured:
         self.calls = 0
         self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.failed: torch.cuda.CUDAGraph | None = None  # torch asks it after a failure, too
 
     def __call__(self) -> None:
         self.calls += 1
@@ -56,34 +58,51 @@ class Captured:
             self.why_not = f"it asks the device for a value in {asked[0]}"
 
     def _capture(self) -> None:
-        graph = torch.cuda.CUDAGraph()
+        gc.collect()  # a graph that is destroyed during a capture can end it
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            with torch.cuda.graph(graph, stream=self.stream):
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.function()
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:  # nothing has run on the device
-            self.why_not = one_line(error)[:200]
+            _clean_up(stream)
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            self.failed = graph
+            self.why_not = one_line(_first(error))[:200]
             self.function()
             return
         self.graph = graph
         graph.replay()
 
 
+def _clean_up(stream: torch.cuda.Stream) -> None:
+    """After a failed capture, torch leaves its stream current, and its random numbers wait for its end."""
+    torch.cuda.set_stream(stream)
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    generator.graphsafe_set_state(generator.clone_state())
+
+
+def _first(error: BaseException) -> BaseException:
+    """What failed first: the end of a capture only says that something has."""
+    while error.__context__:
+        error = error.__context__
+    return error
+
+
 @contextmanager
 def questions() -> Iterator[list[str]]:
     """Yields a list that, after the context, names the lines of code in it that waited for the device."""
     asked: list[str] = []
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("warn")  # warns that this mode is a prototype
+        try:
             yield asked
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
     asked += [
         f"{Path(warning.filename).name}, line {warning.lineno}"
         for warning in caught
-        if "synchronizing" in str(warning.message)
+        if "called a synchronizing" in str(warning.message)
     ]
