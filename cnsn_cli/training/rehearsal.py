@@ -39,6 +39,8 @@ def rehearse(trainer: Trainer, undecided: bool = False) -> None:
         seconds = _seconds(step)
         if undecided and pays(seconds, trainer.steps_per_epoch * trainer.recipe.epochs):
             _compile(step)
+        with stage("trying a step"), fastest_convs():
+            step.measured()  # the last step of an epoch, beside the memory that a graph keeps
 
 
 def pays(seconds: float, steps: int) -> bool:

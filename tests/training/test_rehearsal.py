@@ -10,6 +10,7 @@ from cnsn_cli.network.network import Cnsn
 from cnsn_cli.training import rehearsal
 from cnsn_cli.training.recipe import load_recipe
 from cnsn_cli.training.rehearsal import pays, rehearse
+from cnsn_cli.training.step import TrainingStep
 from cnsn_cli.training.trainer import Trainer
 from tests.conftest import TINY
 
@@ -39,6 +40,15 @@ def test_nothing_is_trained_by_a_rehearsal(dataset, changes):
         for name, tensor in other.state_dict().items():
             assert torch.equal(network.state_dict()[name], tensor), name
     assert torch.equal(ours.meter.losses, plain.meter.losses)
+
+
+def test_too_little_memory_for_the_last_step_of_an_epoch_shows_at_once(dataset, monkeypatch):
+    def full(step):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(TrainingStep, "measured", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        rehearse(trainer(dataset))
 
 
 def test_short_runs_are_not_compiled_and_long_runs_are():
