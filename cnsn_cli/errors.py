@@ -95,6 +95,8 @@ def lack(error: BaseException) -> str | None:
         return f"{device} is full{amount}: use smaller batches, images or networks, or close other programs"
     if isinstance(error, RuntimeError) and "can't start new thread" in text:
         return "the system allows no more threads: close other programs, or raise its limit (ulimit -u)"
+    if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in text:
+        return f"{text.split()[0]} cannot be repeated bit for bit on a GPU: leave out --deterministic"
     if isinstance(error, RuntimeError) and text.startswith("CUDA error"):
         return f"the GPU has failed ({text.split('.')[0][:200]}): see nvidia-smi, or give --device cpu"
     return None

@@ -87,6 +87,8 @@ LACKS = [
     (MemoryError(), "memory is full: use smaller batches, images or networks"),
     (RecursionError("maximum recursion depth exceeded"), "something is nested more deeply than Python can"),
     (RuntimeError("can't start new thread"), "the system allows no more threads"),
+    (RuntimeError("pool_backward_cuda does not have a deterministic implementation, but you set"),
+     "pool_backward_cuda cannot be repeated bit for bit on a GPU: leave out --deterministic"),
 ]  # fmt: skip
 
 

@@ -70,6 +70,15 @@ def test_too_little_memory_is_one_line_with_a_remedy(cnsn, image_folder, tmp_pat
     assert "use smaller batches" in line
 
 
+def test_a_layer_that_cannot_be_repeated_is_named(cnsn, image_folder, tmp_path):
+    """AlexNet pools its features to 6 x 6."""
+    words = ("--arch", "torchvision:alexnet", "--exits", 1, "--data", image_folder, "--image-size", 64)
+    more = ("--recipe", "quick", "--device", "cuda", "--deterministic", "--out", tmp_path / "run")
+    result = cnsn("train", *words, *more)
+    assert result.code == 1
+    assert "cnsn: adaptive_avg_pool2d_backward_cuda cannot be repeated bit for bit" in result.err
+
+
 @pytest.mark.filterwarnings("ignore:Grad strides do not match")
 def test_nccl_with_one_process_trains_the_same_network(image_folder, tmp_path, quick, monkeypatch):
     """As torchrun starts one of several processes, but alone."""
