@@ -101,8 +101,8 @@ def questions() -> Iterator[list[str]]:
             yield asked
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    asked += [
-        f"{Path(warning.filename).name}, line {warning.lineno}"
-        for warning in caught
-        if "called a synchronizing" in str(warning.message)
-    ]
+    for warning in caught:
+        if "called a synchronizing" in str(warning.message):
+            asked.append(f"{Path(warning.filename).name}, line {warning.lineno}")
+        elif "prototype" not in str(warning.message):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
