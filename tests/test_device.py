@@ -90,3 +90,10 @@ def test_the_slowdown_is_a_ratio_of_times(monkeypatch):
     times = iter([0, 9, 0, 2, 0, 2, 0, 3, 0, 99, 0, 6, 0, 7, 0, 8])  # starts and ends: fp32, then bf16
     monkeypatch.setattr(devices.time, "perf_counter", lambda: next(times))
     assert slowdown_of_bf16(CPU) == 3
+
+
+def test_measuring_the_slowdown_draws_no_random_numbers():
+    """A resumed run measures after it has restored them, and its dropout draws from them."""
+    before = torch.get_rng_state()
+    slowdown_of_bf16(CPU)
+    assert torch.equal(torch.get_rng_state(), before)
