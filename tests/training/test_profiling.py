@@ -3,7 +3,11 @@
 import json
 
 import pytest
+import torch
+from torch.profiler import profile
 
+from cnsn_cli.errors import OutputError
+from cnsn_cli.training.profiling import traced
 from tests.conftest import TINY
 
 
@@ -27,3 +31,34 @@ def test_a_trace_is_no_part_of_the_state(cnsn, checkpoint):
     done = cnsn("train", "--resume", checkpoint.parent, "--profile")
     assert done.code == 2
     assert "--resume cannot be combined with --profile" in " ".join(done.err.replace("│", " ").split())
+
+
+def fail_after_nine_steps(trace) -> None:
+    with traced(trace, steps_left=100) as after_step:
+        for _ in range(9):
+            after_step()
+        assert torch.autograd._profiler_enabled()
+        raise ZeroDivisionError
+
+
+def test_the_profiler_ends_with_a_run_that_ends_early(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        fail_after_nine_steps(tmp_path / "trace.json")
+    assert not torch.autograd._profiler_enabled()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_trace_for_which_the_disk_has_no_room(tmp_path, monkeypatch):
+    """The profiler then leaves the beginning under a name of its own, and raises nothing."""
+
+    def export(self, name: str) -> None:
+        with open(f"{name}.tmp", "w") as file:
+            file.write("{")
+
+    monkeypatch.setattr(profile, "export_chrome_trace", export)
+    with (
+        pytest.raises(OutputError, match=r"trace\.json is not written.*the disk is full"),
+        traced(tmp_path / "trace.json", steps_left=1) as after_step,
+    ):
+        after_step()
+    assert not list(tmp_path.iterdir())
