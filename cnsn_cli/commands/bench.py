@@ -29,8 +29,10 @@ def bench(
     """Measure latency and throughput of every model in the files."""
     batches, counts = parse_counts(batch_sizes), parse_counts(threads)
     with stage("loading PyTorch"):
+        from cnsn_cli.device import choose_device
         from cnsn_cli.evaluation.latency import bench as measure
 
+    device = choose_device(device).type  # results name a device, not `auto`
     with ended_by_signals(*files):
         speeds = measure(files, batches, counts, rounds, device)
     if json:

@@ -58,6 +58,14 @@ def test_the_table(cnsn, checkpoint):
     assert "best.safetensors" not in out  # the table names files only if there are several
 
 
+def test_results_name_the_device_that_auto_chose(cnsn, checkpoint, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    words = ("bench", checkpoint, "--rounds", 1, "--device", "auto")
+    assert json.loads(cnsn(*words, "--json").out)["device"] == "cpu"
+    assert "timed in turns on cpu, rounds: 1" in cnsn(*words).out
+
+
 def test_bad_input_for_bench(cnsn, tmp_path):
     assert "cannot read" in one_line(cnsn("bench", tmp_path / "gone.onnx"))
     assert "no device 'tpu' here: choose auto, " in one_line(cnsn("bench", "x.onnx", "--device", "tpu"))
@@ -66,6 +74,7 @@ def test_bad_input_for_bench(cnsn, tmp_path):
 
 
 def test_exported_models_are_timed_on_the_cpu_only(cnsn, tmp_path, monkeypatch):
-    monkeypatch.setattr("cnsn_cli.evaluation.latency.choose_device", lambda name: torch.device("cuda"))
+    for module in ("device", "evaluation.latency"):
+        monkeypatch.setattr(f"cnsn_cli.{module}.choose_device", lambda name: torch.device("cuda"))
     message = one_line(cnsn("bench", tmp_path / "a.onnx", "--device", "cuda"))
     assert message == f"{tmp_path / 'a.onnx'} is exported and runs on the CPU here: give --device cpu"
