@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from weakref import WeakSet
 
 from cnsn_cli.files.temporary import marked_elsewhere
+from cnsn_cli.phases import phase
 from cnsn_cli.training.bundle import Bundle
 
 
@@ -100,8 +101,9 @@ _all: WeakSet[WriterThread] = WeakSet()
 
 
 def _wait_for_all() -> None:
-    for thread in tuple(_all):
-        thread.wait()
+    with phase("waiting for the disk"):
+        for thread in tuple(_all):
+            thread.wait()
 
 
 # Workers that read images are forked. A child has the locks of all threads as they were, but only one thread:

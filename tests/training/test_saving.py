@@ -19,6 +19,7 @@ from cnsn_cli.errors import OutputError
 from cnsn_cli.evaluation.accuracy import ModelResult
 from cnsn_cli.files import writer
 from cnsn_cli.files.metadata import metadata_in
+from cnsn_cli.phases import collected, phase
 from cnsn_cli.training import recorder as recorders
 from cnsn_cli.training.bundle import Bundle
 from cnsn_cli.training.metrics import Epoch, Step
@@ -250,12 +251,13 @@ class Slow:
 
 def test_the_thread_is_idle_while_a_process_is_forked():
     thread, bundle = WriterThread(), Slow()
-    with thread.running():
+    with collected() as phases, phase("reading"), thread.running():
         thread.put(bundle)
         child = os.fork()
         if child == 0:
             os._exit(0 if bundle.done and threading.active_count() == 1 else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert phases.totals()["waiting for the disk"] > 0.3  # of 0.5 s
 
 
 def test_runs_whose_images_workers_read(image_folder, tmp_path, quick, monkeypatch):
