@@ -211,9 +211,9 @@ def test_an_error_of_the_thread_ends_training_at_its_next_step(image_folder, tmp
     def watch(event):
         if isinstance(event, Step):
             steps.append(event.step)
-        if steps == [3]:
-            assert failed.wait(LONG)
-            wait_for_writers()
+            if event.step == 3:
+                assert failed.wait(LONG)
+                wait_for_writers()
 
     with pytest.raises(OutputError, match=r"cannot write .*: No space left on device"):
         train(TINY, (1,), str(image_folder), quick, tmp_path, save_every="3", watch=watch)
