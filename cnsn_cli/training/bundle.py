@@ -5,13 +5,15 @@ while `writer_thread` writes them. `recorder` makes bundles. This module does no
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from cnsn_cli.errors import OutputError
 from cnsn_cli.files.checkpoint import new_file
 from cnsn_cli.files.metadata import Metadata
 from cnsn_cli.files.writer import NewFile, replace_together
@@ -31,6 +33,7 @@ class Bundle:
     """Files for `folder`. `tensors` and `state` are the state of the run.
 
     `last` is there if epochs have ended since the bundle before, `best` if one of them is the best so far.
+    Another thread may set `forgotten` while the files are written.
     """
 
     folder: Path
@@ -38,14 +41,28 @@ class Bundle:
     state: State
     last: Models | None
     best: Models | None
+    forgotten: Event = field(default_factory=Event)
 
     def after(self, older: "Bundle") -> "Bundle":
         """This bundle in place of an `older` one that was not written: it takes over the models it lacks."""
         return replace(self, last=self.last or older.last, best=self.best or older.best)
 
     def write(self) -> None:
-        """Write the files; the state is the last, so a state implies all the rest. Raises OutputError."""
-        replace_together(self._files())
+        """Write the files; the state is the last, so a state implies all the rest.
+
+        Raises OutputError, also if the bundle is forgotten before the first file gets its name.
+        """
+        replace_together(self._unless_forgotten())
+
+    def _unless_forgotten(self) -> Iterator[NewFile]:
+        for file in self._files():
+            self._check()
+            yield file
+        self._check()
+
+    def _check(self) -> None:
+        if self.forgotten.is_set():
+            raise OutputError(f"writing to {self.folder} was interrupted")
 
     def _files(self) -> Iterator[NewFile]:
         """Each file is made when the one before is on the disk, so that memory holds few of them."""

@@ -20,8 +20,9 @@ class WriterThread:
     """Writes one bundle at a time, and has room for one that waits."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()  # guards the next three
+        self._changed = threading.Condition()  # guards the next four
         self._waiting: Bundle | None = None
+        self._writing: Bundle | None = None
         self._busy = False
         self._error: BaseException | None = None
         self._running = False
@@ -69,9 +70,11 @@ class WriterThread:
             self._changed.wait_for(lambda: not self._busy)
 
     def forget(self) -> None:
-        """Leave out the bundle that waits."""
+        """Leave out the bundle that waits, and the one that is written if its files have no names yet."""
         with self._changed:
             self._waiting = None
+            if self._writing:
+                self._writing.forgotten.set()
 
     def check(self) -> None:
         """Raises the error that ended the thread, if there was one."""
@@ -79,22 +82,22 @@ class WriterThread:
             raise self._error
 
     def _work(self) -> None:
-        while bundle := self._next():
+        while self._next():
             try:
-                bundle.write()
+                assert self._writing
+                self._writing.write()
             except BaseException as error:
                 self._error = error
-            del bundle  # before `_next` says that the thread is idle: freeing memory takes locks, too
 
-    def _next(self) -> Bundle | None:
-        """The bundle to write next; None if there is none, or if writing failed."""
+    def _next(self) -> bool:
+        """Take the bundle to write next; False if there is none, or if writing failed."""
         with self._changed:
-            bundle, self._waiting = self._waiting, None
-            if self._error or not bundle:
+            # This frees the bundle before, while the thread is busy: freeing memory takes locks, too.
+            self._writing, self._waiting = None if self._error else self._waiting, None
+            if not self._writing:
                 self._busy = False
                 self._changed.notify_all()
-                return None
-            return bundle
+            return self._busy
 
 
 _all: WeakSet[WriterThread] = WeakSet()

@@ -177,6 +177,35 @@ def bundle_tensor(bundle: Bundle, name: str) -> float:
     return float(next(iter(getattr(bundle, name).tensors.values())).max())
 
 
+@pytest.mark.parametrize("done", [0, 1, 3], ids=["nothing", "a model", "all but the state"])
+def test_nothing_is_written_after_a_second_ctrl_c(recording, tmp_path, monkeypatch, done):
+    """The run has let go of its folder. A Python user may resume it while the thread is still there."""
+    (recorder, epoch), reached, free = recording, threading.Event(), threading.Event()
+    files = Bundle._files
+
+    def slow_files(bundle: Bundle):
+        for number, file in enumerate(files(bundle)):
+            if number == done:
+                reached.set()
+                assert free.wait(LONG)
+            yield file
+
+    def interrupted() -> None:
+        with recorder.writing():
+            recorder.take(epoch(1, 0.5))
+            assert reached.wait(LONG)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Bundle, "_files", slow_files)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    free.set()
+    wait_for_writers()
+    assert sorted(path.name for path in tmp_path.iterdir()) == before == ["recipe.toml", STATE]
+    assert check_together(tmp_path) == 0
+
+
 def test_epochs_that_are_not_saved_come_with_the_next_state(recording, tmp_path, disk):
     recorder, epoch = recording
     with recorder.writing():
