@@ -12,6 +12,7 @@ of bytes. Older states hold this text in their header.
 import hashlib
 import json
 import platform
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -239,7 +240,7 @@ def _restore_progress(trainer: Trainer, tensors: dict[str, Tensor], state: State
         raise KeyError(f"step {state.step} of {trainer.steps_per_epoch}")
     trainer.epoch, trainer.step, trainer.pulls = state.epoch, state.step, state.pulls
     meter = trainer.meter
-    meter.batches, meter.start = state.step, meter.start - state.seconds
+    meter.batches, meter.start = state.step, time.perf_counter() - state.seconds
     own = (tensors[name][distributed.rank()] for name in (LOSSES, CORRECT))
     for mine, theirs in zip((meter.losses, meter.correct), own, strict=True):
         mine.copy_(theirs)

@@ -200,6 +200,23 @@ def test_it_goes_on_from_any_step(image_folder, tmp_path, quick, step):
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
+def test_the_time_of_an_epoch_is_that_of_its_steps(image_folder, tmp_path, quick, monkeypatch):
+    """For example steps on CUDA that find out whether compiling pays."""
+
+    def slow_prepare(*arguments):
+        prepared = prepare(*arguments)
+        prepared.trainer.meter.start -= 1000
+        return prepared
+
+    prepare = runs.prepare
+    monkeypatch.setattr(runs, "prepare", slow_prepare)
+    with pytest.raises(Stop):
+        train(TINY, (1,), str(image_folder), quick, tmp_path, save_every="1", watch=stop_at_step(3))
+    resume(tmp_path)
+    (epoch,) = read_state(tmp_path / "state.safetensors").epochs()
+    assert epoch.seconds < 500
+
+
 @pytest.mark.parametrize("text", ["0", "-1", "m", "5s", "", "1.5"])
 def test_intervals_that_are_none(image_folder, tmp_path, quick, text):
     with pytest.raises(RecipeError, match="give a number of steps such as 500, or minutes such as 10m"):
