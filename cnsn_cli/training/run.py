@@ -169,7 +169,7 @@ def _finished(folder: Path, state: State) -> Run:
     models = metadata_in(folder / BEST).models
     if not (folder / PLOT).exists():  # it is drawn after the last state
         _draw(folder)
-    return Run(folder, best.epoch, "test", models)
+    return Run(folder, best.epoch, "test", models, phases=totals())
 
 
 @distributed.first_only

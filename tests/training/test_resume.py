@@ -105,7 +105,9 @@ def test_a_finished_run_needs_no_data(cnsn, image_folder, tmp_path, quick):
     before = train(TINY, (1,), str(moved), quick, folder)
     moved.unlink()
     (folder / "plot.png").unlink()
-    assert resume(folder) == before
+    again = resume(folder)
+    assert again == before
+    assert again.phases.keys() == before.phases.keys()
     assert (folder / "plot.png").exists()
     assert "nothing is left to train" in cnsn("train", "--resume", folder).err
 
