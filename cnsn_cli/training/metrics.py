@@ -71,7 +71,8 @@ class Result(BaseModel):
 class Line(BaseModel):
     """A line of metrics.jsonl: an Epoch. `selection` says which images its `results` were measured on.
 
-    `phases` are the seconds of each phase since the line before, or since the start; older lines have none.
+    `phases` are the seconds of each phase since the line before, or since `train` or `resume` was called;
+    older lines have none.
     """
 
     epoch: int
