@@ -24,6 +24,8 @@ from cnsn_cli.stages import counted, stage
 MOST_WORKERS = 8
 Read = Callable[[int], Tensor]
 
+before_workers: list[Callable[[], None]] = []  # what has to be done before worker processes are forked
+
 
 class Split(Protocol):
     """Images uint8 (C, H, W), all of one size."""
@@ -82,6 +84,8 @@ class FileSplit:
         return len(self.labels)
 
     def batches(self, indices: list[Tensor]) -> Iterator[Tensor]:
+        for get_ready in before_workers:
+            get_ready()
         loader = DataLoader(
             _Files(self.read),
             batch_sampler=[self.samples[batch.cpu()].tolist() for batch in indices],

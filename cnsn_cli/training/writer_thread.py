@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from weakref import WeakSet
 
+from cnsn_cli.data.split import before_workers
 from cnsn_cli.files.temporary import marked_elsewhere
 from cnsn_cli.phases import phase
 from cnsn_cli.training.bundle import Bundle
@@ -112,3 +113,4 @@ def _wait_for_all() -> None:
 # Workers that read images are forked. A child has the locks of all threads as they were, but only one thread:
 # a lock that the writer held, such as those of memory, would stay closed there for ever.
 os.register_at_fork(before=_wait_for_all)
+before_workers.append(_wait_for_all)  # Python loses a Ctrl-C that interrupts the line above

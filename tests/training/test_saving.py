@@ -1,5 +1,6 @@
 """Training does not wait for the disk, and whatever is on the disk belongs together."""
 
+import _thread
 import errno
 import os
 import signal
@@ -15,6 +16,7 @@ import torch
 
 from cnsn_cli.backbones import registry
 from cnsn_cli.data import datasets
+from cnsn_cli.data.split import from_files
 from cnsn_cli.errors import OutputError
 from cnsn_cli.evaluation.accuracy import ModelResult
 from cnsn_cli.files import writer
@@ -287,6 +289,16 @@ def test_the_thread_is_idle_while_a_process_is_forked():
             os._exit(0 if bundle.done and threading.active_count() == 1 else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert phases.totals()["waiting for the disk"] > 0.3  # of 0.5 s
+
+
+def test_ctrl_c_interrupts_the_wait_before_workers_start():
+    thread, split = WriterThread(), from_files(lambda number: torch.zeros(3, 2, 2, dtype=torch.uint8), [0, 1])
+    with thread.running():
+        thread.put(Slow())
+        threading.Timer(0.1, _thread.interrupt_main).start()
+        with pytest.raises(KeyboardInterrupt):
+            next(split.in_order(2))
+    assert next(split.in_order(2)).shape == (2, 3, 2, 2)
 
 
 def test_runs_whose_images_workers_read(image_folder, tmp_path, quick, monkeypatch):
