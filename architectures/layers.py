@@ -1,7 +1,20 @@
 """Parts that the built-in backbones share: channels scaled by width, initial weights, the usual head."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import nn
+
+from cnsn_cli import Backbone
+
+Build = TypeVar("Build", bound=Callable[..., Backbone])
+
+
+def narrowed_by_width(build: Build) -> Build:
+    """A decorator for a plug-in: its option `width` narrows its networks, channel by channel."""
+    build.narrows = "width"  # type: ignore[attr-defined]
+    return build
 
 
 def scaled(channels: int, width: float) -> int:

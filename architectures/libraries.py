@@ -11,6 +11,15 @@ from torch import nn
 FETCHING = ("pretrained", "weights", "checkpoint", "cache", "progress", "url")
 LARGEST_NUMBER = 10_000  # in an option: torch draws a number per layer before it makes a layer
 LARGEST_SIZE = 1_024  # pixels, as for every image: tables of maxvit grow with the square of the size
+# The option that narrows a network of torchvision, and its default there.
+WIDTHS = {
+    "mobilenet_v2": ("width_mult", 1.0),
+    "mobilenet_v3_large": ("width_mult", 1.0),
+    "mobilenet_v3_small": ("width_mult", 1.0),
+    "resnet50": ("width_per_group", 64),
+    "resnet101": ("width_per_group", 64),
+    "resnet152": ("width_per_group", 64),
+}
 WITHOUT_AUXILIARY = ("googlenet", "inception_v3")  # their auxiliary classifiers are for training only
 
 
@@ -102,3 +111,6 @@ def _largest(value: Any) -> float:
         items = [*value.keys(), *value.values()] if isinstance(value, dict) else value
         return max([len(value), *map(_largest, items)])
     return abs(value) if isinstance(value, int | float) else 0
+
+
+torchvision.narrows = WIDTHS  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cnsn_cli import Backbone
 
-from .layers import initialise, pooled_linear, scaled
+from .layers import initialise, narrowed_by_width, pooled_linear, scaled
 
 SMALL_IMAGE = 64  # pixels; images up to this size get the 3x3 stem
 
@@ -133,51 +133,61 @@ def cifar_resnet(n: int, num_classes: int, in_channels: int, width: float) -> Ba
     return resnet(CifarBlock, (n, n, n), stem_3x3(in_channels, channels[0]), channels, num_classes)
 
 
+@narrowed_by_width
 def resnet18(num_classes: int, in_channels: int, image_size: int, width: float = 1.0) -> Backbone:
     """17 convs in basic blocks."""
     return imagenet_resnet(BasicBlock, (2, 2, 2, 2), num_classes, in_channels, image_size, width)
 
 
+@narrowed_by_width
 def resnet34(num_classes: int, in_channels: int, image_size: int, width: float = 1.0) -> Backbone:
     """33 convs in basic blocks."""
     return imagenet_resnet(BasicBlock, (3, 4, 6, 3), num_classes, in_channels, image_size, width)
 
 
+@narrowed_by_width
 def resnet50(num_classes: int, in_channels: int, image_size: int, width: float = 1.0) -> Backbone:
     """49 convs in bottleneck blocks."""
     return imagenet_resnet(Bottleneck, (3, 4, 6, 3), num_classes, in_channels, image_size, width)
 
 
+@narrowed_by_width
 def resnet101(num_classes: int, in_channels: int, image_size: int, width: float = 1.0) -> Backbone:
     """100 convs in bottleneck blocks."""
     return imagenet_resnet(Bottleneck, (3, 4, 23, 3), num_classes, in_channels, image_size, width)
 
 
+@narrowed_by_width
 def resnet152(num_classes: int, in_channels: int, image_size: int, width: float = 1.0) -> Backbone:
     """151 convs in bottleneck blocks."""
     return imagenet_resnet(Bottleneck, (3, 8, 36, 3), num_classes, in_channels, image_size, width)
 
 
+@narrowed_by_width
 def resnet20(num_classes: int, in_channels: int, image_size: int, width: float = 1.0) -> Backbone:
     """19 convs, n = 3."""
     return cifar_resnet(3, num_classes, in_channels, width)
 
 
+@narrowed_by_width
 def resnet32(num_classes: int, in_channels: int, image_size: int, width: float = 1.0) -> Backbone:
     """31 convs, n = 5."""
     return cifar_resnet(5, num_classes, in_channels, width)
 
 
+@narrowed_by_width
 def resnet44(num_classes: int, in_channels: int, image_size: int, width: float = 1.0) -> Backbone:
     """43 convs, n = 7."""
     return cifar_resnet(7, num_classes, in_channels, width)
 
 
+@narrowed_by_width
 def resnet56(num_classes: int, in_channels: int, image_size: int, width: float = 1.0) -> Backbone:
     """55 convs, n = 9."""
     return cifar_resnet(9, num_classes, in_channels, width)
 
 
+@narrowed_by_width
 def resnet110(num_classes: int, in_channels: int, image_size: int, width: float = 1.0) -> Backbone:
     """109 convs, n = 18."""
     return cifar_resnet(18, num_classes, in_channels, width)

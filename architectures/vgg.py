@@ -8,7 +8,7 @@ from torch import nn
 
 from cnsn_cli import Backbone
 
-from .layers import initialise, pooled_linear, scaled
+from .layers import initialise, narrowed_by_width, pooled_linear, scaled
 
 STAGE_CHANNELS = (64, 128, 256, 512, 512)
 
@@ -33,21 +33,25 @@ def conv_unit(channels: int, out: int, pool: bool) -> nn.Sequential:
     return unit
 
 
+@narrowed_by_width
 def vgg11(num_classes: int, in_channels: int, image_size: int, width: float = 1.0) -> Backbone:
     """Configuration A: 8 convs."""
     return vgg((1, 1, 2, 2, 2), num_classes, in_channels, width)
 
 
+@narrowed_by_width
 def vgg13(num_classes: int, in_channels: int, image_size: int, width: float = 1.0) -> Backbone:
     """Configuration B: 10 convs."""
     return vgg((2, 2, 2, 2, 2), num_classes, in_channels, width)
 
 
+@narrowed_by_width
 def vgg16(num_classes: int, in_channels: int, image_size: int, width: float = 1.0) -> Backbone:
     """Configuration D: 13 convs, the network of the CNSN paper."""
     return vgg((2, 2, 3, 3, 3), num_classes, in_channels, width)
 
 
+@narrowed_by_width
 def vgg19(num_classes: int, in_channels: int, image_size: int, width: float = 1.0) -> Backbone:
     """Configuration E: 16 convs."""
     return vgg((2, 2, 4, 4, 4), num_classes, in_channels, width)

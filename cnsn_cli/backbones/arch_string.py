@@ -41,6 +41,18 @@ def parse(text: str) -> Spec:
     return Spec(name, variant, options)
 
 
+def with_option(text: str, key: str, value: str) -> str:
+    """The architecture string `text` with `key=value` in place of the old value, or at its end."""
+    name, _, tail = text.partition(":")
+    first, _, rest = tail.partition(":")
+    start, tail = (f"{name}:", tail) if "=" in first or not first else (f"{name}:{first}:", rest)
+    items = [item for item in _split(tail) if item]
+    keys = [item.partition("=")[0] for item in items]
+    place = keys.index(key) if key in keys else len(keys)
+    items[place : place + 1] = [f"{key}={value}"]
+    return start + ",".join(items)
+
+
 def _split(text: str) -> list[str]:
     """Split at commas, but not at commas inside brackets."""
     parts, depth = [""], 0

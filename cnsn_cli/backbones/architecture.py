@@ -71,6 +71,25 @@ class Architecture:
         """Whether the plug-in takes any option and passes it on, so that the valid names are unknown."""
         return any(parameter.kind is parameter.VAR_KEYWORD for parameter in self._parameters().values())
 
+    def narrowing(self) -> tuple[str, float, bool]:
+        """The option that narrows the networks of the plug-in, its value, and whether it is a whole number.
+
+        The plug-in names the option in an attribute `narrows`; a plug-in of several networks has a table
+        there, from the network to the option and its default. Raises ArchitectureError if there is none.
+        """
+        narrows = getattr(self._import_builder(), "narrows", None)
+        if isinstance(narrows, Mapping):
+            name, default = narrows.get(self.variant, (None, None))
+        else:
+            name, default = narrows, self.defaults().get(str(narrows))
+        value = self.options.get(str(name), default)
+        if not isinstance(name, str) or isinstance(value, bool) or not isinstance(value, int | float):
+            raise ArchitectureError(
+                f"{self.text} has no option that narrows it: give detach points alone, or let the plug-in "
+                "name the option in an attribute `narrows` (see docs/plugins.md)"
+            )
+        return name, value, isinstance(default, int)
+
     def build(self, task: Task) -> "Backbone":
         """Build the backbone for the images and classes of `task`, with random weights.
 

@@ -1,0 +1,127 @@
+"""Narrow networks: an architecture with a leading part of its channels.
+
+    vgg16:width=0.25 with half the channels  ->  vgg16:width=0.125
+
+`cnsn mac` plans with it. The plug-in says which of its options narrows its networks. A narrow network takes
+the leading blocks of the wide network's tensors, so channel c must mean the same in both: `check_blocks`
+tries it. This module knows no name of an architecture.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cnsn_cli.backbones import arch_string
+from cnsn_cli.backbones.architecture import Architecture
+from cnsn_cli.backbones.backbone import Backbone
+from cnsn_cli.errors import ArchitectureError
+from cnsn_cli.task import Task
+
+TOLERANCE = 1e-6  # of the largest logit; sums in float64 differ by 1e-12, other channels by 1
+
+
+def narrowed(arch: Architecture, share: float) -> Architecture:
+    """`arch` with the leading `share` of its channels, between 0 and 1.
+
+    Raises ArchitectureError if the plug-in has no option that narrows its networks.
+    """
+    if not 0 < share < 1:
+        raise ArchitectureError(f"a width is a share of the channels between 0 and 1, not {share:g}")
+    name, value, is_whole = arch.narrowing()
+    text = str(max(1, round(value * share))) if is_whole else f"{value * share:.6g}"
+    written = arch_string.with_option(arch.text, name, text)
+    return Architecture(written, arch.entry, arch.variant, arch_string.parse(written).options)
+
+
+def build_narrow(arch: Architecture, share: float, task: Task) -> Backbone:
+    """The narrow network of `arch` on the meta device.
+
+    Raises ArchitectureError if it cannot be made, or if its tensors are no leading blocks of those of `arch`.
+    """
+    narrow = narrowed(arch, share)
+    blank = narrow.build_blank(task)
+    _check_shapes(arch, narrow, arch.build_blank(task), blank)
+    return blank
+
+
+def _check_shapes(arch: Architecture, narrow: Architecture, wide: Backbone, blank: Backbone) -> None:
+    shapes, wide_shapes = _shapes(blank), _shapes(wide)
+    if shapes == wide_shapes:
+        raise ArchitectureError(
+            f"{narrow.text} has the channels of {arch.text}: give a smaller width, or another architecture"
+        )
+    for name in shapes | wide_shapes:
+        small, large = shapes.get(name), wide_shapes.get(name)
+        if small is None or large is None or not _is_block(small, large):
+            raise ArchitectureError(
+                f"{arch.text} cannot be narrowed: {name} of {narrow.text} has shape {_written(small)}, which "
+                f"is no leading block of {_written(large)}: give detach points alone"
+            )
+
+
+def check_blocks(arch: Architecture, share: float, task: Task) -> None:
+    """Raises ArchitectureError unless channel c means the same in `arch` and in its narrow network.
+
+    It does not where channels are concatenated or shuffled, where a conv has as many groups but smaller ones,
+    or where a layer normalises over channels. The check: with zeros everywhere but in the leading blocks, the
+    wide network must give the logits of the narrow network.
+    """
+    narrow = narrowed(arch, share)
+    build_narrow(arch, share, task)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        expected, found = _logits(_whole(narrow.build(task)), _whole(arch.build(task)), task)
+    if not torch.allclose(found, expected, rtol=0, atol=TOLERANCE * expected.abs().max().item()):
+        raise ArchitectureError(
+            f"{arch.text} cannot be narrowed: its channels are concatenated, shuffled, grouped or normalised "
+            f"together, so that they mean something else in {narrow.text}: give detach points alone"
+        )
+
+
+@torch.no_grad()
+def _logits(small: nn.Module, large: nn.Module, task: Task) -> tuple[Tensor, Tensor]:
+    """The logits of `small`, and those of `large` with the tensors of `small` and zeros."""
+    _fill(small)
+    _embed(small, large)
+    image = torch.randn(2, *task.image_shape, dtype=torch.float64)
+    return small(image), large(image)
+
+
+def _whole(backbone: Backbone) -> nn.Sequential:
+    return nn.Sequential(backbone.units, backbone.head).double().eval()
+
+
+def _fill(network: nn.Module) -> None:
+    """Make every value count: new BN layers have zeros and ones, which any order of channels leaves as is."""
+    for name, tensor in _floats(network):
+        if name.endswith("running_var") or (tensor.dim() < 2 and name.endswith("weight")):
+            tensor.uniform_(0.5, 1.5)
+        elif tensor.dim() < 2:
+            tensor.normal_(0, 0.1)
+
+
+def _embed(small: nn.Module, large: nn.Module) -> None:
+    """Put the tensors of `small` into the leading blocks of `large`, and zeros everywhere else."""
+    inside = dict(_floats(small))
+    for name, tensor in _floats(large):
+        tensor.fill_(name.endswith("running_var"))
+        tensor[tuple(slice(size) for size in inside[name].shape)] = inside[name]
+
+
+def _floats(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return ((name, tensor) for name, tensor in network.state_dict().items() if tensor.is_floating_point())
+
+
+def _shapes(backbone: Backbone) -> dict[str, tuple[int, ...]]:
+    tensors = nn.ModuleDict({"units": backbone.units, "head": backbone.head}).state_dict()
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _is_block(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
+    return len(small) == len(large) and all(few <= many for few, many in zip(small, large, strict=True))
+
+
+def _written(shape: Any) -> str:
+    return "nothing" if shape is None else " x ".join(map(str, shape)) or "one number"
