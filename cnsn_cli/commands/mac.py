@@ -9,8 +9,9 @@ import typer
 
 from cnsn_cli.backbones.registry import find_typed
 from cnsn_cli.choices import StepDown
+from cnsn_cli.commands.mac_plan import print_plan
 from cnsn_cli.commands.options import Json, MaxBytes, MaxMacs, Plugin, limits, parse_exits
-from cnsn_cli.commands.output import print_json, print_models, print_table, printable
+from cnsn_cli.commands.output import print_doubts, print_json, print_models, print_table
 from cnsn_cli.deploy.budget import Candidate, Choice, choose
 from cnsn_cli.task import LARGEST_IMAGE, Task
 from cnsn_cli.training.arguments import help_of
@@ -26,6 +27,10 @@ def mac(
     arch: Annotated[str | None, typer.Option(help="An architecture, such as vgg16:width=0.5.")] = None,
     exits: Annotated[
         str | None, typer.Option(help="Detach points, such as 2,7; default: all of them, named drop<k>.")
+    ] = None,
+    widths: Annotated[
+        str | None,
+        typer.Option(help="Shares of the channels, such as 0.25,0.5: list narrow sub-models too."),
     ] = None,
     image_size: Annotated[
         int | None, typer.Option(min=1, max=LARGEST_IMAGE, help=help_of("image_size"), show_default="32")
@@ -49,16 +54,22 @@ def mac(
     """Count MACs, operations, parameters and bytes of a network and of its sub-models.
 
     With limits, name the largest model that meets them: the model to detach, or with --arch where to cut.
+    With --widths, name the largest of each kind: cut in depth, in width, or in both.
     """
-    planned = (exits, image_size, classes, in_channels, step_down)
+    planned = (exits, widths, image_size, classes, in_channels, step_down)
     _check_source(checkpoint, arch, planned)
     budget = limits(max_macs, max_bytes)
+    task = Task.plain(classes or 10, image_size or 32, in_channels or 3)
+    if arch is not None and widths is not None:
+        if layers:
+            raise typer.BadParameter("--layers and --widths do not go together")
+        print_plan(arch, widths, exits, task, step_down or "patch", budget, json)
+        return
     from cnsn_cli.evaluation.costs import check_macs, count, layer_costs, model_costs
 
     if checkpoint is not None:
         network, accuracies = _loaded(checkpoint)
     else:
-        task = Task.plain(classes or 10, image_size or 32, in_channels or 3)
         network, accuracies = _planned(arch or "", exits, task, step_down or "patch")
     counted = count(network)
     costs = model_costs(network, counted)
@@ -70,7 +81,7 @@ def mac(
         _print_json(costs, parts, choice, counted.not_counted, different)
         return
     print_models([asdict(cost) for cost in costs], str(checkpoint or arch))
-    _print_doubts(counted.not_counted, different)
+    print_doubts(counted.not_counted, different)
     _print_choice(parts, choice)
 
 
@@ -79,7 +90,7 @@ def _check_source(checkpoint: Path | None, arch: str | None, planned: Sequence[o
         raise typer.BadParameter("give a checkpoint or --arch")
     if checkpoint is not None and any(value is not None for value in planned):
         raise typer.BadParameter(
-            "--exits, --image-size, --classes, --in-channels and --step-down go with --arch: "
+            "--exits, --widths, --image-size, --classes, --in-channels and --step-down go with --arch: "
             "a checkpoint has its own values"
         )
 
@@ -115,15 +126,6 @@ def _print_json(
     if parts is not None:
         content["layers"] = [asdict(part) for part in parts]
     print_json(content | ({"chosen": choice._asdict()} if choice else {}))
-
-
-def _print_doubts(not_counted: Sequence[str], different: "list[Difference]") -> None:
-    """What is in none of the figures, and where another counter has other MACs."""
-    if not_counted:
-        print(f"not counted: {', '.join(map(printable, not_counted))}")
-    for name, macs, other in different:
-        share = f"{abs(other - macs) / macs:.1%} {'more' if other > macs else 'fewer'}" if macs else "not 0"
-        print(f"warning: torch.utils.flop_counter counts {other:,} MACs for {name}, {share}")
 
 
 def _print_choice(parts: "list[LayerCost] | None", choice: Choice | None) -> None:

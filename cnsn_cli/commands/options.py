@@ -32,6 +32,19 @@ def parse_counts(text: str) -> tuple[int, ...]:
     return counts
 
 
+def parse_widths(text: str) -> tuple[float, ...]:
+    """Parse `0.25,0.5` to (0.25, 0.5): different shares of the channels, between 0 and 1."""
+    try:
+        widths = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        widths = ()
+    if not widths or len(set(widths)) < len(widths) or not all(0 < width < 1 for width in widths):
+        raise typer.BadParameter(
+            f"{text!r} is not a list of different shares of the channels between 0 and 1, such as 0.25,0.5"
+        )
+    return widths
+
+
 def parse_amount(text: str, factors: Mapping[str, float], example: str) -> float:
     """Parse `150M` to 150,000,000. `factors` has the factor of each unit in small letters; "" is no unit."""
     number = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")

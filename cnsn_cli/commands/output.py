@@ -12,6 +12,7 @@ from cnsn_cli.errors import escaped
 
 if TYPE_CHECKING:
     from cnsn_cli.deploy.comparison import Comparison
+    from cnsn_cli.evaluation.costs import Difference
 
 
 def _millions(count: int) -> str:
@@ -71,6 +72,15 @@ def print_models(models: Sequence[Mapping[str, Any]], title: str | None = None) 
     columns = [COLUMNS[field][0] for field in fields]
     rows = [[COLUMNS[field][1](model[field]) for field in fields] for model in models]
     print_table(columns, rows, title)
+
+
+def print_doubts(not_counted: Sequence[str], different: "list[Difference]") -> None:
+    """Print what is in none of the figures, and where another counter has other MACs."""
+    if not_counted:
+        print(f"not counted: {', '.join(map(printable, not_counted))}")
+    for name, macs, other in different:
+        share = f"{abs(other - macs) / macs:.1%} {'more' if other > macs else 'fewer'}" if macs else "not 0"
+        print(f"warning: torch.utils.flop_counter counts {other:,} MACs for {name}, {share}")
 
 
 def print_comparison(comparison: "Comparison", dtype: str) -> None:
