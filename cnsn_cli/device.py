@@ -70,9 +70,15 @@ def slowdown_of_bf16(device: "torch.device") -> float:
 
 @contextmanager
 def exact_fp32() -> Iterator[None]:
-    """Inside this context, CUDA computes fp32 as it is, not in TF32, which has 10 bits in place of 23."""
-    from torch import backends
+    """Inside this context, CUDA computes fp32 as it is, not in TF32, which has 10 bits in place of 23.
 
+    Without CUDA nothing is set: code that reads torch's older switches cannot do so inside this context.
+    """
+    from torch import backends, cuda
+
+    if not cuda.is_available():
+        yield
+        return
     parts: list[Any] = [backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul]  # type: ignore[attr-defined]
     before = [part.fp32_precision for part in parts]
     try:

@@ -36,6 +36,7 @@ def test_steps_try_algorithms_and_evaluation_is_true_fp32(image_folder, monkeypa
 
         return forward
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(Cnsn, "forward", spy(whole=True))
     monkeypatch.setattr(Model, "forward", spy(whole=False))
     dataset = load_dataset(str(image_folder))
@@ -50,11 +51,17 @@ def test_steps_try_algorithms_and_evaluation_is_true_fp32(image_folder, monkeypa
     assert seen == {True: {(True, *before[1:])}, False: {(before[0], "ieee", "ieee", "ieee")}}
 
 
-def test_switches_are_set_back_after_an_error():
+def test_switches_are_set_back_after_an_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     before = switches()
     with pytest.raises(ZeroDivisionError), exact_fp32(), fastest_convs():
         raise ZeroDivisionError
     assert switches() == before
+
+
+def test_without_cuda_torchs_older_switches_can_be_read():
+    with exact_fp32():
+        assert backends.cudnn.allow_tf32 in (True, False)
 
 
 def test_repeatable_runs_try_no_algorithms():

@@ -48,7 +48,7 @@ def test_compiling_is_a_stage_of_the_first_step_only(image_folder, quick, tmp_pa
     heard = []
     with told(heard.append):
         train(TINY, (1,), str(image_folder), quick, tmp_path, compiled="on")
-    assert sum(one.what == "compiling the forward pass" for one in heard) == 2
+    assert sum(one.what == "compiling the step" for one in heard) == 2
 
 
 def test_train_and_resume_print_a_line_for_each_stage(cnsn, image_folder, tmp_path):

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -27,20 +27,19 @@ def eager(network: nn.Module) -> Forward:
 
 
 @contextmanager
-def _compiling() -> Iterator[None]:
-    with stage("compiling the forward pass"), phase("compiling"):
+def compiling() -> Iterator[None]:
+    """A stage and a phase, for the first step: its forward and its backward pass are compiled in it."""
+    with stage("compiling the step"), phase("compiling"):
         yield
 
 
 def compiled(network: nn.Module) -> Forward:
     """The same, fused by torch.compile. Raises TrainingError if the compiler fails."""
     forward = eager(torch.compile(network))  # type: ignore[arg-type]
-    compiling = iter([_compiling()])  # the first call compiles
 
     def run(images: Tensor) -> list[Tensor]:
         try:
-            with next(compiling, nullcontext()):
-                return forward(images)
+            return forward(images)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # the compiler has many ways to fail

@@ -91,7 +91,7 @@ def _trainer(request: Request, network: Cnsn | Model, fitted: Split, held_out: S
     trainer = Trainer(network, fitted, held_out, request.recipe, *ways)
     if on_cuda:
         with phase("compiling"):
-            rehearse(trainer, undecided=request.compiled == "auto")
+            rehearse(trainer, undecided=request.compiled == "auto" and not request.deterministic)
     return trainer
 
 

@@ -10,6 +10,7 @@ captured on CUDA and replayed. It does not know epochs and schedules.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -22,7 +23,7 @@ from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.training.augmentation import EpochPlan
 from cnsn_cli.training.capture import Captured
-from cnsn_cli.training.compiling import Forward, compiled, eager
+from cnsn_cli.training.compiling import Forward, compiled, compiling, eager
 from cnsn_cli.training.ema import Average
 from cnsn_cli.training.gradient_balance import measure, step_down_parameters, undo_in_step_downs
 from cnsn_cli.training.meter import Meter
@@ -71,6 +72,7 @@ class TrainingStep:
         self.forward = compiled(self.together) if wanted else self.eager
         alone = distributed.size() == 1
         self.once = Captured(self._do) if self.capture and alone else self._do
+        self.compiling = iter([compiling()] if wanted else [])
 
     def begin(self, plan: EpochPlan) -> None:
         """Begin an epoch. A captured step goes on to read the tensors of the first plan."""
@@ -119,8 +121,9 @@ class TrainingStep:
         return pulls
 
     def _do(self) -> None:
-        total, losses, correct = self._forward(self.forward)
-        self._update(total, losses, correct)
+        with next(self.compiling, nullcontext()):
+            total, losses, correct = self._forward(self.forward)
+            self._update(total, losses, correct)
 
     def _forward(self, forward: Forward) -> tuple[Tensor, Tensor, Tensor]:
         assert self.plan is not None  # an epoch has begun
