@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Iterator
 
 import torch
-from step import CUTS, Plain, weighted
+from literal import CUTS, Plain, weighted
 from timing import interleave, markdown, ratio, report
 from torch.utils.data import DataLoader
 from torchvision import transforms
