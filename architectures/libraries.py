@@ -11,14 +11,22 @@ from torch import nn
 FETCHING = ("pretrained", "weights", "checkpoint", "cache", "progress", "url")
 LARGEST_NUMBER = 10_000  # in an option: torch draws a number per layer before it makes a layer
 LARGEST_SIZE = 1_024  # pixels, as for every image: tables of maxvit grow with the square of the size
-# The option that narrows a network of torchvision, and its default there.
-WIDTHS = {
+# The option that narrows a network, and its default in the library.
+OF_TORCHVISION = {
     "mobilenet_v2": ("width_mult", 1.0),
     "mobilenet_v3_large": ("width_mult", 1.0),
     "mobilenet_v3_small": ("width_mult", 1.0),
     "resnet50": ("width_per_group", 64),
     "resnet101": ("width_per_group", 64),
     "resnet152": ("width_per_group", 64),
+}
+OF_TIMM = {
+    "resnet26": ("base_width", 64),
+    "resnet26d": ("base_width", 64),
+    "resnet50": ("base_width", 64),
+    "resnet101": ("base_width", 64),
+    "seresnet50": ("base_width", 64),
+    "wide_resnet50_2": ("base_width", 128),
 }
 WITHOUT_AUXILIARY = ("googlenet", "inception_v3")  # their auxiliary classifiers are for training only
 
@@ -113,4 +121,5 @@ def _largest(value: Any) -> float:
     return abs(value) if isinstance(value, int | float) else 0
 
 
-torchvision.narrows = WIDTHS  # type: ignore[attr-defined]
+torchvision.narrows = OF_TORCHVISION  # type: ignore[attr-defined]
+timm.narrows = OF_TIMM  # type: ignore[attr-defined]

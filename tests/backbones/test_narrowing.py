@@ -98,6 +98,7 @@ def nets(distribution):
             "torchvision:mobilenet_v2:dropout=0.1,width_mult=0.7",
         ),
         ("torchvision:resnet50", 0.3, "torchvision:resnet50:width_per_group=19"),
+        ("timm:wide_resnet50_2", 0.3, "timm:wide_resnet50_2:base_width=38"),
     ],
 )
 def test_the_string_of_a_narrow_network(arch, share, expected):
@@ -120,9 +121,17 @@ def test_built_in_networks_can_be_narrowed(name):
         ("torchvision:mobilenet_v3_small", 0.75),
         ("torchvision:mobilenet_v3_large", 0.5),
         ("torchvision:resnet50", 0.5),
+        ("timm:resnet26", 0.5),
+        ("timm:resnet26d", 0.25),
+        pytest.param("torchvision:resnet101", 0.5, marks=pytest.mark.long),
+        pytest.param("torchvision:resnet152", 0.5, marks=pytest.mark.long),
+        pytest.param("timm:resnet50", 0.5, marks=pytest.mark.long),
+        pytest.param("timm:resnet101", 0.5, marks=pytest.mark.long),
+        pytest.param("timm:seresnet50", 0.5, marks=pytest.mark.long),
+        pytest.param("timm:wide_resnet50_2", 0.5, marks=pytest.mark.long),
     ],
 )
-def test_networks_of_torchvision_that_can_be_narrowed(arch, share):
+def test_networks_of_libraries_that_can_be_narrowed(arch, share):
     check_blocks(find(arch), share, SMALL)
 
 
@@ -148,6 +157,7 @@ def test_channels_that_mean_something_else_are_refused(nets, name):
             r"deeper cannot be narrowed: \S+ of deeper:width=0.5 has shape .* is no leading block",
         ),
         ("torchvision:vgg16", "torchvision:vgg16 has no option that narrows it"),
+        ("timm:convnext_atto", "timm:convnext_atto has no option that narrows it"),
     ],
 )
 def test_networks_that_cannot_be_narrowed(nets, name, message):
