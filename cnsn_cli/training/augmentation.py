@@ -6,7 +6,7 @@ that a resumed run draws the same. One exception: an image is mixed with its nei
 module does not know networks.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -40,8 +40,9 @@ class EpochPlan:
 
     def become(self, other: "EpochPlan") -> None:
         """Take over the plan of another epoch, in place."""
-        for name in ("order", "offsets", "flips", "holes", "boxes", "shares"):
-            getattr(self, name).copy_(getattr(other, name))
+        for part in fields(self):
+            if part.name != "recipe":  # all others are tensors
+                getattr(self, part.name).copy_(getattr(other, part.name))
 
     def prepare(self, pixels: Tensor, labels: Tensor, indices: Tensor, task: Task) -> tuple[Tensor, Tensor]:
         """Augmented, normalised images (n, C, H, W) and their targets, from uint8 pixels (n, C, H, W).
