@@ -7,7 +7,7 @@ the leading blocks of the wide network's tensors, so channel c must mean the sam
 tries it. This module knows no name of an architecture.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from cnsn_cli.backbones.backbone import Backbone
 from cnsn_cli.errors import ArchitectureError
 from cnsn_cli.task import Task
 
+Shapes = Mapping[str, tuple[int, ...]]
 TOLERANCE = 1e-6  # of the largest logit; sums in float64 differ by 1e-12, other channels by 1
 
 
@@ -35,25 +36,24 @@ def narrowed(arch: Architecture, share: float) -> Architecture:
     return Architecture(written, arch.entry, arch.variant, arch_string.parse(written).options)
 
 
-def build_narrow(arch: Architecture, share: float, task: Task) -> Backbone:
-    """The narrow network of `arch` on the meta device.
+def build_narrow(arch: Architecture, wide: Shapes, share: float, task: Task) -> Backbone:
+    """The narrow network of `arch` on the meta device; `wide` are the shapes of the tensors of `arch`.
 
     Raises ArchitectureError if it cannot be made, or if its tensors are no leading blocks of those of `arch`.
     """
     narrow = narrowed(arch, share)
     blank = narrow.build_blank(task)
-    _check_shapes(arch, narrow, arch.build_blank(task), blank)
+    _check_shapes(arch, narrow, wide, tensor_shapes(blank))
     return blank
 
 
-def _check_shapes(arch: Architecture, narrow: Architecture, wide: Backbone, blank: Backbone) -> None:
-    shapes, wide_shapes = _shapes(blank), _shapes(wide)
-    if shapes == wide_shapes:
+def _check_shapes(arch: Architecture, narrow: Architecture, wide: Shapes, shapes: Shapes) -> None:
+    if shapes == wide:
         raise ArchitectureError(
             f"{narrow.text} has the channels of {arch.text}: give a smaller width, or another architecture"
         )
-    for name in shapes | wide_shapes:
-        small, large = shapes.get(name), wide_shapes.get(name)
+    for name in {**shapes, **wide}:
+        small, large = shapes.get(name), wide.get(name)
         if small is None or large is None or not _is_block(small, large):
             raise ArchitectureError(
                 f"{arch.text} cannot be narrowed: {name} of {narrow.text} has shape {_written(small)}, which "
@@ -69,10 +69,11 @@ def check_blocks(arch: Architecture, share: float, task: Task) -> None:
     wide network must give the logits of the narrow network.
     """
     narrow = narrowed(arch, share)
-    build_narrow(arch, share, task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        expected, found = _logits(_whole(narrow.build(task)), _whole(arch.build(task)), task)
+        small, large = narrow.build(task), arch.build(task)
+        _check_shapes(arch, narrow, tensor_shapes(large), tensor_shapes(small))
+        expected, found = _logits(_whole(small), _whole(large), task)
     if not torch.allclose(found, expected, rtol=0, atol=TOLERANCE * expected.abs().max().item()):
         raise ArchitectureError(
             f"{arch.text} cannot be narrowed: its channels are concatenated, shuffled, grouped or normalised "
@@ -114,7 +115,8 @@ def _floats(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return ((name, tensor) for name, tensor in network.state_dict().items() if tensor.is_floating_point())
 
 
-def _shapes(backbone: Backbone) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(backbone: Backbone) -> Shapes:
+    """Name of a tensor of `backbone` -> its shape."""
     tensors = nn.ModuleDict({"units": backbone.units, "head": backbone.head}).state_dict()
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 

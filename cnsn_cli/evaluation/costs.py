@@ -89,7 +89,11 @@ def blank_network(
     arch: str | Architecture, exits: tuple[int, ...] | None, task: Task, step_down: StepDown = "patch"
 ) -> Cnsn:
     """A network on the meta device. `exits=None` gives it a sub-model `drop<k>` at every detach point."""
-    backbone = registry.find(arch).build_blank(task)
+    return cut(registry.find(arch).build_blank(task), exits, task, step_down)
+
+
+def cut(backbone: Backbone, exits: tuple[int, ...] | None, task: Task, step_down: StepDown = "patch") -> Cnsn:
+    """The same, from a blank backbone."""
     if exits is None:
         return cut_everywhere(backbone, task, step_down)
     with torch.device("meta"):

@@ -11,19 +11,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-import torch
-
 from cnsn_cli.backbones.architecture import Architecture
-from cnsn_cli.backbones.narrowing import build_narrow, check_blocks
+from cnsn_cli.backbones.narrowing import build_narrow, check_blocks, tensor_shapes
 from cnsn_cli.choices import StepDown
 from cnsn_cli.errors import ArchitectureError
 from cnsn_cli.evaluation.costs import (
     Difference,
     ModelCost,
-    blank_network,
     check_macs,
     count,
-    cut_everywhere,
+    cut,
     model_costs,
 )
 from cnsn_cli.network.network import Cnsn
@@ -63,10 +60,12 @@ def plan(
 
     `exits=None` means every detach point. Raises ArchitectureError if `arch` has no such narrow networks.
     """
-    planned = _counted(1.0, blank_network(arch, exits, task, step_down))
+    wide = arch.build_blank(task)
+    shapes = tensor_shapes(wide)
+    planned = _counted(1.0, cut(wide, exits, task, step_down))
     check_blocks(arch, min(widths), task)
     for width in sorted(widths, reverse=True):
-        narrow = _counted(width, _narrow(arch, width, exits, task, step_down))
+        narrow = _counted(width, cut(build_narrow(arch, shapes, width, task), exits, task, step_down))
         last = planned.models[-len(narrow.models)]
         if narrow.models[0].cost.parameters == last.cost.parameters:
             raise ArchitectureError(
@@ -77,22 +76,13 @@ def plan(
     return planned
 
 
-def _narrow(
-    arch: Architecture, width: float, exits: tuple[int, ...] | None, task: Task, step_down: StepDown
-) -> Cnsn:
-    backbone = build_narrow(arch, width, task)
-    if exits is None:
-        return cut_everywhere(backbone, task, step_down)
-    with torch.device("meta"):
-        return Cnsn(backbone, exits, task, step_down=step_down)
-
-
 def _counted(width: float, network: Cnsn) -> Plan:
     counted = count(network)
-    costs = [replace(cost, name=_name(cost.drops, width)) for cost in model_costs(network, counted)]
-    names = {model.name: cost.name for model, cost in zip(network.models(), costs, strict=True)}
-    different = [d._replace(name=names[d.name]) for d in check_macs(network, model_costs(network, counted))]
-    return Plan([Planned(width, cost) for cost in costs], counted.not_counted, different)
+    costs = model_costs(network, counted)
+    names = {cost.name: _name(cost.drops, width) for cost in costs}
+    models = [Planned(width, replace(cost, name=names[cost.name])) for cost in costs]
+    different = [d._replace(name=names[d.name]) for d in check_macs(network, costs)]
+    return Plan(models, counted.not_counted, different)
 
 
 def _name(drops: int, width: float) -> str:
