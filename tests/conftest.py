@@ -141,3 +141,12 @@ def install(
         (site / f"{module}.py").write_text(source)
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.syspath_prepend(site)
+
+
+def broken_compiler(message: str) -> Callable[[object], Callable[[object], None]]:
+    """Stands for torch.compile: what it returns raises a RuntimeError with `message`."""
+
+    def forward(images: object) -> None:
+        raise RuntimeError(message)
+
+    return lambda network: forward

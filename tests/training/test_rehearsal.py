@@ -12,7 +12,7 @@ from cnsn_cli.training.recipe import load_recipe
 from cnsn_cli.training.rehearsal import pays, rehearse
 from cnsn_cli.training.step import TrainingStep
 from cnsn_cli.training.trainer import Trainer
-from tests.conftest import TINY
+from tests.conftest import TINY, broken_compiler
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +69,7 @@ def test_a_step_is_compiled_if_that_pays(dataset, monkeypatch):
 
 
 def test_without_a_compiler_a_step_stays_eager_unless_compiling_was_asked_for(dataset, monkeypatch):
-    def fail(network):
-        def forward(images):
-            raise RuntimeError("no compiler")
-
-        return forward
-
-    monkeypatch.setattr(torch, "compile", fail)
+    monkeypatch.setattr(torch, "compile", broken_compiler("no compiler"))
     monkeypatch.setattr(rehearsal, "pays", lambda seconds, steps: True)
     ours = trainer(dataset)
     rehearse(ours, undecided=True)

@@ -26,7 +26,7 @@ from cnsn_cli.training.resume_state import read_state
 from cnsn_cli.training.run import train
 from cnsn_cli.training.setup import build_network, split_off
 from cnsn_cli.training.trainer import Trainer
-from tests.conftest import TINY
+from tests.conftest import TINY, broken_compiler
 
 
 def settings(**changes: object) -> Recipe:
@@ -278,13 +278,7 @@ def test_a_folder_that_cannot_be_made_is_noticed_before_training(image_folder, t
 
 
 def test_a_compiler_that_fails_names_the_remedy(dataset, monkeypatch):
-    def fail(network):
-        def forward(images):
-            raise RuntimeError("no C++ compiler\nmore")
-
-        return forward
-
-    monkeypatch.setattr(torch, "compile", fail)
+    monkeypatch.setattr(torch, "compile", broken_compiler("no C++ compiler\nmore"))
     split = dataset.train
     with pytest.raises(
         TrainingError, match=r"torch.compile fails here \(no C\+\+ compiler\): give --compile off"
@@ -293,16 +287,10 @@ def test_a_compiler_that_fails_names_the_remedy(dataset, monkeypatch):
 
 
 def test_the_compiler_is_not_blamed_for_errors_of_the_network(dataset, monkeypatch):
-    def fail(network):
-        def forward(images):
-            raise RuntimeError("graph break")
-
-        return forward
-
     def refuse(*arguments):
         raise RuntimeError("a fault of the network")
 
-    monkeypatch.setattr(torch, "compile", fail)
+    monkeypatch.setattr(torch, "compile", broken_compiler("graph break"))
     broken = network(dataset)
     monkeypatch.setattr(broken.units[0], "forward", refuse)
     with pytest.raises(RuntimeError, match="a fault of the network"):
