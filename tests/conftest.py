@@ -1,6 +1,8 @@
 """Helpers that many tests share: a tiny network, a tiny data set, the command line, made-up distributions."""
 
+import json
 import re
+import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -150,3 +152,16 @@ def broken_compiler(message: str) -> Callable[[object], Callable[[object], None]
         raise RuntimeError(message)
 
     return lambda network: forward
+
+
+def rewrite(path: Path, change) -> None:
+    """Pass the JSON header of a file through `change`."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    content = json.loads(data[8 : 8 + length])
+    meta = json.loads(content["__metadata__"]["cnsn"])
+    change(content, meta)
+    if "__metadata__" in content and "cnsn" in content["__metadata__"]:
+        content["__metadata__"]["cnsn"] = json.dumps(meta)
+    raw = json.dumps(content).encode()
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + data[8 + length :])

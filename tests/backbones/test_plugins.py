@@ -16,8 +16,7 @@ from cnsn_cli.deploy.detach import detach
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.training.run import train
 from tests.commands.test_cli import one_line
-from tests.conftest import lively, saved
-from tests.files.test_checkpoint import rewrite
+from tests.conftest import lively, rewrite, saved
 
 ROOT = Path(__file__).parents[2]
 NETS = """

@@ -14,8 +14,7 @@ from cnsn_cli.files.checkpoint import load
 from cnsn_cli.files.metadata import read_metadata
 from cnsn_cli.files.tensor_file import read_header
 from tests.commands.test_cli import one_line
-from tests.conftest import TINY
-from tests.files.test_checkpoint import rewrite
+from tests.conftest import TINY, rewrite
 
 
 @pytest.fixture

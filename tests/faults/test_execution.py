@@ -15,10 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from cnsn_cli.training.resume_state import read_state
-from tests.conftest import write_unchecked
+from tests.conftest import rewrite, write_unchecked
 from tests.faults.forked import run
 from tests.faults.test_mutations import many
-from tests.files.test_checkpoint import rewrite
 
 
 class Evil:

@@ -12,9 +12,9 @@ from cnsn_cli.errors import CheckpointError, CnsnError
 from cnsn_cli.files.checkpoint import load, read_tensors
 from cnsn_cli.files.tensor_file import TensorFile, read_header
 from cnsn_cli.training.resume_state import read_state
+from tests.conftest import rewrite
 from tests.faults.forked import run
 from tests.faults.mutations import Mutator
-from tests.files.test_checkpoint import rewrite
 
 MEMORY = 200 * 2**20  # bytes
 SECONDS = 10  # of the processor; a file that takes longer hangs

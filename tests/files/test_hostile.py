@@ -18,9 +18,8 @@ from cnsn_cli.files.checkpoint import digest, load, write_tensors
 from cnsn_cli.files.metadata import KEY, read_metadata
 from cnsn_cli.files.tensor_file import LARGEST_HEADER, MOST_VALUES, all_finite, read_header
 from cnsn_cli.training.resume_state import read_state
-from tests.conftest import TINY, write_unchecked
+from tests.conftest import TINY, rewrite, write_unchecked
 from tests.faults.forked import forked
-from tests.files.test_checkpoint import rewrite
 
 ROOT = Path(__file__).parents[2]
 
