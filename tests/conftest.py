@@ -16,6 +16,8 @@ from PIL import Image
 from torch import nn
 
 from cnsn_cli.backbones import registry
+from cnsn_cli.backbones.narrowing import narrow_backbones
+from cnsn_cli.exits import read_exits
 from cnsn_cli.files.checkpoint import save
 from cnsn_cli.main import main
 from cnsn_cli.network.network import Cnsn
@@ -93,11 +95,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, image_folder: Path, qui
     return folder / "best.safetensors"
 
 
-def lively(arch: str, exits: tuple[int, ...]) -> Cnsn:
-    """A network for 7 classes, whose BN parameters and statistics look as after training."""
+def built(arch: str, words: tuple[int | str, ...], task: Task) -> Cnsn:
+    """A new network, drawn with seed 0."""
     torch.manual_seed(0)
-    task = Task.plain(classes=7)
-    network = Cnsn(registry.find(arch).build(task), exits, task)
+    found, exits = registry.find(arch), read_exits(words)
+    wide = found.build(task)
+    return Cnsn(wide, exits, task, narrow=narrow_backbones(found, wide, exits, task))
+
+
+def lively(arch: str, exits: tuple[int | str, ...]) -> Cnsn:
+    """A network for 7 classes, whose BN parameters and statistics look as after training."""
+    network = built(arch, exits, Task.plain(classes=7))
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)

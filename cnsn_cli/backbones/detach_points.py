@@ -5,6 +5,7 @@ their features, but no name of an architecture and no weights.
 """
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -48,21 +49,15 @@ def detach_points(backbone: Backbone, image_shape: tuple[int, int, int]) -> list
     return [point for drops, point in points.items() if 1 <= drops < total]
 
 
-def choose_exits(points: list[DetachPoint], exits: tuple[int, ...]) -> list[DetachPoint]:
-    """Return the detach points that drop `exits` convs, in the same order.
-
-    Raises DetachPointError if the exits do not ascend, or if an exit is not a detach point.
-    """
-    if list(exits) != sorted(set(exits)):
-        tidy = ",".join(map(str, sorted(set(exits))))
-        given = ",".join(map(str, exits))
-        raise DetachPointError(f"exits must ascend without repeats, not {given}: use {tidy}")
+def choose_points(points: list[DetachPoint], chosen: Iterable[int]) -> list[DetachPoint]:
+    """Return the detach points that drop the `chosen` numbers of convs. Raises DetachPointError."""
     by_drops = {point.drops: point for point in points}
-    for drops in exits:
+    chosen = list(chosen)
+    for drops in chosen:
         if drops not in by_drops:
-            legal = ", ".join(map(str, by_drops)) or "none"
+            legal = ", ".join(str(legal) for legal in by_drops if legal) or "none"
             raise DetachPointError(f"{drops} is no detach point: choose from {legal}")
-    return [by_drops[drops] for drops in exits]
+    return [by_drops[drops] for drops in chosen]
 
 
 def feature_shapes(backbone: Backbone, image_shape: tuple[int, int, int]) -> list[tuple[int, ...]]:

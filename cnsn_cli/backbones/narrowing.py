@@ -7,7 +7,7 @@ the leading blocks of the wide network's tensors, so channel c must mean the sam
 tries it. This module knows no name of an architecture.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from cnsn_cli.backbones import arch_string
 from cnsn_cli.backbones.architecture import Architecture
 from cnsn_cli.backbones.backbone import Backbone
 from cnsn_cli.errors import ArchitectureError
+from cnsn_cli.exits import Exit, widths
 from cnsn_cli.task import Task
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -34,6 +35,25 @@ def narrowed(arch: Architecture, share: float) -> Architecture:
     text = str(max(1, round(value * share))) if is_whole else f"{value * share:.6g}"
     written = arch_string.with_option(arch.text, name, text)
     return Architecture(written, arch.entry, arch.variant, arch_string.parse(written).options)
+
+
+def narrow_backbones(
+    arch: Architecture, wide: Backbone, exits: Iterable[Exit], task: Task
+) -> dict[float, Backbone]:
+    """The narrow network on the meta device for each width of `exits`; `wide` is a network of `arch`.
+
+    Raises ArchitectureError like `build_narrow`, and if two widths give the same channels.
+    """
+    shapes, found = {1.0: tensor_shapes(wide)}, {}
+    for width in widths(exits):
+        found[width] = build_narrow(arch, shapes[1.0], width, task)
+        shapes[width] = tensor_shapes(found[width])
+        for other in found:
+            if other != width and shapes[other] == shapes[width]:
+                raise ArchitectureError(
+                    f"widths {other:g} and {width:g} give {arch.text} the same channels: leave one out"
+                )
+    return found
 
 
 def build_narrow(arch: Architecture, wide: Shapes, share: float, task: Task) -> Backbone:

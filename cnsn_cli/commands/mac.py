@@ -26,7 +26,8 @@ def mac(
     checkpoint: Annotated[Path | None, typer.Argument(help="A network, or a detached model.")] = None,
     arch: Annotated[str | None, typer.Option(help="An architecture, such as vgg16:width=0.5.")] = None,
     exits: Annotated[
-        str | None, typer.Option(help="Detach points, such as 2,7; default: all of them, named drop<k>.")
+        str | None,
+        typer.Option(help="Sub-models, such as 2,7,@0.5; default: all detach points, named drop<k>."),
     ] = None,
     widths: Annotated[
         str | None,

@@ -12,21 +12,26 @@ import typer
 
 from cnsn_cli.backbones.plugins import use_plugin
 from cnsn_cli.deploy.budget import Budget, Quantity
+from cnsn_cli.errors import DetachPointError
+from cnsn_cli.exits import Exit, read_exit
 from cnsn_cli.task import LARGEST_IMAGE
 from cnsn_cli.training.arguments import help_of
 
 
-def parse_exits(text: str) -> tuple[int, ...]:
-    """Parse `2,7` to (2, 7), and the empty string to ()."""
+def parse_exits(text: str) -> tuple[Exit, ...]:
+    """Parse `2,7,@0.5` to three exits, and the empty string to none."""
     try:
-        return tuple(int(part) for part in text.split(",")) if text.strip() else ()
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 2,7") from None
+        return tuple(map(read_exit, text.split(","))) if text.strip() else ()
+    except DetachPointError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def parse_counts(text: str) -> tuple[int, ...]:
     """Parse `1,32` to (1, 32); every number must be at least 1."""
-    counts = parse_exits(text)
+    try:
+        counts = tuple(map(int, text.split(",")))
+    except ValueError:
+        counts = ()
     if not counts or min(counts) < 1:
         raise typer.BadParameter(f"{text!r} is not a list of numbers of at least 1, such as 1,32")
     return counts

@@ -26,6 +26,7 @@ from cnsn_cli.commands.listed import option, with_listed
 from cnsn_cli.commands.options import Json, Plugin, parse_exits
 from cnsn_cli.commands.output import print_json, print_models, printable
 from cnsn_cli.errors import DataError, ProcessError, TrainingError, lack
+from cnsn_cli.exits import read_exit
 from cnsn_cli.stages import stage
 from cnsn_cli.training.arguments import TYPED
 
@@ -33,11 +34,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cnsn_cli.backbones.architecture import Architecture
+    from cnsn_cli.exits import Exit
     from cnsn_cli.files.metadata import Metadata
     from cnsn_cli.training.recipe import Recipe
     from cnsn_cli.training.run import Run, Watch
 
-Exits = tuple[int, ...]
 LONGEST_NAME = 50  # characters of a run folder's name before its time; at most 255 bytes in all
 DATA = "cifar10"  # without --data
 NOT_WITH_RESUME = {"out", "force", "classes", "profile"}
@@ -66,6 +67,8 @@ def _option(argument: "Field[Any]") -> Parameter:
     flags = said.get("flags", f"--{argument.name.replace('_', '-')}")
     if Path in get_args(kind):  # Typer takes no `str | Path`
         kind = Path | None
+    elif kind == int | str | None:
+        kind = str | None
     shown = typer.Option(
         *flags.split(),
         help=said["description"],
@@ -85,7 +88,11 @@ def train(
         str | None, typer.Option(help="An architecture, such as vgg16:width=0.5; see cnsn archs.")
     ] = None,
     exits: Annotated[
-        str | None, typer.Option(help='Detach points, such as 2,7; "" trains the plain baseline.')
+        str | None,
+        typer.Option(
+            help="Sub-models: k, without the first k convs; @w, with a share w of the channels; k@w. Such as "
+            '2,7,@0.5; "" trains the plain baseline.'
+        ),
     ] = None,
     data: Annotated[
         str | None,
@@ -135,7 +142,7 @@ def train(
 
 def _start(
     arch: "Architecture | None",
-    exits: Exits | None,
+    exits: "tuple[Exit, ...] | None",
     data: str | None,
     recipe: str,
     out: Path | None,
@@ -157,7 +164,8 @@ def _start(
         from cnsn_cli.training.recipe import load_recipe
         from cnsn_cli.training.run import train as run
 
-    chosen = load_recipe(recipe, overrides, baseline=not exits and drop is None)
+    alone = drop is not None and read_exit(drop).drops
+    chosen = load_recipe(recipe, overrides, baseline=not exits and not alone)
     folder = out or default_folder(arch.text, data)
     with _watched(folder, chosen) as watch:
         return run(arch, exits or (), data, chosen, folder, watch=watch, **options)

@@ -9,7 +9,9 @@ sees every operator that torch runs.
 import copy
 import warnings
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -20,8 +22,10 @@ from cnsn_cli.backbones.architecture import Architecture
 from cnsn_cli.backbones.backbone import Backbone
 from cnsn_cli.backbones.detach_points import detach_points
 from cnsn_cli.backbones.meta import blank_images, emptied_like, run_blank
+from cnsn_cli.backbones.narrowing import narrow_backbones
 from cnsn_cli.choices import StepDown
 from cnsn_cli.evaluation import operators
+from cnsn_cli.exits import Exit, read_exits
 from cnsn_cli.files.model_file import ModelFile
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
@@ -44,10 +48,14 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelCost:
-    """The costs of one model. `parameters` counts what is learnt, `bytes` all tensors, BN statistics too."""
+    """The costs of one model. `parameters` counts what is learnt, `bytes` all tensors, BN statistics too.
+
+    `width` is the share of the channels of the network that the model is part of.
+    """
 
     name: str
     drops: int
+    width: float
     macs: int
     operations: int
     parameters: int
@@ -67,14 +75,14 @@ class LayerCost:
 
 def count_macs(
     arch: str | Architecture,
-    exits: tuple[int, ...] | None = None,
+    exits: Iterable[int | str | Exit] | None = None,
     task: Task | None = None,
     step_down: StepDown = "patch",
 ) -> list[ModelCost]:
     """The costs of the base-model and of its sub-models for one image, counted without weights.
 
     arch: the architecture, such as `vgg16` or `vgg16:width=0.5`.
-    exits: the numbers of convs that the sub-models drop, ascending; None: every detach point, and the
+    exits: the sub-models, such as (2, 7, "@0.5"), as for `Cnsn`; None: every detach point, and the
         sub-models are called `drop<k>`.
     task: the size and channels of the images, and the classes; None: 3 x 32 x 32 pixels, 10 classes.
     step_down: the kind of the step-down convs, `patch` (one conv) or `stem` (several 3x3 convs).
@@ -86,18 +94,20 @@ def count_macs(
 
 
 def blank_network(
-    arch: str | Architecture, exits: tuple[int, ...] | None, task: Task, step_down: StepDown = "patch"
+    arch: str | Architecture,
+    exits: Iterable[int | str | Exit] | None,
+    task: Task,
+    step_down: StepDown = "patch",
 ) -> Cnsn:
     """A network on the meta device. `exits=None` gives it a sub-model `drop<k>` at every detach point."""
-    return cut(registry.find(arch).build_blank(task), exits, task, step_down)
-
-
-def cut(backbone: Backbone, exits: tuple[int, ...] | None, task: Task, step_down: StepDown = "patch") -> Cnsn:
-    """The same, from a blank backbone."""
+    found = registry.find(arch)
+    wide = found.build_blank(task)
     if exits is None:
-        return cut_everywhere(backbone, task, step_down)
+        return cut_everywhere(wide, task, step_down)
+    chosen = read_exits(exits)
+    narrow = narrow_backbones(found, wide, chosen, task)
     with torch.device("meta"):
-        return Cnsn(backbone, exits, task, step_down=step_down)
+        return Cnsn(wide, chosen, task, step_down=step_down, narrow=narrow)
 
 
 def cut_everywhere(backbone: Backbone, task: Task, step_down: StepDown = "patch") -> Cnsn:
@@ -111,13 +121,12 @@ def cut_everywhere(backbone: Backbone, task: Task, step_down: StepDown = "patch"
 
 
 class Counted(NamedTuple):
-    """`parts`: the costs of the first model, by part. `step_downs`: those of every other model's step-down.
+    """`models`: the costs of every part of every model, by the name of the model and by part.
 
     `not_counted` are the names of operators that compute something and are in none of the costs.
     """
 
-    parts: dict[str, Cost]
-    step_downs: dict[str, Cost]
+    models: dict[str, dict[str, Cost]]
     not_counted: tuple[str, ...]
 
 
@@ -130,25 +139,33 @@ class Difference(NamedTuple):
 
 
 def count(network: Cnsn | Model) -> Counted:
-    """Trace a network. Shared units are traced once."""
-    first, *others = network.models()
-    traces = {"": _trace(first, first.task)}
-    traces |= {model.name: _trace(model.step_down, model.task) for model in others}
-    left = {name for trace in traces.values() for name in operators.not_counted(trace.left_over)}
-    parts = {name: traces[""].costs[name] for name in _parts(first)}
-    step_downs = {model.name: traces[model.name].costs[""] for model in others}
-    return Counted(parts, step_downs, tuple(sorted(left)))
+    """Trace a network. Units that several models share are traced once."""
+    models: dict[str, dict[str, Cost]] = {}
+    left: set[str] = set()
+    for first, *others in by_width(network):
+        traces = {first.name: _trace(first, first.task)}
+        traces |= {model.name: _trace(model.step_down, model.task) for model in others}
+        left |= {name for trace in traces.values() for name in operators.not_counted(trace.left_over)}
+        parts = {name: traces[first.name].costs[name] for name in _parts(first)}
+        step_downs = {model.name: traces[model.name].costs[""] for model in others}
+        models |= {model.name: _own(model, parts, step_downs) for model in (first, *others)}
+    return Counted(models, tuple(sorted(left)))
+
+
+def by_width(network: Cnsn | Model) -> list[list[Model]]:
+    """The models of each width. The first one has all units that the others of its width have."""
+    return [list(models) for _, models in groupby(network.models(), lambda model: model.width)]
 
 
 def model_costs(network: Cnsn | Model, counted: Counted | None = None) -> list[ModelCost]:
     """The costs of every model in a network, each added up from its parts."""
-    parts, step_downs, _ = counted or count(network)
-    return [_total(model, _own(model, parts, step_downs)) for model in network.models()]
+    found = (counted or count(network)).models
+    return [_total(model, list(found[model.name].values())) for model in network.models()]
 
 
-def _own(model: Model, parts: dict[str, Cost], step_downs: dict[str, Cost]) -> list[Cost]:
+def _own(model: Model, parts: dict[str, Cost], step_downs: dict[str, Cost]) -> dict[str, Cost]:
     own = {**parts, STEP_DOWN: step_downs[model.name]} if model.name in step_downs else parts
-    return [own[name] for name in _parts(model)]
+    return {name: own[name] for name in _parts(model)}
 
 
 def check_macs(network: Cnsn | Model, costs: list[ModelCost]) -> list[Difference]:
@@ -160,14 +177,15 @@ def check_macs(network: Cnsn | Model, costs: list[ModelCost]) -> list[Difference
 
 def torch_macs(network: Cnsn | Model) -> dict[str, int]:
     """Name of a model -> its MACs as torch.utils.flop_counter counts them, which is quicker than a trace."""
-    first, *others = network.models()
-    image = blank_images(first.task.image_shape, network)
-    parts, features = {}, image
-    for name, part in _parts(first).items():
-        features, parts[name] = _flop_counted(part, features)
-    step_downs = {model.name: _flop_counted(model.step_down, image)[1] for model in others}
-    own = {model.name: _own(model, parts, step_downs) for model in network.models()}
-    return {name: sum(cost.macs for cost in costs) for name, costs in own.items()}
+    own: dict[str, dict[str, Cost]] = {}
+    for first, *others in by_width(network):
+        image = blank_images(first.task.image_shape, network)
+        parts, features = {}, image
+        for name, part in _parts(first).items():
+            features, parts[name] = _flop_counted(part, features)
+        step_downs = {model.name: _flop_counted(model.step_down, image)[1] for model in others}
+        own |= {model.name: _own(model, parts, step_downs) for model in (first, *others)}
+    return {name: sum(cost.macs for cost in costs.values()) for name, costs in own.items()}
 
 
 def _flop_counted(part: nn.Module, features: torch.Tensor) -> tuple[torch.Tensor, Cost]:
@@ -192,18 +210,21 @@ def file_costs(file: ModelFile) -> list[ModelCost]:
 
 
 def layer_costs(network: Cnsn | Model, counted: Counted | None = None) -> list[LayerCost]:
-    """The costs of each part of the first model, then of the step-down conv of each other model."""
-    parts, step_downs, _ = counted or count(network)
-    first, *others = network.models()
-    image = blank_images(first.task.image_shape, network)
-    layers, features = [], image
-    for name, part in _parts(first).items():
-        features = run_blank(part, features)
-        layers.append(_layer(name, features, parts[name], part))
-    for model in others:
-        features = run_blank(model.step_down, image)
-        name = f"{model.name}.{STEP_DOWN}"
-        layers.append(_layer(name, features, step_downs[model.name], model.step_down))
+    """The costs of each part of the first model of a width, then of the step-down conv of each other one.
+
+    Parts of the base-model have their own names, those of others the name of the model before them.
+    """
+    found, layers = (counted or count(network)).models, []
+    for number, (first, *others) in enumerate(by_width(network)):
+        image = features = blank_images(first.task.image_shape, network)
+        prefix = f"{first.name}." if number else ""
+        for name, part in _parts(first).items():
+            features = run_blank(part, features)
+            layers.append(_layer(f"{prefix}{name}", features, found[first.name][name], part))
+        for model in others:
+            features = run_blank(model.step_down, image)
+            name = f"{model.name}.{STEP_DOWN}"
+            layers.append(_layer(name, features, found[model.name][STEP_DOWN], model.step_down))
     return layers
 
 
@@ -218,6 +239,7 @@ def _total(model: Model, parts: list[Cost]) -> ModelCost:
     return ModelCost(
         model.name,
         model.drops,
+        model.width,
         sum(cost.macs for cost in parts),
         sum(cost.operations for cost in parts),
         _parameters(model),

@@ -7,44 +7,26 @@
 `cnsn mac --widths` calls this module. It knows no weights and no limits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
+
 from cnsn_cli.backbones.architecture import Architecture
-from cnsn_cli.backbones.narrowing import build_narrow, check_blocks, tensor_shapes
+from cnsn_cli.backbones.detach_points import detach_points
+from cnsn_cli.backbones.narrowing import check_blocks, narrow_backbones
 from cnsn_cli.choices import StepDown
-from cnsn_cli.errors import ArchitectureError
-from cnsn_cli.evaluation.costs import (
-    Difference,
-    ModelCost,
-    check_macs,
-    count,
-    cut,
-    model_costs,
-)
+from cnsn_cli.evaluation.costs import Difference, ModelCost, check_macs, count, model_costs
+from cnsn_cli.exits import Exit, read_exits
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
 
 
-class Planned(NamedTuple):
-    """A sub-model that could be trained: its share of the channels, and its costs. The base has width 1."""
-
-    width: float
-    cost: ModelCost
-
-    @property
-    def kind(self) -> str:
-        """What is cut: `depth`, `width`, `both`, or nothing in the base."""
-        if self.width == 1:
-            return "depth" if self.cost.drops else "base"
-        return "both" if self.cost.drops else "width"
-
-
 class Plan(NamedTuple):
-    """The models, and the doubts about their costs, as `cnsn mac` tells them."""
+    """The models by their words, and the doubts about their costs, as `cnsn mac` tells them."""
 
-    models: list[Planned]
+    models: list[ModelCost]
     not_counted: tuple[str, ...]
     different: list[Difference]
 
@@ -52,38 +34,35 @@ class Plan(NamedTuple):
 def plan(
     arch: Architecture,
     widths: Sequence[float],
-    exits: tuple[int, ...] | None,
+    exits: Iterable[int | str] | None,
     task: Task,
     step_down: StepDown = "patch",
 ) -> Plan:
-    """The base-model, and a sub-model at each of `exits` for each width; widths fall.
+    """The base-model, and a sub-model at each of the depths `exits` for each width; widths fall.
 
-    `exits=None` means every detach point. Raises ArchitectureError if `arch` has no such narrow networks.
+    `exits=None` means every detach point. Raises ArchitectureError if `arch` has no such narrow networks,
+    DetachPointError for exits that are no detach points.
     """
     wide = arch.build_blank(task)
-    shapes = tensor_shapes(wide)
-    planned = _counted(1.0, cut(wide, exits, task, step_down))
+    depths = [p.drops for p in detach_points(wide, task.image_shape)] if exits is None else list(exits)
+    grid = _grid(depths, widths)
+    narrow = narrow_backbones(arch, wide, grid, task)
     check_blocks(arch, min(widths), task)
-    for width in sorted(widths, reverse=True):
-        narrow = _counted(width, cut(build_narrow(arch, shapes, width, task), exits, task, step_down))
-        last = planned.models[-len(narrow.models)]
-        if narrow.models[0].cost.parameters == last.cost.parameters:
-            raise ArchitectureError(
-                f"widths {last.width:g} and {width:g} give {arch.text} the same channels: leave one out"
-            )
-        left = sorted({*planned.not_counted, *narrow.not_counted})
-        planned = Plan(planned.models + narrow.models, tuple(left), planned.different + narrow.different)
-    return planned
-
-
-def _counted(width: float, network: Cnsn) -> Plan:
+    with torch.device("meta"):
+        network = Cnsn(wide, grid, task, step_down=step_down, narrow=narrow)
+    words = {"base": "base", **{f"submodel{number}": str(exit) for number, exit in enumerate(grid)}}
     counted = count(network)
     costs = model_costs(network, counted)
-    names = {cost.name: _name(cost.drops, width) for cost in costs}
-    models = [Planned(width, replace(cost, name=names[cost.name])) for cost in costs]
-    different = [d._replace(name=names[d.name]) for d in check_macs(network, costs)]
-    return Plan(models, counted.not_counted, different)
+    different = [d._replace(name=words[d.name]) for d in check_macs(network, costs)]
+    return Plan([replace(cost, name=words[cost.name]) for cost in costs], counted.not_counted, different)
 
 
-def _name(drops: int, width: float) -> str:
-    return f"{drops or ''}{'' if width == 1 else f'@{width:g}'}" or "base"
+def _grid(depths: Iterable[int | str], widths: Sequence[float]) -> tuple[Exit, ...]:
+    """Every depth at every width, and each width at full depth."""
+    full = read_exits(depths)
+    narrow = [
+        Exit(drops, width)
+        for width in sorted(widths, reverse=True)
+        for drops in (0, *(exit.drops for exit in full))
+    ]
+    return (*full, *narrow)

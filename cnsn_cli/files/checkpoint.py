@@ -6,7 +6,7 @@ know how a network was trained.
 
 import hashlib
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -18,13 +18,14 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from cnsn_cli.backbones import registry
 from cnsn_cli.backbones.architecture import Architecture
+from cnsn_cli.backbones.narrowing import narrow_backbones
 from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError, one_line
 from cnsn_cli.files.metadata import KEY, Metadata, metadata_in, read_metadata
 from cnsn_cli.files.tensor_file import Entry, Header, TensorFile, header_in, new_header, read_header
 from cnsn_cli.files.writer import NewFile, read_back, replacing
 from cnsn_cli.network.dtypes import HALVES, cast_weights
 from cnsn_cli.network.folding import fold
-from cnsn_cli.network.memory_format import for_few_images, for_file
+from cnsn_cli.network.memory_format import for_few_images, for_file, narrow_parts
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.version import __version__
@@ -68,7 +69,8 @@ def file_size(network: Cnsn | Model, metadata: Metadata) -> int:
 
 
 def _with_digests(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Metadata:
-    return metadata.model_copy(update={"sha256": {name: digest(tensor) for name, tensor in tensors.items()}})
+    sha256 = {name: digest(tensor) for name, tensor in tensors.items()}
+    return metadata.with_digests(sha256, lambda name, shape: digest(leading_block(tensors[name], shape)))
 
 
 def write_tensors(
@@ -101,7 +103,8 @@ def check_readable(path: Path, network: Cnsn | Model, metadata: Metadata, known:
         name: Entry(DTYPES.get(tensor.dtype, "unknown"), tuple(tensor.shape), 0, tensor.nbytes)
         for name, tensor in tensors.items()
     }
-    start = new_header(entries, metadata.model_copy(update={"sha256": digests}).to_json())
+    text = metadata.with_digests(digests, lambda name, shape: digests[name]).to_json()
+    start = new_header(entries, text)
     size = len(start) + sum(entry.end for entry in entries.values())
     # Small weights of the network that is built here are drawn; the run's own random numbers must not change.
     with read_back(path, path), torch.random.fork_rng(devices=()):
@@ -186,7 +189,24 @@ def _read_blank(
     for model, record in zip(network.models(), metadata.models, strict=True):
         if (model.drops, model.first_unit) != (record.drops, record.first_unit):
             raise CheckpointError(f"{path} places {record.name} where its architecture has no detach point")
+    _check_blocks(path, network, metadata)
     return network, metadata
+
+
+def _check_blocks(path: Path, network: Cnsn | Model, metadata: Metadata) -> None:
+    """Raises CheckpointError unless the narrow networks of a file have the blocks that the file describes."""
+    for narrow in narrow_parts(network):
+        described = (metadata.narrow or {})[f"{narrow.width:g}"].blocks
+        wanted = {block.name: block.shape for block in narrow.blocks if block.is_saved}
+        if wanted != {name: block.shape for name, block in described.items()}:
+            raise CheckpointError(
+                f"{path} is broken: the blocks of the width @{narrow.width:g} are not its architecture's"
+            )
+
+
+def leading_block(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """The leading block of `tensor` with this shape, contiguous."""
+    return tensor[tuple(slice(size) for size in shape)].contiguous()
 
 
 def digest(tensor: Tensor) -> str:
@@ -199,8 +219,10 @@ def _blank(path: Path, metadata: Metadata, known: Architecture | None) -> Cnsn |
         arch = known or registry.find(metadata.arch, metadata.provider)
         with _not_larger_than(MOST_PARAMETERS):
             backbone = arch.build_blank(metadata.task)
+            narrow = narrow_backbones(arch, backbone, metadata.exits, metadata.task)
         with torch.device("meta"):
-            network = Cnsn(backbone, metadata.exits, metadata.task, metadata.bn, metadata.step_down)
+            kinds = metadata.bn, metadata.step_down
+            network = Cnsn(backbone, metadata.exits, metadata.task, *kinds, narrow)
         if metadata.kind == "network":
             return network
         model = network.models()[-1]

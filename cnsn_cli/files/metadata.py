@@ -7,6 +7,7 @@ the text, and does not know tensors or networks.
 import json
 import math
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,11 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cnsn_cli import choices
 from cnsn_cli.errors import CheckpointError, OutputError
+from cnsn_cli.exits import Exit
 from cnsn_cli.files.tensor_file import Header, check_json, read_header
 from cnsn_cli.task import LARGEST_IMAGE, Task
 
 KEY = "cnsn"  # one key only: safetensors shuffles several, and files would not be reproducible
-FORMAT = 1
+FORMAT, WITH_WIDTHS = 1, 2  # versions; a network with narrow sub-models has the second one
 LONGEST_CLASS_NAME = 255  # characters; the longest name of a folder
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -31,13 +33,15 @@ class ModelRecord(BaseModel):
     """One model of a file.
 
     `first_unit` is the number of the first unit that it keeps. `macs`, `operations`, `parameters` and `bytes`
-    are as in `ModelCost`. `accuracy` is 0..1, and `loss` a mean cross-entropy; None: unknown.
+    are as in `ModelCost`. `accuracy` is 0..1, and `loss` a mean cross-entropy; None: unknown. `width` is the
+    share of the channels of the network; a file has it only where it is not 1.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     name: Text
     drops: Count
+    width: float = Field(1.0, gt=0, le=1)
     first_unit: Count
     macs: Count
     operations: Count
@@ -45,6 +49,28 @@ class ModelRecord(BaseModel):
     bytes: Count
     accuracy: float | None = Field(None, ge=0, le=1)
     loss: float | None = None
+
+    @property
+    def exit(self) -> Exit:
+        return Exit(self.drops, self.width)
+
+
+class BlockRecord(BaseModel):
+    """A leading block of a tensor: its shape, and the SHA-256 of its bytes in a file of its own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    shape: tuple[Count, ...]
+    sha256: Text = ""
+
+
+class NarrowRecord(BaseModel):
+    """What a narrow sub-model needs to leave the network: its architecture, and its blocks by name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    arch: Text
+    blocks: dict[Text, BlockRecord]
 
 
 class BestEpoch(BaseModel):
@@ -75,7 +101,8 @@ class Metadata(BaseModel):
     data, recipe, selection, versions: how the network was trained.
     sha256: the digest of each tensor.
     parent: the digest of the header of the file that a model was detached from; it commits to all tensors
-        of that file. `parent_exits` are the exits of that network.
+        of that file. `parent_exits` are the exits of that network; None: it also has narrow sub-models.
+    narrow: the narrow networks inside the whole one, by the share of the channels that they have.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -101,10 +128,12 @@ class Metadata(BaseModel):
     sha256: dict[Text, Text] = {}
     parent: Text | None = None
     parent_exits: tuple[Count, ...] | None = None
+    narrow: dict[Text, NarrowRecord] | None = None
 
     @property
-    def exits(self) -> tuple[int, ...]:
-        return tuple(model.drops for model in self.models if model.drops)
+    def exits(self) -> tuple[Exit, ...]:
+        """The sub-models of this file."""
+        return tuple(model.exit for model in self.models if model.drops or model.width != 1)
 
     @property
     def trained_alone(self) -> bool:
@@ -122,16 +151,60 @@ class Metadata(BaseModel):
                 return model
         raise CheckpointError(f"no model {name!r}: choose {', '.join(model.name for model in self.models)}")
 
+    def narrow_of(self, model: ModelRecord) -> NarrowRecord | None:
+        """What a model of this network takes of the tensors; None: all channels."""
+        return None if model.width == 1 or self.narrow is None else self.narrow[f"{model.width:g}"]
+
+    def detached(self, model: ModelRecord, parent: str) -> "Metadata":
+        """The metadata of a file that holds `model` alone, without digests.
+
+        A narrow model is an ordinary model of the narrow architecture there. `parent` is the digest of the
+        header of this file.
+        """
+        narrow = self.narrow_of(model)
+        changes: dict[str, Any] = {
+            "format": FORMAT,
+            "kind": "detached",
+            "arch": narrow.arch if narrow else self.arch,
+            "models": [model.model_copy(update={"width": 1.0})],
+            "narrow": None,
+            "parent": parent,
+            "sha256": {},
+        }
+        if self.kind == "network":
+            depths = tuple(exit.drops for exit in self.exits)
+            changes["parent_exits"] = None if self.narrow else depths
+        return self.model_copy(update=changes)
+
+    def with_digests(
+        self, sha256: Mapping[str, str], of_block: Callable[[str, tuple[int, ...]], str]
+    ) -> "Metadata":
+        """With the digest of each tensor, and of each leading block: `of_block(name, shape)`."""
+        narrow = {
+            width: NarrowRecord(
+                arch=record.arch,
+                blocks={
+                    name: BlockRecord(shape=block.shape, sha256=of_block(name, block.shape))
+                    for name, block in record.blocks.items()
+                },
+            )
+            for width, record in (self.narrow or {}).items()
+        }
+        return self.model_copy(update={"sha256": dict(sha256), "narrow": narrow or None})
+
     def to_json(self) -> str:
-        return json.dumps(
-            self.model_dump(mode="json", exclude_none=True), sort_keys=True, separators=(",", ":")
-        )
+        """The text for a file. Only narrow models have a width there, so that format 1 stays as it was."""
+        content = self.model_dump(mode="json", exclude_none=True)
+        for model in content["models"]:
+            if model["width"] == 1:
+                del model["width"]
+        return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
 
 def new_metadata(**fields: Any) -> Metadata:
     """The metadata of a new file. Raises OutputError if a field cannot be recorded."""
     try:
-        return Metadata(format=FORMAT, **fields)
+        return Metadata(format=WITH_WIDTHS if fields.get("narrow") else FORMAT, **fields)
     except ValidationError as error:
         raise OutputError(f"no file can record this network: {first_problem(error)}") from error
 
@@ -153,9 +226,10 @@ def parse_metadata(path: Path, text: str | None) -> Metadata:
     try:
         check_json(text)
         version = _Version.model_validate_json(text).format
-        if version != FORMAT:
+        if version not in (FORMAT, WITH_WIDTHS):
             raise CheckpointError(
-                f"{path} has format {version}, this version reads format {FORMAT}: update cnsn-cli"
+                f"{path} has format {version}, this version reads formats {FORMAT} and {WITH_WIDTHS}: "
+                "update cnsn-cli"
             )
         metadata = Metadata.model_validate_json(text, strict=True)
         _check(metadata)
@@ -191,5 +265,18 @@ def _check(metadata: Metadata) -> None:
         raise ValueError(f"a detached file holds 1 model, not {len(names)}")
     if metadata.kind == "detached" and not re.fullmatch(r"base|submodel[0-9]+", names[0]):
         raise ValueError(f"a detached model is base or submodel<number>, not {names[0]!r}")
-    if (metadata.kind == "network" and first.drops) or any(model.drops == 0 for model in metadata.models[1:]):
-        raise ValueError("base must drop no conv layers, and every sub-model at least one")
+    if metadata.kind == "network" and first.exit != Exit(0):
+        raise ValueError("base must be the whole network")
+    if any(model.exit == Exit(0) for model in metadata.models[1:]):
+        raise ValueError("a sub-model must leave out conv layers or channels")
+    _check_widths(metadata)
+
+
+def _check_widths(metadata: Metadata) -> None:
+    """A file says of its format that it has narrow sub-models, and describes just their widths."""
+    narrow = metadata.narrow or {}
+    if (metadata.format == WITH_WIDTHS) != bool(narrow) or (narrow and metadata.kind != "network"):
+        raise ValueError("a file of format 2, and no other, is a network with narrow sub-models")
+    used = {f"{model.width:g}" for model in metadata.models if model.width != 1}
+    if used != narrow.keys():
+        raise ValueError("its narrow sub-models do not have the widths that it describes")

@@ -6,6 +6,7 @@ computes.
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from cnsn_cli.backbones.meta import blank_images, run_blank
 
 if TYPE_CHECKING:
+    from cnsn_cli.network.narrow import Narrow
     from cnsn_cli.network.network import Network
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -38,11 +40,20 @@ def for_many_images(network: "Network") -> "Network":
         return network
     for_few_images(network)
     if device.type == "cpu":
-        model = network.models()[0]
-        for unit, (channels, *size) in zip(model.units, model.unit_shapes(), strict=True):
-            if channels >= MANY_CHANNELS and math.prod(size) <= FEW_PIXELS:
-                contiguous(unit)
+        for units, shapes in _units_and_shapes(network):
+            for unit, (channels, *size) in zip(units, shapes, strict=True):
+                if channels >= MANY_CHANNELS and math.prod(size) <= FEW_PIXELS:
+                    contiguous(unit)
     return network
+
+
+def _units_and_shapes(network: "Network") -> Iterator[tuple[nn.Sequential, list[tuple[int, ...]]]]:
+    """The units of each width, and the shape (c, h, w) of the features that each unit takes."""
+    models = network.models()
+    yield models[0].units, models[0].unit_shapes()
+    for narrow in narrow_parts(network):
+        longest = next(model for model in models if model.width == narrow.width)
+        yield narrow.units, longest.unit_shapes()
 
 
 def for_few_images(network: "Network") -> "Network":
@@ -50,14 +61,22 @@ def for_few_images(network: "Network") -> "Network":
 
     If a layer cannot read such features (`Tensor.view` cannot), all weights are contiguous instead.
     """
-    network.to(memory_format=torch.channels_last)
+    layers = [network, *narrow_parts(network)]
+    for part in layers:
+        part.to(memory_format=torch.channels_last)
     images = blank_images(network.task.image_shape, network)
     with register_module_forward_hook(_channels_last):
         try:
             run_blank(network.models()[0], images)
         except Exception:  # layers may raise anything
-            contiguous(network)
+            for part in layers:
+                contiguous(part)
     return network
+
+
+def narrow_parts(network: "Network") -> "Sequence[Narrow]":
+    """The narrow networks, whose tensors have no values: how they lie in memory is how blocks will lie."""
+    return getattr(network, "narrow", ())
 
 
 def _channels_last(module: nn.Module, inputs: Any, output: Any) -> Any:

@@ -25,7 +25,8 @@ class Model(nn.Module):
     """The step-down conv (none in the base-model), the kept units and the head.
 
     Units keep their numbers from the backbone, also in the names of their tensors. `name` is `base`,
-    `submodel0`, ...; `drops` is the number of conv layers that the step-down conv replaces.
+    `submodel0`, ...; `drops` is the number of conv layers that the step-down conv replaces. `width` is the
+    share of the channels of the network that the model is part of.
     """
 
     runtime = "PyTorch"
@@ -38,10 +39,12 @@ class Model(nn.Module):
         units: Mapping[str, nn.Module],
         head: nn.Module,
         task: Task,
+        width: float = 1.0,
     ) -> None:
         super().__init__()
         self.name = name
         self.drops = drops
+        self.width = width
         self.step_down = step_down or nn.Identity()
         self.units = nn.Sequential(OrderedDict(units))
         self.head = head

@@ -1,32 +1,34 @@
 """The network: a base-model and its sub-models, all logits from one forward pass.
 
-    images --+-------------> unit 0 -> unit 1 --> join -> unit 2 -> ... -> join -> unit 7 -> head -> split
-             |                                      ^                        ^                        |
-             +-> step-down of submodel0 ------------+                        |         base, submodel0, ...
-             +-> step-down of submodel1 -------------------------------------+
+    images --+--> units and head, all channels    --> base, submodel0 (k=2), submodel1 (k=7)
+             |      | leading blocks of the weights
+             |      v
+             +--> units and head, half of them    --> submodel2 (@0.5), submodel3 (7@0.5)
 
-Join: the features of a sub-model are appended to the batch. From there on the batch holds N images of each
-model that has joined.
+Models of one width share one joint pass (`joint_pass`). Narrow models take their weights from the base-model
+(`narrow`).
 
 `training.setup` and `files.checkpoint` build networks; every command uses them. A network does not know how
 it is trained, saved or measured.
 """
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, TypeVar, cast
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from cnsn_cli.backbones.backbone import Backbone
-from cnsn_cli.backbones.detach_points import DetachPoint, choose_exits, detach_points
+from cnsn_cli.backbones.detach_points import DetachPoint, choose_points, detach_points
 from cnsn_cli.choices import BatchNormMode, StepDown
 from cnsn_cli.data.pixels import preprocess
-from cnsn_cli.network.batch_norm import SharedBatchNorm, fresh_statistics
-from cnsn_cli.network.memory_format import like_weights
+from cnsn_cli.errors import ArchitectureError
+from cnsn_cli.exits import Exit, check_statistics, read_exits, widths
+from cnsn_cli.network.batch_norm import SharedBatchNorm
+from cnsn_cli.network.joint_pass import Private, run_joined, share_norms
 from cnsn_cli.network.model import Model, check_name
+from cnsn_cli.network.narrow import Narrow
 from cnsn_cli.network.step_down import STEP_DOWNS
-from cnsn_cli.network.views import view_of_model, with_statistics
+from cnsn_cli.network.views import view_of_model
 from cnsn_cli.task import Task
 
 if TYPE_CHECKING:
@@ -35,96 +37,68 @@ if TYPE_CHECKING:
 Network = TypeVar("Network", bound="Cnsn | Model")
 
 
-class Private(nn.Module):
-    """The tensors of one sub-model alone: its step-down conv, and its BN statistics in the shared layers."""
-
-    def __init__(self, name: str, point: DetachPoint, step_down: nn.Module) -> None:
-        super().__init__()
-        self.name = name
-        self.step_down = step_down
-        self.drops = point.drops
-        self.first_unit = point.unit
-
-    def keep(self, name: str, statistics: nn.Module) -> None:
-        """Register `statistics` under a dotted name, as torch registers nested modules."""
-        parent: nn.Module = self
-        *containers, last = name.split(".")
-        for container in containers:
-            if container not in parent._modules:
-                parent.add_module(container, nn.Module())
-            parent = parent.get_submodule(container)
-        parent.add_module(last, statistics)
-
-
 class Cnsn(nn.Module):
-    """A base-model with a sub-model at each of the `exits`; all weights but the step-down convs are shared.
+    """A base-model with a sub-model for each of the `exits`; all weights but the step-down convs are shared.
 
     backbone: the units and the head. The network takes them over; do not use them for anything else.
-    exits: the numbers of convs that the sub-models drop, ascending; () for the base-model alone.
+    exits: the sub-models, such as (2, 7, "@0.5", "7@0.5"); () for the base-model alone. Widths fall, and
+        within one width depths ascend.
     task: the classes, and the size and channels of the images.
     bn: `private` gives each model its own BN statistics, `shared` gives all models one set.
     step_down: the kind of the step-down convs, `patch` (one conv) or `stem` (several 3x3 convs).
+    narrow: the backbone on the meta device for each width below 1, as `narrow_backbones` makes them.
 
-    Raises DetachPointError if `exits` are not legal detach points, ArchitectureError for too small images.
+    Raises DetachPointError if `exits` are not legal, ArchitectureError for too small images, or if a width
+    has no backbone.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        exits: tuple[int, ...],
+        exits: Iterable[int | str | Exit],
         task: Task,
         bn: BatchNormMode = "private",
         step_down: StepDown = "patch",
+        narrow: Mapping[float, Backbone] | None = None,
     ) -> None:
         super().__init__()
         self.task = task
         self.bn = bn
         self.base_frozen = False
-        self.exits = exits
-        points = choose_exits(detach_points(backbone, task.image_shape), exits)
+        self.exits = read_exits(exits)
+        check_statistics(self.exits, bn)
+        backbones = {1.0: backbone, **(narrow or {})}
+        build, points = STEP_DOWNS[step_down], _points(self.exits, backbones, task)
         self.units = nn.Sequential(*backbone.units)  # numbered, whatever their names were
         self.head = backbone.head
-        build = STEP_DOWNS[step_down]
         self.submodels = nn.ModuleList(
-            Private(f"submodel{index}", point, build(task.image_shape, point.shape))
-            for index, point in enumerate(points)
+            Private(
+                f"submodel{index}", exit, point, build(task.image_shape, point.shape) if exit.drops else None
+            )
+            for index, (exit, point) in enumerate(zip(self.exits, points, strict=True))
         )
-        self._share_norms()
+        share_norms(self, self._privates(1.0), private=bn == "private")
+        # A tuple, because torch would register the layers of an attribute. They have no tensors to save.
+        self.narrow = tuple(
+            Narrow(width, backbones[width], self._privates(width), self) for width in widths(self.exits)
+        )
 
-    def _share_norms(self) -> None:
-        for name, norm in list(self.named_modules()):
-            part, _, rest = name.partition(".")
-            if part not in ("units", "head") or not isinstance(norm, _BatchNorm):
-                continue
-            unit = int(rest.split(".")[0]) if part == "units" else len(self.units)
-            passing = [private for private in self._privates() if private.first_unit <= unit]
-            statistics = [norm if self.bn == "shared" else fresh_statistics(norm) for _ in passing]
-            if self.bn == "private":
-                for private, own in zip(passing, statistics, strict=True):
-                    private.keep(name, own)
-            if passing:
-                norms = [norm, *(with_statistics(norm, own) for own in statistics)]
-                self.set_submodule(name, SharedBatchNorm(norms))
-
-    def _privates(self) -> list[Private]:
-        return [cast(Private, private) for private in self.submodels]
+    def _privates(self, width: float | None = None) -> list[Private]:
+        """The private parts of all sub-models, or of those of one width."""
+        every = [cast(Private, private) for private in self.submodels]
+        return [private for private in every if width in (None, private.width)]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Normalised images (N, C, H, W) -> logits (N, classes) of the base-model, sub-model 0, 1, ...
-
-        The units run once, in order. Where a sub-model joins, its step-down features are appended to the
-        batch. All layers but BN treat samples independently, and BN layers normalise each model's slice by
-        itself: the logits are those of separate passes.
-        """
-        # Step-downs run first, because the first unit of a plug-in may change the images in place.
-        joining = {private.first_unit: private.step_down(images) for private in self._privates()}
-        features = images
-        for index, unit in enumerate(self.units):
-            if index in joining:
-                features = torch.cat([features, joining[index]])
-            features = unit(like_weights(features, unit))
-        logits: Tensor = self.head(features)
-        return list(logits.chunk(1 + len(self.submodels)))
+        """Normalised images (N, C, H, W) -> logits (N, classes) of the base-model, sub-model 0, 1, ..."""
+        # All models enter before the first unit runs: that of a plug-in may change the images in place.
+        entered = [private.enter(images) for private in self._privates()]
+        full = self._privates(1.0)
+        entering = [(0, images), *zip((private.first_unit for private in full), entered, strict=False)]
+        logits = run_joined(self.units._modules, self.head, entering)
+        for narrow in self.narrow:
+            first = len(logits) - 1  # before it are the base-model and the wider sub-models
+            logits += narrow.logits(entered[first : first + len(narrow.privates)])
+        return logits
 
     @property
     def base(self) -> Model:
@@ -132,24 +106,29 @@ class Cnsn(nn.Module):
         return self.model("base")
 
     def models(self) -> list[Model]:
-        """The base-model, sub-model 0, 1, ...: views, as `model` returns them."""
+        """The base-model, sub-model 0, 1, ..., as `model` returns them."""
         return [self.model(name) for name in self._names()]
 
     def model(self, name: str) -> Model:
         """The model called `base`, `submodel0`, ...: a view, which shares its tensors with this network.
 
+        A narrow model shares only its step-down conv and its BN statistics; its weights are copies of blocks.
         Raises CnsnError with the valid names.
         """
         names = self._names()
         check_name(name, names)
         index = names.index(name)
         private = self._privates()[index - 1] if index else None
+        for narrow in self.narrow:
+            if private in narrow.privates:
+                assert private is not None
+                return narrow.model(narrow.privates.index(private), self.task).train(self.training)
         units = {
             number: view_of_model(unit, index)
             for number, unit in self.units._modules.items()  # named_children skips repeated modules
             if unit is not None and (private is None or int(number) >= private.first_unit)
         }
-        step_down = view_of_model(private.step_down, index) if private else None
+        step_down = view_of_model(private.step_down, index) if private and private.step_down else None
         drops = private.drops if private else 0
         model = Model(name, drops, step_down, units, view_of_model(self.head, index), self.task)
         return model.train(self.training)
@@ -157,8 +136,26 @@ class Cnsn(nn.Module):
     def _names(self) -> list[str]:
         return ["base", *(private.name for private in self._privates())]
 
+    def shared_with_base(self, name: str) -> list[tuple[nn.Parameter, tuple[slice, ...]]]:
+        """The base-model's parameters that the sub-model `name` computes with, and which part of each."""
+        (private,) = (private for private in self._privates() if private.name == name)
+        for narrow in self.narrow:
+            if private in narrow.privates:
+                blocks = narrow.blocks_of(private)
+                return [(cast(nn.Parameter, block.source), block.slices) for block in blocks]
+        parts = nn.ModuleDict({"units": self.units, "head": self.head}).named_parameters()
+        return [(parameter, ()) for name, parameter in parts if private.keeps(name)]
+
     def freeze_base(self) -> None:
-        """From now on training changes only the step-down convs and the BN statistics of the sub-models."""
+        """From now on training changes only the step-down convs and the BN statistics of the sub-models.
+
+        Raises ArchitectureError if there are narrow sub-models, which would have nothing to train.
+        """
+        if self.narrow:
+            raise ArchitectureError(
+                f"a frozen base-model has no weights to train for the width @{self.narrow[0].width:g}: "
+                "give detach points alone"
+            )
         self.base_frozen = True
         for part in (self.units, self.head):
             part.requires_grad_(False)
@@ -169,6 +166,8 @@ class Cnsn(nn.Module):
         and its BN statistics everywhere.
         """
         super().train(mode)
+        for narrow in self.narrow:
+            narrow.train(mode)
         if self.base_frozen:
             joined = min((private.first_unit for private in self._privates()), default=len(self.units))
             for unit in self.units[:joined]:
@@ -183,3 +182,17 @@ class Cnsn(nn.Module):
     def preprocess(self, image: "Image") -> Tensor:
         """A PIL image to the normalised tensor (C, H, W) that every model takes."""
         return preprocess(image, self.task)
+
+
+def _points(exits: Iterable[Exit], backbones: Mapping[float, Backbone], task: Task) -> list[DetachPoint]:
+    """The place where each sub-model begins, in the backbone of its width."""
+    found: dict[Exit, DetachPoint] = {}
+    for width in dict.fromkeys(exit.width for exit in exits):
+        if width not in backbones:
+            raise ArchitectureError(f"the width @{width:g} has no backbone: make it with narrow_backbones")
+        points = detach_points(backbones[width], task.image_shape)
+        if width != 1:
+            points = [DetachPoint(0, 0, task.image_shape), *points]
+        drops = [exit.drops for exit in exits if exit.width == width]
+        found |= {Exit(point.drops, width): point for point in choose_points(points, drops)}
+    return [found[exit] for exit in exits]

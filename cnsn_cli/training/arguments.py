@@ -18,6 +18,7 @@ from cnsn_cli.task import LARGEST_IMAGE
 
 if TYPE_CHECKING:
     from cnsn_cli.backbones.architecture import Architecture
+    from cnsn_cli.exits import Exit
     from cnsn_cli.training.recipe import Recipe
     from cnsn_cli.training.run import Watch
 
@@ -40,9 +41,9 @@ def about(description: str, **more: Any) -> dict[str, Any]:
 class Options:
     """The arguments that have a default and are kept in the state of a run."""
 
-    drop: int | None = field(
+    drop: int | str | None = field(
         default=None,
-        metadata=about("Train only the sub-model at this detach point, by itself; replaces --exits."),
+        metadata=about("Train only this sub-model, such as 7 or 7@0.5, by itself; replaces --exits."),
     )
     freeze_base: str | Path | None = field(
         default=None,
@@ -111,8 +112,8 @@ class Arguments(Options):
     """All arguments of `train`."""
 
     arch: "str | Architecture" = field(metadata=about('An architecture, such as "vgg16:width=0.5".'))
-    exits: tuple[int, ...] = field(
-        metadata=about("The detach points, such as (2, 7); () trains the plain baseline.")
+    exits: "tuple[int | str | Exit, ...]" = field(
+        metadata=about('The sub-models, such as (2, 7, "@0.5"); () trains the plain baseline.')
     )
     data: str = field(
         metadata=about("A data set: cifar10, cifar100, digits, or a folder with train/ and test/ or val/.")

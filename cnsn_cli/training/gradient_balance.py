@@ -17,7 +17,7 @@ from cnsn_cli.training.metrics import Pull
 
 
 def step_down_parameters(network: Cnsn | Model) -> list[list[nn.Parameter]]:
-    """The parameters of each sub-model's step-down conv."""
+    """The parameters of each sub-model's step-down conv; none for a sub-model at full depth."""
     return [list(submodel.step_down.parameters()) for submodel in network.models()[1:]]
 
 
@@ -27,28 +27,32 @@ def undo_in_step_downs(parameters: Sequence[Sequence[nn.Parameter]], scales: Ten
     The division is exact, because a gradient is proportional to the weight of its loss.
     """
     for own, scale in zip(parameters, scales, strict=True):
-        torch._foreach_div_([parameter.grad for parameter in own if parameter.grad is not None], scale)
+        if gradients := [parameter.grad for parameter in own if parameter.grad is not None]:
+            torch._foreach_div_(gradients, scale)
 
 
 def measure(network: Cnsn | Model, losses: Tensor, scales: Sequence[float]) -> list[Pull]:
     """The pull of every sub-model, from the losses (models,) of a forward pass, whose graph is kept.
 
-    A sub-model without trainable shared parameters (a frozen base-model) is left out.
+    Of a narrow sub-model and the base-model, the gradients in the blocks that both have are compared. A
+    sub-model without trainable shared parameters (a frozen base-model) is left out.
     """
     pulls = []
-    for submodel, loss, scale in zip(network.models()[1:], losses[1:], scales, strict=True):
-        own = {id(parameter) for parameter in submodel.step_down.parameters()}
-        shared = [p for p in submodel.parameters() if p.requires_grad and id(p) not in own]
+    names = [model.name for model in network.models()[1:]]
+    for name, loss, scale in zip(names, losses[1:], scales, strict=True):
+        assert isinstance(network, Cnsn)
+        shared = [(p, part) for p, part in network.shared_with_base(name) if p.requires_grad]
         if shared:
             theirs, base = (_gradient(source, shared) for source in (loss, losses[0]))
             norm, base_norm = theirs.norm(), base.norm()
             cosine = theirs @ base / (norm * base_norm).clamp(min=torch.finfo(norm.dtype).tiny)
-            pulls.append(Pull(submodel.name, scale, norm.item(), base_norm.item(), cosine.item()))
+            pulls.append(Pull(name, scale, norm.item(), base_norm.item(), cosine.item()))
     return pulls
 
 
-def _gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+def _gradient(loss: Tensor, shared: Sequence[tuple[nn.Parameter, tuple[slice, ...]]]) -> Tensor:
     gradients = torch.autograd.grad(
-        loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+        loss, [p for p, _ in shared], retain_graph=True, allow_unused=True, materialize_grads=True
     )
-    return distributed.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+    parts = [gradient[part] for gradient, (_, part) in zip(gradients, shared, strict=True)]
+    return distributed.mean(torch.cat([part.flatten() for part in parts]))

@@ -6,7 +6,7 @@ know networks and data.
 
 import math
 from collections.abc import Mapping
-from dataclasses import field, fields
+from dataclasses import field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +16,8 @@ from pydantic.dataclasses import dataclass
 from cnsn_cli.choices import Precision, StartedFrom
 from cnsn_cli.device import choose_device, default_precision
 from cnsn_cli.errors import RecipeError, escaped
-from cnsn_cli.files.metadata import Count, first_problem
+from cnsn_cli.exits import Exit, read_exit, read_exits
+from cnsn_cli.files.metadata import first_problem
 from cnsn_cli.training.arguments import Arguments, Options
 from cnsn_cli.training.recipe import Recipe
 
@@ -53,7 +54,7 @@ class Request(Options):
     """
 
     arch: str
-    exits: tuple[Count, ...]
+    exits: tuple[int | str, ...]
     data: str
     recipe: Recipe
     device: str = field()
@@ -64,11 +65,26 @@ class Request(Options):
     def _without_paths(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
 
+    @field_validator("drop", mode="before")
+    @classmethod
+    def _as_number(cls, value: Any) -> Any:
+        return read_exit(value).word if isinstance(value, str) else value
+
+    @field_validator("exits", mode="before")
+    @classmethod
+    def _as_words(cls, value: Any) -> Any:
+        return tuple(exit.word if isinstance(exit, Exit) else exit for exit in value)
+
     @field_validator("compiled", mode="before")
     @classmethod
     def _in_words(cls, value: Any) -> Any:
         """Older states hold true or false."""
         return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+    @property
+    def submodels(self) -> tuple[Exit, ...]:
+        """The sub-models. Raises DetachPointError if their words cannot be read, or have another order."""
+        return read_exits(self.exits)
 
     def interval(self) -> Interval:
         """How often the state is saved. Raises RecipeError if `save_every` is neither steps nor minutes."""
@@ -108,6 +124,21 @@ def decide(asked: Arguments) -> Request:
         "compiled": "off" if asked.compiled == "auto" and not _may_compile(asked, device) else asked.compiled,
     }
     return _valid({**_values(asked), **decided})
+
+
+def narrowed_alone(asked: Arguments) -> Arguments:
+    """The same, with a narrow sub-model that is to be trained alone as one of the narrow architecture.
+
+    `drop="7@0.5"` of vgg16 is `drop=7` of vgg16:width=0.5, and `drop="@0.5"` its base-model. Raises
+    ArchitectureError if the architecture cannot be narrowed.
+    """
+    if asked.drop is None or (exit := read_exit(asked.drop)).width == 1:
+        return asked
+    from cnsn_cli.backbones import registry
+    from cnsn_cli.backbones.narrowing import narrowed
+
+    arch = narrowed(registry.find(asked.arch), exit.width)
+    return replace(asked, arch=arch, drop=exit.drops or None)
 
 
 def _may_compile(asked: Arguments, device: "torch.device") -> bool:

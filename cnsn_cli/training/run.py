@@ -31,7 +31,7 @@ from cnsn_cli.training.places import located
 from cnsn_cli.training.plot import draw
 from cnsn_cli.training.profiling import traced
 from cnsn_cli.training.recorder import Recorder, with_results
-from cnsn_cli.training.request import Request, decide
+from cnsn_cli.training.request import Request, decide, narrowed_alone
 from cnsn_cli.training.resume_state import State, differences, environment, open_state, restore
 from cnsn_cli.training.run_folder import BEST, LAST, PLOT, STATE, TRACE, locked, refuse_existing
 from cnsn_cli.training.setup import Prepared, prepare
@@ -99,6 +99,7 @@ def train(asked: Arguments) -> Run:
 
     Arguments:
     """
+    asked = narrowed_alone(asked)
     request = decide(asked)
     with distributed.joined(), collected():
         return _start(request, Path(asked.out), asked)

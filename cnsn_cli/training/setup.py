@@ -17,14 +17,16 @@ import torch
 
 from cnsn_cli import distributed
 from cnsn_cli.backbones.architecture import Architecture
+from cnsn_cli.backbones.narrowing import check_blocks, narrow_backbones, narrowed
 from cnsn_cli.choices import Precision
 from cnsn_cli.data.datasets import Dataset, load_dataset
 from cnsn_cli.data.split import Split
 from cnsn_cli.errors import CheckpointError, DataError, ImageSizeError, RecipeError
 from cnsn_cli.evaluation.costs import model_costs
+from cnsn_cli.exits import Exit, check_statistics, read_exits, widths
 from cnsn_cli.files.checkpoint import open_network, versions
-from cnsn_cli.files.metadata import Metadata, ModelRecord, new_metadata
-from cnsn_cli.network.memory_format import place
+from cnsn_cli.files.metadata import BlockRecord, Metadata, ModelRecord, NarrowRecord, new_metadata
+from cnsn_cli.network.memory_format import narrow_parts, place
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.phases import phase
@@ -123,7 +125,7 @@ def _data(request: Request, base: Model | None) -> Dataset:
 def _network(
     request: Request, arch: Architecture, task: Task, base: Model | None, start: Start | None
 ) -> Cnsn | Model:
-    exits, recipe = request.exits, request.recipe
+    exits, recipe = request.submodels, request.recipe
     if base:
         return build_around(base, arch, exits, recipe)
     return build_network(arch, exits, task, recipe, request.drop, start)
@@ -134,6 +136,12 @@ def _check_start(request: Request) -> None:
     several = [option for option, value in given.items() if value]
     if len(several) > 1:
         raise RecipeError(f"{' and '.join(several)} both say what a network starts with: give one of them")
+    check_statistics(request.submodels, request.recipe.bn)
+    if request.freeze_base and (narrow := widths(request.submodels)):
+        raise RecipeError(
+            f"--freeze-base and the width @{narrow[0]:g} exclude each other, for the weights of a narrow "
+            "sub-model are the base-model's: give detach points alone"
+        )
 
 
 def _start(request: Request, arch: Architecture, dataset: Dataset) -> Start | None:
@@ -202,10 +210,10 @@ def _check_val_split(labels: torch.Tensor, class_names: tuple[str, ...], share: 
 
 def build_network(
     arch: Architecture,
-    exits: tuple[int, ...],
+    exits: tuple[Exit, ...],
     task: Task,
     recipe: Recipe,
-    drop: int | None = None,
+    drop: int | str | None = None,
     start: Start | None = None,
 ) -> Cnsn | Model:
     """A network with weights drawn with the seed of the recipe, or with the weights of `start`.
@@ -213,12 +221,16 @@ def build_network(
     With `drop` it is only the sub-model at that detach point, which shares no layers. Raises CheckpointError
     if the weights of `start` do not fit.
     """
+    cuts = exits if drop is None else read_exits([drop])
+    for width in widths(cuts):
+        with stage(f"checking the width @{width:g}"):
+            check_blocks(arch, width, task)
     torch.manual_seed(recipe.seed)
-    cuts = exits if drop is None else (drop,)
     backbone = arch.build(task)
     if start:
         start.fill(backbone, task.num_classes)
-    network = Cnsn(backbone, cuts, task, recipe.bn, recipe.step_down)
+    narrow = narrow_backbones(arch, backbone, cuts, task)
+    network = Cnsn(backbone, cuts, task, recipe.bn, recipe.step_down, narrow)
     return network if drop is None else network.model("submodel0")
 
 
@@ -235,7 +247,7 @@ def load_base(path: Path, arch: Architecture) -> Model:
     return base
 
 
-def build_around(base: Model, arch: Architecture, exits: tuple[int, ...], recipe: Recipe) -> Cnsn:
+def build_around(base: Model, arch: Architecture, exits: tuple[Exit, ...], recipe: Recipe) -> Cnsn:
     """A network whose base-model is `base` and frozen, with new sub-models to train. Raises RecipeError."""
     if not exits:
         raise RecipeError("--freeze-base trains sub-models only: give --exits")
@@ -259,6 +271,7 @@ def describe(
         for model, cost in zip(network.models(), costs, strict=True)
     ]
     return new_metadata(
+        narrow=_narrow_records(network, arch) or None,
         kind="network" if isinstance(network, Cnsn) else "detached",
         arch=arch.text,
         provider=arch.provider,
@@ -272,3 +285,14 @@ def describe(
         recipe=recipe.model_dump(mode="json"),
         versions=versions(),
     )
+
+
+def _narrow_records(network: Cnsn | Model, arch: Architecture) -> dict[str, NarrowRecord]:
+    """What files say about each width; the digests follow when a file is made."""
+    return {
+        f"{narrow.width:g}": NarrowRecord(
+            arch=narrowed(arch, narrow.width).text,
+            blocks={block.name: BlockRecord(shape=block.shape) for block in narrow.blocks if block.is_saved},
+        )
+        for narrow in narrow_parts(network)
+    }

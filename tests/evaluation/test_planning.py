@@ -20,7 +20,7 @@ def test_costs_are_those_of_the_narrow_architecture(name):
     assert different == []
     wide, narrow = count_macs(f"{name}:width=0.25"), count_macs(f"{name}:width=0.125")
     figures = [(m.drops, m.macs, m.operations, m.parameters, m.bytes) for m in wide + narrow]
-    found = [(m.cost.drops, m.cost.macs, m.cost.operations, m.cost.parameters, m.cost.bytes) for m in models]
+    found = [(m.drops, m.macs, m.operations, m.parameters, m.bytes) for m in models]
     assert found == figures
     assert [m.width for m in models] == [1.0] * len(wide) + [0.5] * len(narrow)
 

@@ -15,7 +15,10 @@ def first_tensor(content: dict) -> dict:
 
 BROKEN = {
     "not ours": (lambda c, m: c.pop("__metadata__"), "was not written by cnsn"),
-    "other version": (lambda c, m: m.update(format=9), "has format 9, this version reads format 1: update"),
+    "other version": (
+        lambda c, m: m.update(format=9),
+        "has format 9, this version reads formats 1 and 2: update",
+    ),
     "no models": (lambda c, m: m.update(models=[]), "has broken metadata: models:"),
     "missing field": (lambda c, m: m.pop("arch"), "has broken metadata: arch: Field required"),
     "wrong type": (lambda c, m: m.update(arch=3), "arch: Input should be a valid string"),
