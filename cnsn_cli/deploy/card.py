@@ -78,10 +78,11 @@ def training_command(metadata: Metadata) -> str | None:
 
     Of the path of a folder of images, only the last part is shown.
     """
-    if metadata.data is None or metadata.base_frozen or metadata.started_from == "file":
+    cuts = _cuts(metadata)
+    if metadata.data is None or metadata.base_frozen or metadata.started_from == "file" or cuts is None:
         return None
     task = metadata.task
-    words = ["cnsn", "train", "--arch", metadata.arch, *_cuts(metadata), "--data", Path(metadata.data).name]
+    words = ["cnsn", "train", "--arch", metadata.arch, *cuts, "--data", Path(metadata.data).name]
     words += ["--image-size", str(task.image_size)]
     words += ["--pretrained"] * (metadata.started_from == "published")
     words += ["--in-channels", str(task.in_channels), "--precision", metadata.precision]
@@ -90,11 +91,12 @@ def training_command(metadata: Metadata) -> str | None:
     return shlex.join(words)
 
 
-def _cuts(metadata: Metadata) -> list[str]:
+def _cuts(metadata: Metadata) -> list[str] | None:
+    """The option that names the sub-models; None for a model of a network that had narrow ones too."""
     if metadata.trained_alone:
         return ["--drop", str(metadata.models[0].drops)]
-    exits = metadata.exits if metadata.kind == "network" else metadata.parent_exits or ()
-    return ["--exits", ",".join(map(str, exits))]
+    exits = metadata.exits if metadata.kind == "network" else metadata.parent_exits
+    return None if exits is None else ["--exits", ",".join(map(str, exits))]
 
 
 def _flag(name: str, value: Any) -> list[str]:

@@ -151,8 +151,7 @@ def exported_metadata(metadata: Metadata, model: Model, parent: str) -> Metadata
     """The metadata of an exported file. It has no digests, because it does not hold the same tensors."""
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     record = metadata.find(model.name).model_copy(update={"bytes": size})
-    changes = {"kind": "detached", "models": [record], "sha256": {}, "parent": parent, "dtype": "float32"}
-    return metadata.model_copy(update=changes)
+    return metadata.detached(record, parent).model_copy(update={"dtype": "float32"})
 
 
 def write(

@@ -15,7 +15,7 @@ from cnsn_cli.data.datasets import load_recorded
 from cnsn_cli.data.split import Split
 from cnsn_cli.deploy.changes import Changes, Recalibration
 from cnsn_cli.deploy.comparison import Comparison, compare, remeasured
-from cnsn_cli.deploy.copying import check_size, copied_size, detached_metadata, kept_names, read_whole
+from cnsn_cli.deploy.copying import check_size, copied_size, detached_metadata, kept_pieces, read_whole
 from cnsn_cli.errors import DataError
 from cnsn_cli.evaluation.accuracy import ModelResult, evaluate
 from cnsn_cli.evaluation.costs import model_costs
@@ -82,7 +82,7 @@ def _recomputed(opened: Opened, file: TensorFile, submodel: str, changes: Change
     """One model of an open file with `changes` made, and its metadata."""
     network, whole, header = opened
     record = whole.find(submodel)
-    check_size(file, record, kept_names(header, record))
+    check_size(file, record, kept_pieces(header, whole, record))
     model = network.model(record.name)
     metadata = detached_metadata(header, whole, record)
     if changes.recalibrate:

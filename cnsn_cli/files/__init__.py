@@ -4,6 +4,7 @@ model_file      any file that holds models, opened as classifiers
 checkpoint      saving and loading networks
   metadata      what a file says about its models
   tensor_file   a safetensors file as bytes: header and tensors, without torch
+  pieces        tensors and blocks of a file, copied into a new file without torch
   onnx_model    exported ONNX files, run by ONNX Runtime
   onnx_texts    the metadata of ONNX files, without ONNX Runtime
   onnx_limits   what an ONNX file of a stranger may ask for

@@ -18,7 +18,6 @@ import json
 import os
 import stat
 import struct
-from array import array
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
@@ -38,10 +37,6 @@ BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
     "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
 }  # fmt: skip
-EXPONENTS = {
-    "F8_E4M3": 0x7F, "F8_E5M2": 0x7C, "F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F80_0000, "F64": 0x7FF0 << 48,
-}  # fmt: skip
-UNSIGNED = {8: "B", 16: "H", 32: "I", 64: "Q"}  # codes of the array module by bits
 
 
 class Entry(NamedTuple):
@@ -103,6 +98,11 @@ class TensorFile:
         """The bytes of a tensor in pieces of CHUNK bytes. Raises the errors of `read`."""
         entry = self.header.entries[name]
         return _chunks(self._file, self.path, self.header.data_start + entry.start, entry.end - entry.start)
+
+    def part(self, name: str, start: int, size: int) -> Iterator[bytes]:
+        """`size` bytes of a tensor, from its byte number `start` on, like `chunks`."""
+        first = self.header.data_start + self.header.entries[name].start
+        return _chunks(self._file, self.path, first + start, size)
 
 
 def read_header(path: Path) -> Header:
@@ -215,52 +215,6 @@ def _check_layout(entries: dict[str, Entry], size: int) -> None:
         position = end
     if position != size:
         raise ValueError(f"it holds {size} bytes of tensors, but its header lists {position}")
-
-
-def all_finite(dtype: str, data: bytes) -> bool:
-    """False if a float in `data` is infinite or NaN, that is, if all bits of its exponent are ones.
-
-    Fast path: the highest byte of each value is enough to tell for weights that are not above 1e38.
-    """
-    if dtype not in EXPONENTS:
-        return True
-    mask, size = EXPONENTS[dtype], BITS[dtype] // 8
-    top = mask >> 8 * (size - 1)
-    highest = data[size - 1 :: size]
-    if not any(byte in highest for byte in range(256) if byte & top == top):
-        return True
-    return not any(value & mask == mask for value in array(UNSIGNED[BITS[dtype]], data))
-
-
-def copy_tensors(
-    source: TensorFile, names: Mapping[str, str], target: BinaryIO, metadata: str, sha256: Mapping[str, str]
-) -> None:
-    """Copy some tensors of `source` into a new file.
-
-    `names` maps each new name to the name in `source`; `sha256` maps each new name to the expected digest.
-    Only the bytes of these tensors are read. Raises CheckpointError if a digest differs or a value is not
-    finite.
-    """
-    kept = kept_entries(source.header, names)
-    target.write(new_header(kept, metadata))
-    for name, entry in kept.items():
-        digest, finite = hashlib.sha256(), True
-        for chunk in source.chunks(names[name]):
-            digest.update(chunk)
-            finite = finite and all_finite(entry.dtype, chunk)
-            target.write(chunk)
-        if digest.hexdigest() != sha256.get(name):
-            raise CheckpointError(f"{source.path} is damaged: tensor {names[name]!r} is not as it was saved")
-        if not finite:
-            raise CheckpointError(
-                f"{source.path} cannot be used: tensor {names[name]!r} holds NaN or infinite values"
-            )
-
-
-def kept_entries(header: Header, names: Mapping[str, str]) -> dict[str, Entry]:
-    """New name -> entry, in the order of the bytes. `names` maps new names to names in `header`."""
-    kept = {new: header.entries[old] for new, old in names.items()}
-    return dict(sorted(kept.items(), key=lambda item: (item[1].start, item[0])))
 
 
 def new_header(entries: Mapping[str, Entry], metadata: str) -> bytes:

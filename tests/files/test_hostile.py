@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from cnsn_cli.errors import CheckpointError, CnsnError
 from cnsn_cli.files.checkpoint import digest, load, write_tensors
 from cnsn_cli.files.metadata import KEY, read_metadata
-from cnsn_cli.files.tensor_file import LARGEST_HEADER, MOST_VALUES, all_finite, read_header
+from cnsn_cli.files.pieces import all_finite
+from cnsn_cli.files.tensor_file import LARGEST_HEADER, MOST_VALUES, read_header
 from cnsn_cli.training.resume_state import read_state
 from tests.conftest import TINY, rewrite, write_unchecked
 from tests.faults.forked import forked
