@@ -13,16 +13,14 @@ import torch
 import typer
 
 from cnsn_cli import distributed, main
-from cnsn_cli.backbones import registry
 from cnsn_cli.data import datasets, split
 from cnsn_cli.data.datasets import load_dataset
 from cnsn_cli.evaluation.accuracy import evaluate
-from cnsn_cli.network.network import Cnsn
 from cnsn_cli.training.metrics import Step
 from cnsn_cli.training.recipe import Recipe, load_recipe
 from cnsn_cli.training.run import resume, train
 from cnsn_cli.training.trainer import Trainer
-from tests.conftest import TINY
+from tests.conftest import TINY, built
 
 STEPS = 12  # of two epochs of `recipe`
 
@@ -51,7 +49,7 @@ def steps(folder: Path, images: str) -> None:
     """Train an epoch of 3 steps in float64 with frozen BN statistics, and evaluate 7 images."""
     dataset = load_dataset(images, in_channels=1)  # another task, because normalisation is cached in float64
     torch.manual_seed(0)
-    network = Cnsn(registry.find(TINY).build(dataset.task), (1, 4), dataset.task).eval()
+    network = built(TINY, (1, "@0.5"), dataset.task).eval()
     network.train = lambda mode=True: network
     with distributed.joined():
         chosen = recipe(epochs=1, ema=0, gradient_scale=(0.5, 0.25), label_smoothing=0.1)
@@ -72,14 +70,14 @@ def numbers(rows: Sequence[Any]) -> list[float]:
 
 def die(folder: Path, images: str) -> None:
     """A whole run, and a run whose second process is killed in step 5."""
-    train(TINY, (1,), images, recipe(), folder / "whole")
+    train(TINY, ("4@0.5",), images, recipe(), folder / "whole")
     numbers = count(1)
 
     def watch(event: object) -> None:
         if isinstance(event, Step) and next(numbers) == 5 and distributed.rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    train(TINY, (1,), images, recipe(), folder / "cut", save_every="3", watch=watch)
+    train(TINY, ("4@0.5",), images, recipe(), folder / "cut", save_every="3", watch=watch)
 
 
 def hang(folder: Path, images: str) -> None:

@@ -9,6 +9,7 @@ import typer
 from cnsn_cli.commands.options import Json, Plugin, parse_counts
 from cnsn_cli.commands.output import COLUMNS, print_json, print_table
 from cnsn_cli.commands.signals import ended_by_signals
+from cnsn_cli.exits import Exit
 from cnsn_cli.stages import stage
 
 if TYPE_CHECKING:
@@ -47,8 +48,10 @@ def _facts(speed: "Speed") -> dict[str, object]:
 
 
 def _row(speed: "Speed", several: bool) -> tuple[str, ...]:
+    exit = Exit(speed.drops, speed.width)
+    name = speed.name if exit.kind == "base" else f"{speed.name} ({exit})"
     return (
-        f"{speed.name} {speed.file.name}" if several else speed.name,
+        f"{name} {speed.file.name}" if several else name,
         speed.runtime,
         f"{speed.batch}",
         f"{speed.threads}",

@@ -169,16 +169,21 @@ def _opening(metadata: Metadata) -> str:
             f"\n\nIt is a sub-model: one step-down convolution stands for the first {drops} conv layers of "
             f"{origin} ([Fuengfusin & Tamukoh 2021]({PAPER}))."
         )
+    elif metadata.parent and metadata.models[0].name != "base":
+        text += "\n\nIt is a narrow sub-model: it has the leading channels of a larger network's layers."
     return text
 
 
 def _table(metadata: Metadata) -> str:
     """The table of costs and accuracy, one row for each model, and a note on the images of the accuracy."""
-    rows = ["| model | conv layers left out | MACs | parameters | bytes | accuracy |", "|---" * 6 + "|"]
+    narrow = metadata.narrow is not None
+    columns = ["model", "conv layers left out", *["channels kept"] * narrow, "MACs", "parameters", "bytes"]
+    rows = [f"| {' | '.join([*columns, 'accuracy'])} |", "|---" * (len(columns) + 1) + "|"]
     for model in metadata.models:
         accuracy = "unknown" if model.accuracy is None else f"{model.accuracy:.2%}"
+        kept = f"{model.width:g} | " if narrow else ""
         figures = f"{model.macs:,} | {model.parameters:,} | {model.bytes:,} | {accuracy}"
-        rows.append(f"| {model.name} | {model.drops} | {figures} |")
+        rows.append(f"| {model.name} | {model.drops} | {kept}{figures} |")
     text = "\n".join(rows)
     if metadata.selection:
         images = "test images" if metadata.selection.images == "test" else "training images held out"

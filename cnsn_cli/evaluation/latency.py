@@ -28,11 +28,13 @@ Name = TypeVar("Name", bound=Hashable)
 class Speed:
     """The time that a model takes for a batch, in seconds: `p50` is the median, `p95` the 95th percentile.
 
-    `macs` and `accuracy` are read from the metadata of the file.
+    `drops`, `width`, `macs` and `accuracy` are read from the metadata of the file.
     """
 
     file: Path
     name: str
+    drops: int
+    width: float
     runtime: str
     batch: int
     threads: int
@@ -83,6 +85,7 @@ def _bench_together(
         Speed(
             path,
             record.name,
+            *record.exit,
             model.runtime,
             batch,
             threads,

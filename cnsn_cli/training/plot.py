@@ -7,6 +7,7 @@ This module reads files; it does not know networks, and does not import torch.
 
 import warnings
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,7 +29,8 @@ COLOURS = (
     "#882255", "#999933", "#332288", "#44AA99", "#7A4B00", "#FF9DA7",
 )  # fmt: skip
 BLACK, GREY = "#000000", "#767676"
-MARKERS = "os^DvPX<>*hpd8"
+MARKERS = "os^DvPX<>*hpd8"  # of depths
+FILLS = ("full", "left", "bottom", "right", "top")  # of widths
 # Pairs of numbers are the lengths of dashes and of gaps.
 DASHES: tuple[Any, ...] = (
     "-", "--", ":", "-.", *((0, lengths) for lengths in (
@@ -119,7 +121,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _draw_trade_off(axes: "Axes", stories: list[Story]) -> None:
-    """Draw a point for each model and a line for each run; a baseline also gets a horizontal line.
+    """Draw a point for each model and a line for each width of a run; a baseline also gets a horizontal line.
 
     Names are in the legend: beside their points they would overlap if models are close to each other.
     """
@@ -127,10 +129,11 @@ def _draw_trade_off(axes: "Axes", stories: list[Story]) -> None:
     for number, story in enumerate(stories):
         points = [(model.macs / 1e6, 100 * (model.accuracy or 0.0)) for model in story.metadata.models]
         line = _colour(stories, number, 0) if stories[1:] else GREY
-        axes.plot(*zip(*points, strict=True), color=line, linewidth=1.2, zorder=1)
+        for _, same in groupby(zip(story.metadata.models, points, strict=True), lambda pair: pair[0].width):
+            axes.plot(*zip(*(point for _, point in same), strict=True), color=line, linewidth=1.2, zorder=1)
         for model, point in zip(story.metadata.models, points, strict=True):
             rank = _rank(stories, model)
-            look: dict[str, Any] = {"marker": MARKERS[rank % len(MARKERS)], "linestyle": ""}
+            look: dict[str, Any] = {**_marker(stories, model), "linestyle": ""}
             colour = _colour(stories, number, rank)
             axes.plot(*point, markersize=8, color=colour, **look)
             keys[rank] = _key(_name(model), GREY if stories[1:] else colour, **look)
@@ -172,8 +175,18 @@ def _draw_curves(axes: "Axes", stories: list[Story]) -> None:
 
 
 def _rank(stories: list[Story], model: ModelRecord) -> int:
-    """The place of a model in the order of dropped convs, so that equal models look alike in all runs."""
-    return sorted({m.drops for story in stories for m in story.metadata.models}).index(model.drops)
+    """The place of a model in the order of sub-models, so that equal models look alike in all runs."""
+    exits = {m.exit for story in stories for m in story.metadata.models}
+    return sorted(exits, key=lambda exit: (-exit.width, exit.drops)).index(model.exit)
+
+
+def _marker(stories: list[Story], model: ModelRecord) -> dict[str, Any]:
+    """The shape tells depths apart, the filling tells widths apart."""
+    models = [m for story in stories for m in story.metadata.models]
+    depth = sorted({m.drops for m in models}).index(model.drops)
+    width = sorted({-m.width for m in models}).index(-model.width)
+    fill = {"fillstyle": FILLS[width % len(FILLS)], "markerfacecoloralt": "white"}
+    return {"marker": MARKERS[depth % len(MARKERS)], **fill}
 
 
 def _colour(stories: list[Story], number: int, rank: int) -> str:
@@ -184,7 +197,8 @@ def _colour(stories: list[Story], number: int, rank: int) -> str:
 
 
 def _name(model: ModelRecord) -> str:
-    return f"k={model.drops}" if model.drops else "base"
+    parts = [f"k={model.drops}"] * (model.drops > 0) + [f"@{model.width:g}"] * (model.width != 1)
+    return " ".join(parts) or "base"
 
 
 def _run_key(stories: list[Story], number: int) -> Any:

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from cnsn_cli.backbones import registry
 from cnsn_cli.backbones.backbone import Backbone
+from cnsn_cli.exits import read_exits, widths
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
 from cnsn_cli.training.augmentation import plan_epoch
 from cnsn_cli.training.recipe import load_recipe
 from cnsn_cli.training.step import TrainingStep
-from tests.conftest import TINY
+from tests.conftest import TINY, built
 from tests.training.replay import Recording
 
 TASK, CPU = Task.plain(), torch.device("cpu")
@@ -39,10 +40,15 @@ def with_dropout() -> Backbone:
     return Backbone(backbone.units, nn.Sequential(backbone.head, nn.Dropout(0.3)), backbone.conv_counts)
 
 
-def new_step(changes: dict[str, object], frozen: bool = False, precision="fp32") -> TrainingStep:
+def new_step(
+    changes: dict[str, object], frozen: bool = False, precision="fp32", exits=(1, 4)
+) -> TrainingStep:
     torch.manual_seed(0)
     recipe = load_recipe("paper", {"batch_size": BATCH, "lr": 0.01, "epochs": 9, **changes})
-    network = Cnsn(with_dropout(), (1, 4), TASK, bn=recipe.bn)
+    if widths(read_exits(exits)):
+        network = built(TINY, exits, TASK)
+    else:
+        network = Cnsn(with_dropout(), exits, TASK, bn=recipe.bn)
     if frozen:
         network.freeze_base()
     labels = torch.randint(10, (SAMPLES,), generator=torch.Generator().manual_seed(1))
@@ -99,6 +105,15 @@ def test_a_replayed_step_in_bf16():
     assert_replayed_is_eager({}, precision="bf16")
 
 
+NARROW = ("@0.5", "4@0.5")
+
+
+@pytest.mark.parametrize("name", ["paper", "scales", "average", "distil chain", "mixup"])
+def test_a_replayed_step_with_narrow_models(name):
+    assert_replayed_is_eager(RECIPES[name], exits=NARROW)
+    assert_replayed_is_eager(RECIPES[name], exits=NARROW, precision="bf16")
+
+
 def test_a_replayed_step_on_a_frozen_base_model():
     assert_replayed_is_eager({"ema": 0.5}, frozen=True)
 
@@ -120,8 +135,9 @@ def test_a_number_in_the_step_would_be_noticed(frozen, monkeypatch):
         assert_replayed_is_eager(RECIPES["scales"])
 
 
-def test_a_step_does_not_walk_over_the_network(monkeypatch):
-    step = new_step(RECIPES["scales"])
+@pytest.mark.parametrize("exits", [(1, 4), NARROW])
+def test_a_step_does_not_walk_over_the_network(monkeypatch, exits):
+    step = new_step(RECIPES["scales"], exits=exits)
     monkeypatch.setattr(Cnsn, "model", None)
     for number in range(2):
         prepare(step, number)

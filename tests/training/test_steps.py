@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnsn_cli.backbones import registry
 from cnsn_cli.data.pixels import normalise
 from cnsn_cli.data.split import MemorySplit
 from cnsn_cli.network.network import Cnsn
@@ -16,7 +15,7 @@ from cnsn_cli.task import Task
 from cnsn_cli.training.augmentation import plan_epoch
 from cnsn_cli.training.recipe import load_recipe
 from cnsn_cli.training.trainer import Trainer
-from tests.conftest import TINY
+from tests.conftest import TINY, built
 
 TASK, CPU = Task.plain(), torch.device("cpu")
 OPTIONS = {
@@ -35,9 +34,8 @@ def split() -> MemorySplit:
     return MemorySplit(pixels, torch.randint(10, (48,), generator=generator))
 
 
-def network() -> Cnsn:
-    torch.manual_seed(0)
-    return Cnsn(registry.find(TINY).build(TASK), (1, 4), TASK)
+def network(exits: tuple[int | str, ...] = (1, 4)) -> Cnsn:
+    return built(TINY, exits, TASK)
 
 
 def losses(logits: list[Tensor], labels: Tensor) -> list[Tensor]:
@@ -51,8 +49,9 @@ def losses(logits: list[Tensor], labels: Tensor) -> list[Tensor]:
     return [hard[0], *(0.5 * h + 0.5 * s for h, s in zip(hard[1:], soft, strict=True))]
 
 
-def test_six_steps_by_hand(split):
-    ours = network()
+@pytest.mark.parametrize("exits", [(1, 4), (4, "@0.5"), ("@0.5", "4@0.5")])
+def test_six_steps_by_hand(split, exits):
+    ours = network(exits)
     reference = copy.deepcopy(ours).train()
     list(Trainer(ours, split, split, load_recipe("quick", OPTIONS)).run())
 
