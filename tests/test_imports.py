@@ -19,7 +19,7 @@ PACKAGE = ROOT / "cnsn_cli"
 # rooms on the same floor do not import each other.
 FLOORS = [
     {"version", "errors", "choices", "stages", "phases"},
-    {"task", "device", "distributed"},
+    {"exits", "task", "device", "distributed"},
     {"backbones", "data"},
     {"network"},
     {"files"},

@@ -46,14 +46,14 @@ def print_plan(
         print(f"{KINDS[kind]}: {choice.reason if choice else 'no sub-model fits'}")
 
 
-def _depths(exits: str) -> list[int]:
+def _depths(exits: str) -> tuple[int | str, ...]:
     depths = parse_exits(exits)
-    for exit in depths:
-        if exit.width != 1:
+    for word in depths:
+        if isinstance(word, str):
             raise typer.BadParameter(
-                f"'{exit}' has a width of its own: with --widths, --exits takes depths such as 2,7"
+                f"{word!r} has a width of its own: with --widths, --exits takes depths such as 2,7"
             )
-    return [exit.drops for exit in depths]
+    return depths
 
 
 def _chosen(models: "list[ModelCost]", budget: Budget) -> dict[str, Choice | None]:

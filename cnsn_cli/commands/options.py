@@ -13,15 +13,15 @@ import typer
 from cnsn_cli.backbones.plugins import use_plugin
 from cnsn_cli.deploy.budget import Budget, Quantity
 from cnsn_cli.errors import DetachPointError
-from cnsn_cli.exits import Exit, read_exit
+from cnsn_cli.exits import read_exit
 from cnsn_cli.task import LARGEST_IMAGE
 from cnsn_cli.training.arguments import help_of
 
 
-def parse_exits(text: str) -> tuple[Exit, ...]:
-    """Parse `2,7,@0.5` to three exits, and the empty string to none."""
+def parse_exits(text: str) -> tuple[int | str, ...]:
+    """Parse `2,7,@0.5` to (2, 7, "@0.5"), and the empty string to ()."""
     try:
-        return tuple(map(read_exit, text.split(","))) if text.strip() else ()
+        return tuple(read_exit(word).word for word in text.split(",")) if text.strip() else ()
     except DetachPointError as error:
         raise typer.BadParameter(str(error)) from None
 

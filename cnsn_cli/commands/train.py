@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cnsn_cli.backbones.architecture import Architecture
-    from cnsn_cli.exits import Exit
     from cnsn_cli.files.metadata import Metadata
     from cnsn_cli.training.recipe import Recipe
     from cnsn_cli.training.run import Run, Watch
@@ -142,7 +141,7 @@ def train(
 
 def _start(
     arch: "Architecture | None",
-    exits: "tuple[Exit, ...] | None",
+    exits: tuple[int | str, ...] | None,
     data: str | None,
     recipe: str,
     out: Path | None,

@@ -84,6 +84,7 @@ def _recomputed(opened: Opened, file: TensorFile, submodel: str, changes: Change
     record = whole.find(submodel)
     check_size(file, record, kept_pieces(header, whole, record))
     model = network.model(record.name)
+    model.width = 1.0  # its file holds an ordinary model of the narrow architecture
     metadata = detached_metadata(header, whole, record)
     if changes.recalibrate:
         train = load_recorded("train", metadata.task, metadata.data, changes.data, changes.data_dir).split

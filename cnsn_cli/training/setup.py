@@ -6,7 +6,7 @@ calls this module, which does not know the run folder.
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -210,7 +210,7 @@ def _check_val_split(labels: torch.Tensor, class_names: tuple[str, ...], share: 
 
 def build_network(
     arch: Architecture,
-    exits: tuple[Exit, ...],
+    exits: Iterable[int | str | Exit],
     task: Task,
     recipe: Recipe,
     drop: int | str | None = None,
@@ -221,7 +221,7 @@ def build_network(
     With `drop` it is only the sub-model at that detach point, which shares no layers. Raises CheckpointError
     if the weights of `start` do not fit.
     """
-    cuts = exits if drop is None else read_exits([drop])
+    cuts = read_exits(exits if drop is None else [drop])
     for width in widths(cuts):
         with stage(f"checking the width @{width:g}"):
             check_blocks(arch, width, task)
@@ -247,7 +247,7 @@ def load_base(path: Path, arch: Architecture) -> Model:
     return base
 
 
-def build_around(base: Model, arch: Architecture, exits: tuple[Exit, ...], recipe: Recipe) -> Cnsn:
+def build_around(base: Model, arch: Architecture, exits: Sequence[int | str | Exit], recipe: Recipe) -> Cnsn:
     """A network whose base-model is `base` and frozen, with new sub-models to train. Raises RecipeError."""
     if not exits:
         raise RecipeError("--freeze-base trains sub-models only: give --exits")

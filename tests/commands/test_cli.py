@@ -32,7 +32,7 @@ def test_mac_prints_the_figures_of_the_paper(cnsn):
     assert [model["drops"] for model in models] == [0, 2, 7]
     assert [model["macs"] for model in models] == [313201664, 273880064, 123474944]
     assert [f"{model['operations'] / 1e9:.3f}" for model in models] == ["0.314", "0.275", "0.124"]
-    assert set(models[0]) == {"name", "drops", "macs", "operations", "parameters", "bytes"}
+    assert set(models[0]) == {"name", "drops", "width", "macs", "operations", "parameters", "bytes"}
 
 
 def test_mac_without_exits_lists_every_detach_point(cnsn):
@@ -61,7 +61,7 @@ def test_the_whole_way(cnsn, image_folder, tmp_path):
     assert len(re.findall(r"^epoch \d/2  base .* submodel1 .* images/s", trained.err, re.M)) == 2
 
     whole = json.loads(cnsn("eval", run / "best.safetensors", "--json").out)
-    fields = ("name", "drops", "macs", "operations", "parameters", "bytes", "accuracy", "loss")
+    fields = ("name", "drops", "width", "macs", "operations", "parameters", "bytes", "accuracy", "loss")
     assert [set(model) for model in whole["models"]] == [set(fields)] * 3
     assert whole["models"] == [{field: m[field] for field in fields} for m in content["models"]]
 
