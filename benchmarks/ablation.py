@@ -73,28 +73,34 @@ def subset(data: Path, folder: Path) -> Path:
     return folder
 
 
-def command(row: str, seed: int, data: Path, out: Path) -> list[str]:
+def command(options: Sequence[str], seed: int, data: Path, out: Path) -> list[str]:
     recipe = ("--recipe", str(RECIPE), "--seed", str(seed))
     where = ("--data", str(data), "--out", str(out), "--device", "cpu")
-    return [sys.executable, "-m", "cnsn_cli", "train", "--arch", ARCH, *ROWS[row], *recipe, *where]
+    return [sys.executable, "-m", "cnsn_cli", "train", *options, *recipe, *where]
 
 
-def run(row: str, seed: int, data: Path, out: Path) -> None:
+def finished(options: Sequence[str], out: Path) -> bool:
     epochs = tomllib.loads(RECIPE.read_text())["epochs"]
+    if "--epochs" in options:
+        epochs = int(options[options.index("--epochs") + 1])
     metrics = out / "metrics.jsonl"
-    if metrics.exists() and len(metrics.read_text().splitlines()) == epochs:
+    return metrics.exists() and len(metrics.read_text().splitlines()) == epochs
+
+
+def run(options: Sequence[str], seed: int, data: Path, out: Path) -> None:
+    """Train with these options of `cnsn train`, unless it was done before."""
+    if finished(options, out):
         return
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "log", "w") as log:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(
-            [*command(row, seed, data, out), "--force"], stderr=log, stdout=log, env=environment, check=True
-        )
-    print(f"{row}, seed {seed}: {accuracies(out)}", flush=True)
+        train = [*command(options, seed, data, out), "--force"]
+        subprocess.run(train, stderr=log, stdout=log, env=environment, check=True)
+    print(f"{out.name}: {accuracies(out)}", flush=True)
 
 
 def accuracies(out: Path) -> list[float]:
-    """The accuracy in % of base, k=2 and k=7 after the last epoch."""
+    """The accuracy in % of every model after the last epoch, the base-model first."""
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     return [round(100 * result["accuracy"], 2) for result in last["results"]]
 
@@ -103,7 +109,7 @@ def table(rows: Sequence[str], seeds: Sequence[int], runs: Path) -> str:
     lines = ["| row | seeds | base | k=2 | k=7 |", "|---|---|---|---|---|"]
     for row in rows:
         found = [accuracies(folder) for seed in seeds if (folder := place(runs, row, seed)).exists()]
-        cells = [_cell(values) for values in zip(*found, strict=True)]
+        cells = [cell(values) for values in zip(*found, strict=True)]
         lines.append(f"| {row} | {len(found)} | {' | '.join(_in_columns(row, cells))} |")
     return "\n".join(lines)
 
@@ -114,7 +120,7 @@ def _in_columns(row: str, cells: list[str]) -> list[str]:
     return [*[""] * before, *cells, *[""] * (len(COLUMNS) - before - len(cells))]
 
 
-def _cell(values: Sequence[float]) -> str:
+def cell(values: Sequence[float]) -> str:
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{spread}"
 
@@ -135,7 +141,7 @@ def main() -> None:
     data = subset(chosen.data, chosen.runs / "data")
     with ThreadPoolExecutor(chosen.jobs) as pool:
         jobs = [
-            pool.submit(run, row, seed, data, place(chosen.runs, row, seed))
+            pool.submit(run, ("--arch", ARCH, *ROWS[row]), seed, data, place(chosen.runs, row, seed))
             for seed, row in product(chosen.seeds, chosen.rows)
         ]
         for job in jobs:
