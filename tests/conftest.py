@@ -17,6 +17,7 @@ from torch import nn
 
 from cnsn_cli.backbones import registry
 from cnsn_cli.backbones.narrowing import narrow_backbones
+from cnsn_cli.choices import BatchNormMode
 from cnsn_cli.exits import read_exits
 from cnsn_cli.files.checkpoint import save
 from cnsn_cli.main import main
@@ -95,12 +96,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, image_folder: Path, qui
     return folder / "best.safetensors"
 
 
-def built(arch: str, words: tuple[int | str, ...], task: Task) -> Cnsn:
+def built(arch: str, words: tuple[int | str, ...], task: Task, bn: BatchNormMode = "private") -> Cnsn:
     """A new network, drawn with seed 0."""
     torch.manual_seed(0)
     found, exits = registry.find(arch), read_exits(words)
     wide = found.build(task)
-    return Cnsn(wide, exits, task, narrow=narrow_backbones(found, wide, exits, task))
+    return Cnsn(wide, exits, task, bn, narrow=narrow_backbones(found, wide, exits, task))
 
 
 def lively(arch: str, exits: tuple[int | str, ...]) -> Cnsn:

@@ -3,13 +3,12 @@
 import torch
 from torch import nn
 
-from cnsn_cli.backbones import registry
 from cnsn_cli.network.memory_format import place
-from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
 from cnsn_cli.training.augmentation import plan_epoch
 from cnsn_cli.training.recipe import load_recipe
 from cnsn_cli.training.step import TrainingStep
+from tests.conftest import built
 
 CUDA = torch.device("cuda")
 SAMPLES, BATCH, EPOCH = 96, 8, 10  # EPOCH: steps
@@ -17,7 +16,7 @@ SAMPLES, BATCH, EPOCH = 96, 8, 10  # EPOCH: steps
 
 def new_step(
     arch: str,
-    exits: tuple[int, ...],
+    exits: tuple[int | str, ...],
     changes: dict[str, object] | None = None,
     capture: bool = True,
     precision: str = "fp32",
@@ -25,10 +24,8 @@ def new_step(
     last: nn.Module | None = None,
 ) -> TrainingStep:
     """A step of `arch` on CUDA; `last` is one more layer at the end of its first unit."""
-    torch.manual_seed(0)
     recipe = load_recipe("paper", {"batch_size": BATCH, "lr": 0.01, "epochs": 9, **(changes or {})})
-    task = Task.plain(image_size=size)
-    network = Cnsn(registry.find(arch).build(task), exits, task, recipe.bn)
+    network = built(arch, exits, Task.plain(image_size=size), recipe.bn)
     if last:
         network.units[0] = nn.Sequential(network.units[0], last)
     labels = torch.randint(10, (SAMPLES,), generator=torch.Generator().manual_seed(1))

@@ -11,12 +11,16 @@ from tests.training.test_step import RECIPES, state_of
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("repeatable")]
 STEPS = 50
-VGG = ("vgg16:width=0.25", (2, 7))
 MOBILENET = ("torchvision:mobilenet_v2", (1, 30))  # with dropout
 CASES = {
-    "vgg": (*VGG, {}),
+    "vgg": ("vgg16:width=0.25", (2, 7), {}),
     "resnet": ("resnet20", (3, 9), {}),
     "dropout": (*MOBILENET, {}),
+    "widths": (
+        "vgg16:width=0.25",
+        (2, "@0.5", "7@0.5"),
+        {**RECIPES["scales"], "ema": 0.9, "distill": "base"},
+    ),
     "everything": (*MOBILENET, {**RECIPES["scales"], **RECIPES["mixup"], "ema": 0.9, "distill": "chain"}),
 } | {name: (TINY, (1, 4), changes) for name, changes in RECIPES.items()}
 
@@ -45,8 +49,9 @@ def test_a_captured_step_is_the_eager_step(case):
     assert_same(captured, plain)
 
 
-def test_a_captured_step_in_bf16_is_the_eager_step():
-    captured, plain = both(*VGG, precision="bf16")
+@pytest.mark.parametrize("exits", [(2, 7), (2, "@0.5")])
+def test_a_captured_step_in_bf16_is_the_eager_step(exits):
+    captured, plain = both("vgg16:width=0.25", exits, precision="bf16")
     assert captured.is_captured
     assert_same(captured, plain)
 

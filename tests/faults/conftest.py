@@ -1,4 +1,4 @@
-"""Tiny files to break: a whole network, a detached model, a folded one and the state of a run."""
+"""Tiny files to break: whole networks, without and with widths, detached models, the state of a run."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +28,8 @@ def tiny(num_classes, in_channels, image_size, width=2, depth=2):
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1),
                          nn.Linear(width, num_classes))
     return Backbone(units, head, (1,) * depth)
+
+tiny.narrows = "width"
 """
 
 
@@ -67,8 +69,11 @@ def make_files(folder: Path) -> dict[str, Path]:
                     data / split / name / f"{index}.png"
                 )
     with one_thread():
-        train("tiny", (1,), str(data), load_recipe("quick", {"epochs": 1, "batch_size": 4}), run)
+        recipe = load_recipe("quick", {"epochs": 1, "batch_size": 4})
+        train("tiny", (1,), str(data), recipe, run)
+        train("tiny", (1, "@0.5", "1@0.5"), str(data), recipe, folder / "widths")
     files = {"network": run / "best.safetensors", "state": run / "state.safetensors"}
+    files["widths"] = folder / "widths" / "best.safetensors"
     files |= {"detached": run / "detached.safetensors", "folded": run / "folded.safetensors"}
     detach(files["network"], "0", files["detached"])
     detach(files["network"], "0", files["folded"], fold_bn=True)

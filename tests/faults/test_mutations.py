@@ -37,7 +37,9 @@ def test_through_the_loader(tiny, tmp_path, figures, count):
     for kind, file in tiny.items():
         readers.setdefault(kind, load)(file)
     before, slowest, refused = peak_memory(), 0.0, 0
-    for kind in itertools.islice(itertools.cycle(("network", "detached", "folded", "state")), count):
+    for kind in itertools.islice(
+        itertools.cycle(("network", "widths", "detached", "folded", "state")), count
+    ):
         path.write_bytes(mutators[kind]())
         start = time.process_time()
         try:
@@ -58,10 +60,11 @@ def test_through_the_loader(tiny, tmp_path, figures, count):
 @many(12, 1_000)
 def test_through_the_commands(tiny, tmp_path, figures, count):
     path, small = tmp_path / "broken.safetensors", tmp_path / "small.safetensors"
-    mutators = [Mutator(tiny[kind].read_bytes(), 2) for kind in ("network", "network", "detached", "folded")]
+    mutators = [Mutator(tiny[kind].read_bytes(), 2) for kind in ("network", "widths", "detached", "folded")]
     commands = [
         ["eval", path, "--device", "cpu"],
         ["detach", path, "--submodel", 0, "-o", small, "--force"],
+        ["detach", path, "--submodel", 1, "-o", small, "--force"],
         ["detach", path, "--submodel", 0, "-o", small, "--force", "--fold-bn"],
         ["mac", path, "--layers"],
     ]
@@ -86,24 +89,52 @@ def test_through_the_commands(tiny, tmp_path, figures, count):
 def test_single_bit_flips_in_tensors(tiny, tmp_path, figures, count):
     """The loader finds every flip; detach finds it if it keeps the tensor."""
     path, small = tmp_path / "flipped.safetensors", tmp_path / "small.safetensors"
-    draw, data, header = random.Random(3), tiny["network"].read_bytes(), read_header(tiny["network"])
-    for _ in range(count):
+    draw, kinds = random.Random(3), ("network", "widths")
+    files = [(tiny[kind].read_bytes(), read_header(tiny[kind])) for kind in kinds]
+    for number in range(count):
+        data, header = files[number % 2]
         place = draw.randrange(header.data_start, len(data))
         flipped = bytes([data[place] ^ 1 << draw.randrange(8)])
         path.write_bytes(data[:place] + flipped + data[place + 1 :])
         with pytest.raises(CheckpointError, match="is damaged: tensor"):
             load(path)
         with pytest.raises(CheckpointError, match="is damaged: tensor"):
-            detach(path, "base" if _is_kept_by_base(header, place) else "0", small)
+            detach(path, _owner(header, place), small)
         assert not small.exists()
     figures(f"{count:,} of {count:,} bit flips found by load and by detach")
 
 
-def _is_kept_by_base(header, place: int) -> bool:
+def _owner(header, place: int) -> str:
+    """A model that keeps the tensor whose bytes are at `place`."""
     (name,) = (
         name for name, entry in header.entries.items() if entry.start <= place - header.data_start < entry.end
     )
-    return not name.startswith("submodels.")
+    return name.split(".")[1] if name.startswith("submodels.") else "base"
+
+
+@many(100, 5_000)
+def test_single_bit_flips_in_blocks(tiny, tmp_path, figures, count):
+    """A narrow model can be detached if, and only if, its own blocks are as they were saved."""
+    path, small = tmp_path / "flipped.safetensors", tmp_path / "small.safetensors"
+    data, header, draw = tiny["widths"].read_bytes(), read_header(tiny["widths"]), random.Random(5)
+    detach(tiny["widths"], "1", small)
+    expected, found = small.read_bytes(), 0
+    weight = header.entries["units.1.0.weight"]  # 2 x 2 x 3 x 3; its block is 1 x 1 x 3 x 3
+    for _ in range(count):
+        place = draw.randrange(weight.start, weight.end)
+        data_flipped = bytearray(data)
+        data_flipped[header.data_start + place] ^= 1 << draw.randrange(8)
+        path.write_bytes(data_flipped)
+        if place - weight.start < 9 * 4:
+            found += 1
+            with pytest.raises(CheckpointError, match=r"tensor 'units\.1\.0\.weight' is not as it was saved"):
+                detach(path, "1", small, force=True)
+        else:
+            detach(path, "1", small, force=True)
+            narrow, kept = read_header(small), small.read_bytes()[read_header(small).data_start :]
+            assert kept == expected[narrow.data_start :]
+    figures(f"{found:,} flips in the block found, {count - found:,} outside of it harmless")
+    assert 0 < found < count
 
 
 def read_state_tensors(path):
