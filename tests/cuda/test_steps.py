@@ -16,11 +16,7 @@ CASES = {
     "vgg": ("vgg16:width=0.25", (2, 7), {}),
     "resnet": ("resnet20", (3, 9), {}),
     "dropout": (*MOBILENET, {}),
-    "widths": (
-        "vgg16:width=0.25",
-        (2, "@0.5", "7@0.5"),
-        {**RECIPES["scales"], "ema": 0.9, "distill": "base"},
-    ),
+    "widths": ("vgg16:width=0.25", ("@0.5", "7@0.5"), {**RECIPES["scales"], "ema": 0.9}),
     "everything": (*MOBILENET, {**RECIPES["scales"], **RECIPES["mixup"], "ema": 0.9, "distill": "chain"}),
 } | {name: (TINY, (1, 4), changes) for name, changes in RECIPES.items()}
 

@@ -37,9 +37,8 @@ def test_through_the_loader(tiny, tmp_path, figures, count):
     for kind, file in tiny.items():
         readers.setdefault(kind, load)(file)
     before, slowest, refused = peak_memory(), 0.0, 0
-    for kind in itertools.islice(
-        itertools.cycle(("network", "widths", "detached", "folded", "state")), count
-    ):
+    kinds = itertools.cycle(("network", "widths", "detached", "folded", "state"))
+    for kind in itertools.islice(kinds, count):
         path.write_bytes(mutators[kind]())
         start = time.process_time()
         try:
