@@ -89,8 +89,8 @@ def train(
     exits: Annotated[
         str | None,
         typer.Option(
-            help="Sub-models: k, without the first k convs; @w, with a share w of the channels; k@w. Such as "
-            '2,7,@0.5; "" trains the plain baseline.'
+            help="Sub-models, such as 2,7,@0.5: k leaves out the first k convs, @w keeps a share w of the "
+            'channels, k@w does both; "" trains the plain baseline.'
         ),
     ] = None,
     data: Annotated[

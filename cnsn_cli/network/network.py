@@ -46,7 +46,7 @@ class Cnsn(nn.Module):
     task: the classes, and the size and channels of the images.
     bn: `private` gives each model its own BN statistics, `shared` gives all models one set.
     step_down: the kind of the step-down convs, `patch` (one conv) or `stem` (several 3x3 convs).
-    narrow: the backbone on the meta device for each width below 1, as `narrow_backbones` makes them.
+    narrow: the backbone of each width below 1; only the shapes of its tensors count.
 
     Raises DetachPointError if `exits` are not legal, ArchitectureError for too small images, or if a width
     has no backbone.
@@ -189,7 +189,7 @@ def _points(exits: Iterable[Exit], backbones: Mapping[float, Backbone], task: Ta
     found: dict[Exit, DetachPoint] = {}
     for width in dict.fromkeys(exit.width for exit in exits):
         if width not in backbones:
-            raise ArchitectureError(f"the width @{width:g} has no backbone: make it with narrow_backbones")
+            raise ArchitectureError(f"the width @{width:g} has no backbone: give narrow={{{width:g}: ...}}")
         points = detach_points(backbones[width], task.image_shape)
         if width != 1:
             points = [DetachPoint(0, 0, task.image_shape), *points]

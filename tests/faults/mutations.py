@@ -14,7 +14,8 @@ ODD: tuple[Any, ...] = (
     [], {}, [[]], [0], [None], [2**40] * 4, {"": {}}, [0] * 3000, json.loads("[" * 200 + "]" * 200),
     "F32", "F16", "I64", "BOOL", "base", "submodel0", "submodel1", "network", "detached", "private", "shared",
     "units.0.0.weight", "narrow", "blocks", "0.5", "__metadata__", "cnsn", "tiny:width=1e9",
-    "tiny:width=2**40", "tiny:depth=0", "tiny:width=1000000000", "tiny:width=[[[[", "vgg11:width=1e9", "os:system",
+    "tiny:width=2**40", "tiny:depth=0", "tiny:width=1000000000", "tiny:width=[[[[", "vgg11:width=1e9",
+    "os:system",
 )  # fmt: skip
 
 
