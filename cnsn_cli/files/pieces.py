@@ -7,7 +7,6 @@ This module does not know what the tensors mean.
 import hashlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
 from math import prod
 from typing import BinaryIO, NamedTuple
 
@@ -86,18 +85,21 @@ def _bytes(source: TensorFile, piece: Piece) -> Iterator[bytes]:
     if shape is None:
         yield from source.chunks(name)
         return
-    entry, gathered = source.header.entries[name], bytearray()
-    for start, size in _runs(entry.shape, shape, BITS[entry.dtype] // 8):
-        for part in source.part(name, start, size):
-            gathered += part
-            if len(gathered) >= CHUNK:
-                yield bytes(gathered)
-                gathered.clear()
-    yield bytes(gathered)
+    entry, width = source.header.entries[name], BITS[source.header.entries[name].dtype] // 8
+    buffer, used = memoryview(bytearray(min(CHUNK, prod(shape) * width))), 0
+    for start, end in _runs(entry.shape, shape, width):
+        while start < end:
+            size = min(end - start, len(buffer) - used)
+            source.read_into(name, start, buffer[used : used + size])
+            start, used = start + size, used + size
+            if used == len(buffer):
+                yield bytes(buffer)
+                used = 0
+    yield bytes(buffer[:used])
 
 
 def _runs(whole: Sequence[int], block: Sequence[int], width: int) -> Iterator[tuple[int, int]]:
-    """Where the bytes of a leading block are in a tensor, as pairs of start and size; a number has `width`.
+    """Where the bytes of a leading block are in a tensor, as pairs of start and end; a number has `width`.
 
     (2, 6) of (3, 10):   ######....    A tensor lies in the file row by row, so a run of bytes ends where
                          ######....    a row of the block ends.
@@ -106,9 +108,11 @@ def _runs(whole: Sequence[int], block: Sequence[int], width: int) -> Iterator[tu
     cut = [axis for axis, (few, many) in enumerate(zip(block, whole, strict=True)) if few < many]
     last = cut[-1] if cut else 0
     size = prod(block[last:]) * width
-    strides = [prod(whole[axis + 1 :]) * width for axis in range(last)]
-    for place in product(*map(range, block[:last])):
-        yield sum(index * stride for index, stride in zip(place, strides, strict=True)), size
+    starts = [0]
+    for axis in range(last):
+        stride = prod(whole[axis + 1 :]) * width
+        starts = [start + index * stride for start in starts for index in range(block[axis])]
+    return ((start, start + size) for start in starts)
 
 
 def all_finite(dtype: str, data: bytes) -> bool:

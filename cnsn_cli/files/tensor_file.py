@@ -99,10 +99,16 @@ class TensorFile:
         entry = self.header.entries[name]
         return _chunks(self._file, self.path, self.header.data_start + entry.start, entry.end - entry.start)
 
-    def part(self, name: str, start: int, size: int) -> Iterator[bytes]:
-        """`size` bytes of a tensor, from its byte number `start` on, like `chunks`."""
-        first = self.header.data_start + self.header.entries[name].start
-        return _chunks(self._file, self.path, first + start, size)
+    def read_into(self, name: str, start: int, target: memoryview) -> None:
+        """Fill `target` with the bytes of a tensor from its byte number `start` on, like `read`."""
+        try:
+            self._file.seek(self.header.data_start + self.header.entries[name].start + start)
+            while target:
+                if not (count := self._file.readinto(target)):
+                    raise CheckpointError(f"{self.path} shrank while it was read")
+                target = target[count:]
+        except OSError as error:
+            raise CheckpointError(f"cannot read {self.path}: {error.strerror or error}") from error
 
 
 def read_header(path: Path) -> Header:
@@ -116,7 +122,7 @@ def header_in(path: Path, start: bytes, size: int) -> Header:
     return _read_header(path, io.BytesIO(start), size)
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> io.FileIO:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would block until somebody writes
     except OSError as error:

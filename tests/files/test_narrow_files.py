@@ -15,7 +15,7 @@ from cnsn_cli.deploy.detach import detach
 from cnsn_cli.errors import CheckpointError, CnsnError
 from cnsn_cli.evaluation.costs import count_macs
 from cnsn_cli.exits import Exit, read_exits
-from cnsn_cli.files import tensor_file
+from cnsn_cli.files import pieces, tensor_file
 from cnsn_cli.files.checkpoint import load, load_blank
 from cnsn_cli.files.metadata import metadata_in
 from cnsn_cli.files.tensor_file import read_header
@@ -118,11 +118,15 @@ def test_no_more_bytes_are_read_than_are_kept(whole, tmp_path, monkeypatch, chun
             read.append(len(data))
             return data
 
+        def readinto(self, buffer):
+            read.append(super().readinto(buffer))
+            return read[-1]
+
     expected = detach(whole, "2", tmp_path / "expected.safetensors")
     monkeypatch.setattr(
         tensor_file, "open", lambda file, mode, buffering: Counting(file, mode), raising=False
     )
-    monkeypatch.setattr(tensor_file, "CHUNK", chunk)
+    monkeypatch.setattr(pieces, "CHUNK", chunk)
     detach(whole, "2", tmp_path / "small.safetensors")
     kept, headers = expected.models[0].bytes, len(read)
     small = tmp_path / "small.safetensors"

@@ -1,0 +1,120 @@
+"""What does a narrow sub-model cost in a training step, and how long does it take to detach one?
+
+    python benchmarks/widths.py --write
+
+A step of a network with exits 2,7,@0.5 does the work of a step with 2,7 and of a step of the narrow network
+alone. `cnsn detach` cuts blocks out of a file; `copy` copies as many bytes, with fsync, and `bare detach` is
+a command that does nothing.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from startup import bare_app, copy, peak_of_detach
+from timing import Times, interleave, markdown, report
+
+from cnsn_cli.backbones.registry import find
+from cnsn_cli.files.checkpoint import save
+from cnsn_cli.network.memory_format import place
+from cnsn_cli.task import Task
+from cnsn_cli.training.augmentation import plan_epoch
+from cnsn_cli.training.recipe import load_recipe
+from cnsn_cli.training.setup import build_network, describe
+from cnsn_cli.training.step import TrainingStep
+
+CPU, TASK, IMAGES = torch.device("cpu"), Task.plain(), 1000
+JOINT, SHORT, WIDTH = (2, 7, "@0.5"), (2, 7), 0.5
+CASES = ((0.25, 64, "fp32"), (0.25, 64, "bf16"), (1.0, 32, "fp32"), (1.0, 32, "bf16"))
+
+
+def new_step(arch: str, exits: tuple[int | str, ...], batch: int, precision: str) -> TrainingStep:
+    recipe = load_recipe("best", {"batch_size": batch})
+    network = place(build_network(find(arch), exits, TASK, recipe), CPU).train()
+    step = TrainingStep(network, torch.randint(10, (IMAGES,)), recipe, precision)
+    step.begin(plan_epoch(IMAGES, recipe, 1, CPU))
+    pixels = torch.randint(256, (batch, *TASK.image_shape), dtype=torch.uint8)
+    step.set(torch.arange(batch), pixels, 0.01, [1.0] * len(exits), 0)
+    return step
+
+
+def steps(width: float, batch: int, precision: str, rounds: int) -> list[str]:
+    """A row of the table: the median ms of each step, and the ratios of medians and of minima."""
+    wide, narrow = f"vgg16:width={width}", f"vgg16:width={width * WIDTH}"
+    variants = {
+        "joint": new_step(wide, JOINT, batch, precision),
+        "short": new_step(wide, SHORT, batch, precision),
+        "narrow": new_step(narrow, (), batch, precision),
+    }
+    times = interleave(variants, rounds)
+    medians = [f"{statistics.median(times[name]) * 1e3:.1f}" for name in variants]
+    return [
+        f"{width:g}",
+        f"{batch}",
+        precision,
+        *medians,
+        f"{_ratio(times, statistics.median)}, {_ratio(times, min)}",
+    ]
+
+
+def _ratio(times: Times, of) -> str:
+    return f"{of(times['joint']) / (of(times['short']) + of(times['narrow'])):.3f}"
+
+
+def detaching(folder: Path, rounds: int) -> str:
+    arch, recipe = find("vgg16"), load_recipe("paper")
+    network = build_network(arch, JOINT, TASK, recipe)
+    whole, small, bare = folder / "whole.safetensors", folder / "small.safetensors", folder / "bare.py"
+    save(whole, network, describe(network, arch, "cifar10", recipe))
+    bare.write_text(bare_app())
+    words = ["detach", str(whole), "--submodel", "2", "-o", str(small), "--force"]
+    commands = {
+        "cnsn detach": [str(Path(sys.executable).with_name("cnsn")), *words],
+        "bare detach": [sys.executable, str(bare), *words],
+    }
+    runs = {
+        name: lambda line=line: subprocess.run(line, check=True, capture_output=True)
+        for name, line in commands.items()
+    }
+    runs["cnsn detach"]()
+    kept = small.rename(folder / "kept.safetensors")
+    times = interleave({**runs, "copy": lambda: copy(kept, folder / "copy")}, rounds)
+    rows = [[n, f"{statistics.median(s) * 1e3:.0f}", f"{min(s) * 1e3:.0f}"] for n, s in times.items()]
+    over = {of: of(times["cnsn detach"]) - of(times["bare detach"]) for of in (statistics.median, min)}
+    ratios = ", ".join(f"{seconds / of(times['copy']):.2f}" for of, seconds in over.items())
+    return (
+        f"{markdown(['process', 'median ms', 'minimum ms'], rows)}\n\nBeside its start-up, `cnsn detach` takes "
+        f"{ratios} x the copy (medians, minima). It keeps {kept.stat().st_size / 2**20:.0f} of "
+        f"{whole.stat().st_size / 2**20:.0f} MiB, and at most has {peak_of_detach(['cnsn', *words]):.0f} MiB in memory."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--write", action="store_true", help="put the results into RESULTS.md")
+    given = parser.parse_args()
+    columns = [
+        "width",
+        "batch",
+        "precision",
+        "2,7,@0.5, ms",
+        "2,7, ms",
+        "narrow, ms",
+        "ratio (medians, minima)",
+    ]
+    table = markdown(columns, [steps(*case, given.rounds) for case in CASES])
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        report(
+            "widths",
+            f"{given.rounds} rounds\n\n{table}\n\n{detaching(Path(folder), given.rounds)}",
+            given.write,
+        )
+
+
+if __name__ == "__main__":
+    main()
