@@ -86,14 +86,15 @@ def copy(source: Path, target: Path) -> None:
 
 
 def peak_of_detach(words: list[str]) -> float:
-    """The peak memory of `cnsn detach` in MiB."""
+    """The peak memory of `cnsn detach` in MiB, read before anything else is imported."""
     code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); sys.argv = {words!r}\n"
-        "from cnsn_cli.main import app; from timing import peak_rss\n"
-        "app(prog_name='cnsn', standalone_mode=False); print('peak', peak_rss())"
+        f"import sys; sys.argv = {words!r}\n"
+        "from cnsn_cli.main import app\n"
+        "app(prog_name='cnsn', standalone_mode=False)\n"
+        "print(open('/proc/self/status').read())"
     )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    return float(out.split("peak")[-1])
+    return int(out.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def measure(folder: Path, rounds: int) -> str:

@@ -40,12 +40,6 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores; {device}; {versions}"
 
 
-def peak_rss() -> float:
-    """The peak memory of this process in MiB. (getrusage would count its parent's memory too.)"""
-    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) / 1024 if found else 0.0
-
-
 def report(section: str, text: str, write: bool) -> None:
     """Print the results; with `write`, also replace the section of this name in RESULTS.md."""
     words = [Path(word).name if Path(word).exists() else word for word in sys.argv]  # without local folders

@@ -3,8 +3,8 @@
     python benchmarks/widths.py --write
 
 A step of a network with exits 2,7,@0.5 does the work of a step with 2,7 and of a step of the narrow network
-alone. `cnsn detach` cuts blocks out of a file; `copy` copies as many bytes, with fsync, and `bare detach` is
-a command that does nothing.
+alone. `detach` is `cnsn detach`, which cuts blocks out of a file; `start-up` is the same command on a tiny
+file, and `copy` copies as many bytes, with fsync.
 """
 
 import argparse
@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from startup import bare_app, copy, peak_of_detach
-from timing import Times, interleave, markdown, report
+from startup import copy, peak_of_detach
+from timing import interleave, markdown, report
 
 from cnsn_cli.backbones.registry import find
 from cnsn_cli.files.checkpoint import save
@@ -52,45 +52,44 @@ def steps(width: float, batch: int, precision: str, rounds: int) -> list[str]:
     }
     times = interleave(variants, rounds)
     medians = [f"{statistics.median(times[name]) * 1e3:.1f}" for name in variants]
-    return [
-        f"{width:g}",
-        f"{batch}",
-        precision,
-        *medians,
-        f"{_ratio(times, statistics.median)}, {_ratio(times, min)}",
+    ratios = [
+        of(times["joint"]) / (of(times["short"]) + of(times["narrow"])) for of in (statistics.median, min)
     ]
-
-
-def _ratio(times: Times, of) -> str:
-    return f"{of(times['joint']) / (of(times['short']) + of(times['narrow'])):.3f}"
+    return [f"{width:g}", f"{batch}", precision, *medians, ", ".join(f"{ratio:.3f}" for ratio in ratios)]
 
 
 def detaching(folder: Path, rounds: int) -> str:
-    arch, recipe = find("vgg16"), load_recipe("paper")
-    network = build_network(arch, JOINT, TASK, recipe)
-    whole, small, bare = folder / "whole.safetensors", folder / "small.safetensors", folder / "bare.py"
-    save(whole, network, describe(network, arch, "cifar10", recipe))
-    bare.write_text(bare_app())
-    words = ["detach", str(whole), "--submodel", "2", "-o", str(small), "--force"]
-    commands = {
-        "cnsn detach": [str(Path(sys.executable).with_name("cnsn")), *words],
-        "bare detach": [sys.executable, str(bare), *words],
+    whole, tiny = network_file(folder, "vgg16"), network_file(folder, "vgg16:width=0.02")
+    small = folder / "small.safetensors"
+    cnsn = str(Path(sys.executable).with_name("cnsn"))
+    words = {
+        name: [cnsn, "detach", str(file), "--submodel", "2", "-o", str(small), "--force"]
+        for name, file in (("start-up", tiny), ("detach", whole))
     }
     runs = {
         name: lambda line=line: subprocess.run(line, check=True, capture_output=True)
-        for name, line in commands.items()
+        for name, line in words.items()
     }
-    runs["cnsn detach"]()
+    runs["detach"]()
     kept = small.rename(folder / "kept.safetensors")
     times = interleave({**runs, "copy": lambda: copy(kept, folder / "copy")}, rounds)
     rows = [[n, f"{statistics.median(s) * 1e3:.0f}", f"{min(s) * 1e3:.0f}"] for n, s in times.items()]
-    over = {of: of(times["cnsn detach"]) - of(times["bare detach"]) for of in (statistics.median, min)}
-    ratios = ", ".join(f"{seconds / of(times['copy']):.2f}" for of, seconds in over.items())
+    found = [
+        (of(times["detach"]) - of(times["start-up"])) / of(times["copy"]) for of in (statistics.median, min)
+    ]
+    sizes = [path.stat().st_size / 2**20 for path in (kept, whole)]
     return (
         f"{markdown(['process', 'median ms', 'minimum ms'], rows)}\n\nBeside its start-up, `cnsn detach` takes "
-        f"{ratios} x the copy (medians, minima). It keeps {kept.stat().st_size / 2**20:.0f} of "
-        f"{whole.stat().st_size / 2**20:.0f} MiB, and at most has {peak_of_detach(['cnsn', *words]):.0f} MiB in memory."
+        f"{found[0]:.2f} x the copy (medians), {found[1]:.2f} x (minima). It keeps {sizes[0]:.0f} of "
+        f"{sizes[1]:.0f} MiB, and has at most {peak_of_detach(words['detach']):.0f} MiB in memory."
     )
+
+
+def network_file(folder: Path, name: str) -> Path:
+    arch, path = find(name), folder / f"{len(name)}.safetensors"
+    network = build_network(arch, JOINT, TASK, load_recipe("paper"))
+    save(path, network, describe(network, arch, "cifar10", load_recipe("paper")))
+    return path
 
 
 def main() -> None:
@@ -109,11 +108,8 @@ def main() -> None:
     ]
     table = markdown(columns, [steps(*case, given.rounds) for case in CASES])
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
-        report(
-            "widths",
-            f"{given.rounds} rounds\n\n{table}\n\n{detaching(Path(folder), given.rounds)}",
-            given.write,
-        )
+        text = f"{given.rounds} rounds\n\n{table}\n\n{detaching(Path(folder), given.rounds)}"
+        report("widths", text, given.write)
 
 
 if __name__ == "__main__":

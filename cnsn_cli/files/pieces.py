@@ -7,6 +7,7 @@ This module does not know what the tensors mean.
 import hashlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from math import prod
 from typing import BinaryIO, NamedTuple
 
@@ -85,24 +86,22 @@ def _bytes(source: TensorFile, piece: Piece) -> Iterator[bytes]:
     if shape is None:
         yield from source.chunks(name)
         return
-    entry, width = source.header.entries[name], BITS[source.header.entries[name].dtype] // 8
-    buffer, used = memoryview(bytearray(min(CHUNK, prod(shape) * width))), 0
-    for start, end in _runs(entry.shape, shape, width):
-        while start < end:
-            size = min(end - start, len(buffer) - used)
-            source.read_into(name, start, buffer[used : used + size])
-            start, used = start + size, used + size
-            if used == len(buffer):
-                yield bytes(buffer)
-                used = 0
-    yield bytes(buffer[:used])
+    entry = source.header.entries[name]
+    batch, size = [], 0
+    for start, end in _runs(entry.shape, shape, BITS[entry.dtype] // 8):
+        batch.append((start, end))
+        size += end - start
+        if size >= CHUNK:
+            yield source.gather(name, batch, size)
+            batch, size = [], 0
+    yield source.gather(name, batch, size)
 
 
 def _runs(whole: Sequence[int], block: Sequence[int], width: int) -> Iterator[tuple[int, int]]:
     """Where the bytes of a leading block are in a tensor, as pairs of start and end; a number has `width`.
 
     (2, 6) of (3, 10):   ######....    A tensor lies in the file row by row, so a run of bytes ends where
-                         ######....    a row of the block ends.
+                         ######....    a row of the block ends. A run has at most CHUNK bytes.
                          ..........
     """
     cut = [axis for axis, (few, many) in enumerate(zip(block, whole, strict=True)) if few < many]
@@ -112,7 +111,9 @@ def _runs(whole: Sequence[int], block: Sequence[int], width: int) -> Iterator[tu
     for axis in range(last):
         stride = prod(whole[axis + 1 :]) * width
         starts = [start + index * stride for start in starts for index in range(block[axis])]
-    return ((start, start + size) for start in starts)
+    for start in starts:
+        for part in range(start, start + size, CHUNK):
+            yield part, min(part + CHUNK, start + size)
 
 
 def all_finite(dtype: str, data: bytes) -> bool:
@@ -123,8 +124,13 @@ def all_finite(dtype: str, data: bytes) -> bool:
     if dtype not in EXPONENTS:
         return True
     mask, size = EXPONENTS[dtype], BITS[dtype] // 8
-    top = mask >> 8 * (size - 1)
     highest = data[size - 1 :: size]
-    if not any(byte in highest for byte in range(256) if byte & top == top):
+    if not any(byte in highest for byte in _suspicious(mask >> 8 * (size - 1))):
         return True
     return not any(value & mask == mask for value in array(UNSIGNED[BITS[dtype]], data))
+
+
+@cache
+def _suspicious(top: int) -> tuple[int, ...]:
+    """The bytes that have all bits of `top`."""
+    return tuple(byte for byte in range(256) if byte & top == top)

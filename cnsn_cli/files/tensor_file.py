@@ -18,7 +18,7 @@ import json
 import os
 import stat
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -99,16 +99,20 @@ class TensorFile:
         entry = self.header.entries[name]
         return _chunks(self._file, self.path, self.header.data_start + entry.start, entry.end - entry.start)
 
-    def read_into(self, name: str, start: int, target: memoryview) -> None:
-        """Fill `target` with the bytes of a tensor from its byte number `start` on, like `read`."""
-        try:
-            self._file.seek(self.header.data_start + self.header.entries[name].start + start)
-            while target:
-                if not (count := self._file.readinto(target)):
-                    raise CheckpointError(f"{self.path} shrank while it was read")
-                target = target[count:]
-        except OSError as error:
-            raise CheckpointError(f"cannot read {self.path}: {error.strerror or error}") from error
+    def gather(self, name: str, runs: Iterable[tuple[int, int]], size: int) -> bytes:
+        """Runs of bytes of a tensor, joined: pairs of start and end, `size` bytes in all. Like `read`."""
+        first, file = self.header.data_start + self.header.entries[name].start, self._file.fileno()
+        gathered, position = memoryview(bytearray(size)), 0
+        for start, end in runs:
+            target = gathered[position : position + end - start]
+            try:
+                count = os.preadv(file, [target], first + start)
+            except OSError as error:
+                raise CheckpointError(f"cannot read {self.path}: {error.strerror or error}") from error
+            if count < len(target):
+                raise CheckpointError(f"{self.path} shrank while it was read")
+            position += count
+        return bytes(gathered)
 
 
 def read_header(path: Path) -> Header:
