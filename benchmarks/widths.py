@@ -78,9 +78,10 @@ def detaching(folder: Path, rounds: int) -> str:
         (of(times["detach"]) - of(times["start-up"])) / of(times["copy"]) for of in (statistics.median, min)
     ]
     sizes = [path.stat().st_size / 2**20 for path in (kept, whole)]
+    table = markdown(["process", "median ms", "minimum ms"], rows)
     return (
-        f"{markdown(['process', 'median ms', 'minimum ms'], rows)}\n\nBeside its start-up, `cnsn detach` takes "
-        f"{found[0]:.2f} x the copy (medians), {found[1]:.2f} x (minima). It keeps {sizes[0]:.0f} of "
+        f"{table}\n\nBeside its start-up, `cnsn detach` takes {found[0]:.2f} x the copy (medians), "
+        f"{found[1]:.2f} x (minima). It keeps {sizes[0]:.0f} of "
         f"{sizes[1]:.0f} MiB, and has at most {peak_of_detach(words['detach']):.0f} MiB in memory."
     )
 
