@@ -15,7 +15,7 @@ from typing import NamedTuple
 from cnsn_cli.choices import BatchNormMode
 from cnsn_cli.errors import DetachPointError
 
-DIGITS = 6  # of a width; more would not be seen
+DIGITS = 6  # significant digits of a width: as many as `:g` shows
 
 
 class Exit(NamedTuple):
@@ -42,7 +42,7 @@ class Exit(NamedTuple):
 
 def read_exit(word: int | str) -> Exit:
     """Read `7`, `@0.5` or `7@0.5`. Raises DetachPointError."""
-    found = re.fullmatch(r"\s*(-?\d{1,9})?(?:@(.+?))?\s*", str(word))
+    found = re.fullmatch(r"\s*(-?\d{1,9})?(?:@(.+?))?\s*", str(word), re.ASCII)
     drops, width = found.groups() if found else (None, None)
     if drops is None and width is None:
         raise DetachPointError(f"{word!r} is no sub-model: {_legal()}")
@@ -55,7 +55,7 @@ def read_exit(word: int | str) -> Exit:
 
 
 def _share(word: str, width: str) -> float:
-    if not re.fullmatch(r"\d*\.?\d+(e-?\d+)?", width, re.ASCII):
+    if not re.fullmatch(r"\d*\.?\d+([eE]-?\d+)?", width, re.ASCII):
         raise DetachPointError(f"{word!r} is no sub-model: {_legal()}")
     share = float(f"{float(width):.{DIGITS}g}")
     if not 0 < share < 1:

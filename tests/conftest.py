@@ -24,9 +24,9 @@ from cnsn_cli.main import main
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
 from cnsn_cli.training import resume_state
+from cnsn_cli.training.description import describe
 from cnsn_cli.training.recipe import Recipe, load_recipe
 from cnsn_cli.training.run import train
-from cnsn_cli.training.setup import describe
 
 STAGE = re.compile(r"^(\w.*): [\d,.]+ s\n", re.M)
 TINY = "vgg11:width=0.0625"  # 4 to 32 channels

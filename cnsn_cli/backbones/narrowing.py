@@ -2,11 +2,13 @@
 
     vgg16:width=0.25 with half the channels  ->  vgg16:width=0.125
 
-`cnsn mac` plans with it. The plug-in says which of its options narrows its networks. A narrow network takes
-the leading blocks of the wide network's tensors, so channel c must mean the same in both: `check_blocks`
-tries it. This module knows no name of an architecture.
+`cnsn mac` plans with it; training and files build narrow networks with it. The plug-in says which of its
+options narrows its networks. A narrow network takes the leading blocks of the wide network's tensors, so
+channel c must mean the same in both: `check_blocks` tries it. This module knows no name of an architecture.
 """
 
+import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from cnsn_cli.backbones import arch_string
 from cnsn_cli.backbones.architecture import Architecture
 from cnsn_cli.backbones.backbone import Backbone
-from cnsn_cli.errors import ArchitectureError
+from cnsn_cli.errors import ArchitectureError, one_line
 from cnsn_cli.exits import Exit, widths
 from cnsn_cli.task import Task
 
@@ -62,7 +64,9 @@ def build_narrow(arch: Architecture, wide: Shapes, share: float, task: Task) -> 
     Raises ArchitectureError if it cannot be made, or if its tensors are no leading blocks of those of `arch`.
     """
     narrow = narrowed(arch, share)
-    blank = narrow.build_blank(task)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of layers without channels, which are refused below
+        blank = narrow.build_blank(task)
     _check_shapes(arch, narrow, wide, tensor_shapes(blank))
     return blank
 
@@ -79,22 +83,36 @@ def _check_shapes(arch: Architecture, narrow: Architecture, wide: Shapes, shapes
                 f"{arch.text} cannot be narrowed: {name} of {narrow.text} has shape {_written(small)}, which "
                 f"is no leading block of {_written(large)}: give detach points alone"
             )
+        if 0 in small and 0 not in large:
+            raise ArchitectureError(f"{narrow.text} leaves no channel in {name}: give a larger width")
 
 
-def check_blocks(arch: Architecture, share: float, task: Task) -> None:
-    """Raises ArchitectureError unless channel c means the same in `arch` and in its narrow network.
+def check_blocks(arch: Architecture, shares: Iterable[float], task: Task) -> None:
+    """Raises ArchitectureError unless channel c means the same in `arch` and in its narrow networks.
 
     It does not where channels are concatenated or shuffled, where a conv has as many groups but smaller ones,
     or where a layer normalises over channels. The check: with zeros everywhere but in the leading blocks, the
     wide network must give the logits of the narrow network.
     """
-    narrow = narrowed(arch, share)
+    shares = tuple(shares)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        small, large = narrow.build(task), arch.build(task)
-        _check_shapes(arch, narrow, tensor_shapes(large), tensor_shapes(small))
-        expected, found = _logits(_whole(small), _whole(large), task)
-    if not torch.allclose(found, expected, rtol=0, atol=TOLERANCE * expected.abs().max().item()):
+        wide = arch.build(task) if shares else None
+        for share in shares:
+            assert wide is not None
+            _check_width(arch, wide, share, task)
+
+
+def _check_width(arch: Architecture, wide: Backbone, share: float, task: Task) -> None:
+    build_narrow(arch, tensor_shapes(wide), share, task)  # shapes first: layers without channels cannot run
+    narrow = narrowed(arch, share)
+    small = narrow.build(task)
+    try:
+        expected, found = _logits(_whole(small), _whole(wide), task)
+    except Exception as error:  # layers may raise anything
+        raise ArchitectureError(f"{narrow.text} cannot run: {one_line(error)}") from error
+    largest = expected.abs().max().item()
+    if not (math.isfinite(largest) and torch.allclose(found, expected, rtol=0, atol=TOLERANCE * largest)):
         raise ArchitectureError(
             f"{arch.text} cannot be narrowed: its channels are concatenated, shuffled, grouped or normalised "
             f"together, so that they mean something else in {narrow.text}: give detach points alone"
@@ -115,9 +133,14 @@ def _whole(backbone: Backbone) -> nn.Sequential:
 
 
 def _fill(network: nn.Module) -> None:
-    """Make every value count: new BN layers have zeros and ones, which any order of channels leaves as is."""
+    """Make every value count: new BN layers have zeros and ones, which any order of channels leaves as is.
+
+    A buffer may hold variances, under any name, so its values are positive. Means are around 0, because all
+    features would be dead after a ReLU otherwise.
+    """
+    positive = {name for name, _ in network.named_buffers() if not name.endswith("mean")}
     for name, tensor in _floats(network):
-        if name.endswith("running_var") or (tensor.dim() < 2 and name.endswith("weight")):
+        if name in positive or (tensor.dim() < 2 and name.endswith("weight")):
             tensor.uniform_(0.5, 1.5)
         elif tensor.dim() < 2:
             tensor.normal_(0, 0.1)
@@ -125,9 +148,9 @@ def _fill(network: nn.Module) -> None:
 
 def _embed(small: nn.Module, large: nn.Module) -> None:
     """Put the tensors of `small` into the leading blocks of `large`, and zeros everywhere else."""
-    inside = dict(_floats(small))
+    inside, buffers = dict(_floats(small)), dict(large.named_buffers())
     for name, tensor in _floats(large):
-        tensor.fill_(name.endswith("running_var"))
+        tensor.fill_(name in buffers)
         tensor[tuple(slice(size) for size in inside[name].shape)] = inside[name]
 
 

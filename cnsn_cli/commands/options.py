@@ -13,15 +13,20 @@ import typer
 from cnsn_cli.backbones.plugins import use_plugin
 from cnsn_cli.deploy.budget import Budget, Quantity
 from cnsn_cli.errors import DetachPointError
-from cnsn_cli.exits import read_exit
+from cnsn_cli.exits import Exit, read_exit
 from cnsn_cli.task import LARGEST_IMAGE
 from cnsn_cli.training.arguments import help_of
 
 
 def parse_exits(text: str) -> tuple[int | str, ...]:
     """Parse `2,7,@0.5` to (2, 7, "@0.5"), and the empty string to ()."""
+    return tuple(parse_exit(word).word for word in text.split(",")) if text.strip() else ()
+
+
+def parse_exit(word: str) -> Exit:
+    """Parse `7`, `@0.5` or `7@0.5`."""
     try:
-        return tuple(read_exit(word).word for word in text.split(",")) if text.strip() else ()
+        return read_exit(word)
     except DetachPointError as error:
         raise typer.BadParameter(str(error)) from None
 

@@ -67,9 +67,8 @@ def print_json(content: Mapping[str, Any]) -> None:
 
 def print_models(models: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
     """Print a row for each model, and a column for each field that is known."""
-    known = [field for field in COLUMNS if models[0].get(field) is not None]
-    if all(model.get("width", 1) == 1 for model in models):
-        known.remove("width")
+    full = all(model.get("width", 1) == 1 for model in models)
+    known = [f for f in COLUMNS if models[0].get(f) is not None and not (f == "width" and full)]
     # With accuracy and loss a row would not fit 80 columns; operations are left out, as MACs are so similar.
     fields = [field for field in known if field != "operations" or "accuracy" not in known]
     columns = [COLUMNS[field][0] for field in fields]

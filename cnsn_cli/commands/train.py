@@ -23,10 +23,9 @@ from cnsn_cli.commands.hyperparameters import (
     with_hyperparameters,
 )
 from cnsn_cli.commands.listed import option, with_listed
-from cnsn_cli.commands.options import Json, Plugin, parse_exits
+from cnsn_cli.commands.options import Json, Plugin, parse_exit, parse_exits
 from cnsn_cli.commands.output import print_json, print_models, printable
 from cnsn_cli.errors import DataError, ProcessError, TrainingError, lack
-from cnsn_cli.exits import read_exit
 from cnsn_cli.stages import stage
 from cnsn_cli.training.arguments import TYPED
 
@@ -150,6 +149,7 @@ def _start(
 ) -> "Run":
     """Start a new run."""
     drop, freeze_base = options["drop"], options["freeze_base"]
+    shortened = drop is not None and parse_exit(drop).drops > 0
     if drop is not None and freeze_base is not None:
         raise typer.BadParameter("--drop trains a sub-model alone: there is no base-model to freeze")
     if freeze_base is not None:
@@ -163,8 +163,7 @@ def _start(
         from cnsn_cli.training.recipe import load_recipe
         from cnsn_cli.training.run import train as run
 
-    alone = drop is not None and read_exit(drop).drops
-    chosen = load_recipe(recipe, overrides, baseline=not exits and not alone)
+    chosen = load_recipe(recipe, overrides, baseline=not exits and not shortened)
     folder = out or default_folder(arch.text, data)
     with _watched(folder, chosen) as watch:
         return run(arch, exits or (), data, chosen, folder, watch=watch, **options)

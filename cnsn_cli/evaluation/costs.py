@@ -22,7 +22,7 @@ from cnsn_cli.backbones.architecture import Architecture
 from cnsn_cli.backbones.backbone import Backbone
 from cnsn_cli.backbones.detach_points import detach_points
 from cnsn_cli.backbones.meta import blank_images, emptied_like, run_blank
-from cnsn_cli.backbones.narrowing import narrow_backbones
+from cnsn_cli.backbones.narrowing import check_blocks, narrow_backbones
 from cnsn_cli.choices import StepDown
 from cnsn_cli.evaluation import operators
 from cnsn_cli.exits import Exit, read_exits
@@ -106,6 +106,7 @@ def blank_network(
         return cut_everywhere(wide, task, step_down)
     chosen = read_exits(exits)
     narrow = narrow_backbones(found, wide, chosen, task)
+    check_blocks(found, narrow, task)
     with torch.device("meta"):
         return Cnsn(wide, chosen, task, step_down=step_down, narrow=narrow)
 

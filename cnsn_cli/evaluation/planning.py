@@ -47,7 +47,7 @@ def plan(
     depths = [p.drops for p in detach_points(wide, task.image_shape)] if exits is None else list(exits)
     grid = _grid(depths, widths)
     narrow = narrow_backbones(arch, wide, grid, task)
-    check_blocks(arch, min(widths), task)
+    check_blocks(arch, widths, task)
     with torch.device("meta"):
         network = Cnsn(wide, grid, task, step_down=step_down, narrow=narrow)
     words = {"base": "base", **{f"submodel{number}": str(exit) for number, exit in enumerate(grid)}}

@@ -2,6 +2,7 @@
 
 model_file      any file that holds models, opened as classifiers
 checkpoint      saving and loading networks
+  agreement     whether a file holds the network that it describes
   metadata      what a file says about its models
   tensor_file   a safetensors file as bytes: header and tensors, without torch
   pieces        tensors and blocks of a file, copied into a new file without torch

@@ -6,38 +6,31 @@ know how a network was trained.
 
 import hashlib
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from safetensors.torch import save as serialise
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch import Tensor
 
 from cnsn_cli.backbones import registry
 from cnsn_cli.backbones.architecture import Architecture
-from cnsn_cli.backbones.narrowing import narrow_backbones
-from cnsn_cli.errors import ArchitectureError, CheckpointError, CnsnError, one_line
+from cnsn_cli.backbones.backbone import Backbone
+from cnsn_cli.backbones.narrowing import narrow_backbones, narrowed
+from cnsn_cli.errors import CheckpointError, CnsnError, one_line
+from cnsn_cli.files.agreement import DTYPES, MOST_PARAMETERS, check_blocks, check_tensors, not_larger_than
 from cnsn_cli.files.metadata import KEY, Metadata, metadata_in, read_metadata
 from cnsn_cli.files.tensor_file import Entry, Header, TensorFile, header_in, new_header, read_header
 from cnsn_cli.files.writer import NewFile, read_back, replacing
 from cnsn_cli.network.dtypes import HALVES, cast_weights
 from cnsn_cli.network.folding import fold
-from cnsn_cli.network.memory_format import for_few_images, for_file, narrow_parts
+from cnsn_cli.network.memory_format import for_few_images, for_file
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.version import __version__
 
-DTYPES = {
-    torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
-    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32",
-    torch.int64: "I64", torch.uint16: "U16", torch.uint32: "U32", torch.uint64: "U64",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
-}  # fmt: skip
 TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
-MOST_PARAMETERS = 10_000  # parameter tensors that an architecture named by a file may have
 
 
 def versions() -> dict[str, str]:
@@ -189,19 +182,8 @@ def _read_blank(
     for model, record in zip(network.models(), metadata.models, strict=True):
         if (model.drops, model.first_unit) != (record.drops, record.first_unit):
             raise CheckpointError(f"{path} places {record.name} where its architecture has no detach point")
-    _check_blocks(path, network, metadata)
+    check_blocks(path, network, metadata)
     return network, metadata
-
-
-def _check_blocks(path: Path, network: Cnsn | Model, metadata: Metadata) -> None:
-    """Raises CheckpointError unless the narrow networks of a file have the blocks that the file describes."""
-    for narrow in narrow_parts(network):
-        described = (metadata.narrow or {})[f"{narrow.width:g}"].blocks
-        wanted = {block.name: block.shape for block in narrow.blocks if block.is_saved}
-        if wanted != {name: block.shape for name, block in described.items()}:
-            raise CheckpointError(
-                f"{path} is broken: the blocks of the width @{narrow.width:g} are not its architecture's"
-            )
 
 
 def leading_block(tensor: Tensor, shape: Sequence[int]) -> Tensor:
@@ -214,12 +196,20 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
+def _narrow(arch: Architecture, backbone: Backbone, metadata: Metadata) -> dict[float, Backbone]:
+    """The narrow networks that a file describes. Raises CheckpointError if it names other architectures."""
+    for width, record in (metadata.narrow or {}).items():
+        if record.arch != (text := narrowed(arch, float(width)).text):
+            raise CheckpointError(f"the width @{width} of {arch.text} is {text}, not {record.arch}")
+    return narrow_backbones(arch, backbone, metadata.exits, metadata.task)
+
+
 def _blank(path: Path, metadata: Metadata, known: Architecture | None) -> Cnsn | Model:
     try:
         arch = known or registry.find(metadata.arch, metadata.provider)
-        with _not_larger_than(MOST_PARAMETERS):
+        with not_larger_than(MOST_PARAMETERS):
             backbone = arch.build_blank(metadata.task)
-            narrow = narrow_backbones(arch, backbone, metadata.exits, metadata.task)
+            narrow = _narrow(arch, backbone, metadata)
         with torch.device("meta"):
             kinds = metadata.bn, metadata.step_down
             network = Cnsn(backbone, metadata.exits, metadata.task, *kinds, narrow)
@@ -236,49 +226,10 @@ def _blank(path: Path, metadata: Metadata, known: Architecture | None) -> Cnsn |
         raise CheckpointError(f"{path} describes a network that cannot be built: {reason}") from error
 
 
-@contextmanager
-def _not_larger_than(most: int) -> Iterator[None]:
-    """Raises ArchitectureError as soon as a network that is being built has more than `most` parameters.
-
-    The options of an architecture come from the file, and may ask for millions of layers.
-    """
-    count = 0
-
-    def counted(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-        nonlocal count
-        count += 1
-        if count > most:
-            raise ArchitectureError(f"its architecture has more than {most:,} parameter tensors")
-
-    hook = register_module_parameter_registration_hook(counted)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 def _is_finite(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     return all(bound.isfinite() for bound in tensor.aminmax())  # one pass; a NaN becomes both bounds
-
-
-def check_tensors(path: Path, header: Header, expected: dict[str, Tensor]) -> None:
-    """Raises CheckpointError unless the tensors of a file have the names, shapes and dtypes of `expected`."""
-    for name in sorted(expected.keys() | header.entries.keys()):
-        if name not in header.entries:
-            raise CheckpointError(f"{path} lacks tensor {name!r} of its architecture")
-        if name not in expected:
-            raise CheckpointError(f"{path} has a tensor {name!r} that its architecture does not know")
-        entry, tensor = header.entries[name], expected[name]
-        if entry.shape != tuple(tensor.shape):
-            shape = tuple(tensor.shape)
-            raise CheckpointError(f"{path}: {name!r} has shape {entry.shape}, its architecture wants {shape}")
-        wanted = DTYPES.get(tensor.dtype, "another")
-        if entry.dtype != wanted:
-            raise CheckpointError(
-                f"{path}: {name!r} has dtype {entry.dtype}, its architecture wants {wanted}"
-            )
 
 
 def read_tensors(file: TensorFile, sha256: Mapping[str, str]) -> dict[str, Tensor]:

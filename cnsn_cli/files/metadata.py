@@ -141,13 +141,13 @@ class Metadata(BaseModel):
         return self.kind == "detached" and self.parent is None
 
     def find(self, name: str) -> ModelRecord:
-        """The record of a model; a number stands for a sub-model.
+        """The record of a model; a number stands for a sub-model, and so does a word such as `@0.5`.
 
         Raises CheckpointError with the valid names.
         """
         name = f"submodel{name}" if name.isdecimal() else name
         for model in self.models:
-            if model.name == name:
+            if name in (model.name, model.exit.word):  # a depth is a number, and numbers count sub-models
                 return model
         raise CheckpointError(f"no model {name!r}: choose {', '.join(model.name for model in self.models)}")
 

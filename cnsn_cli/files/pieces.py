@@ -107,11 +107,11 @@ def _runs(whole: Sequence[int], block: Sequence[int], width: int) -> Iterator[tu
     cut = [axis for axis, (few, many) in enumerate(zip(block, whole, strict=True)) if few < many]
     last = cut[-1] if cut else 0
     size = prod(block[last:]) * width
-    starts = [0]
-    for axis in range(last):
-        stride = prod(whole[axis + 1 :]) * width
-        starts = [start + index * stride for start in starts for index in range(block[axis])]
-    for start in starts:
+    for number in range(prod(block[:last]) if size else 0):
+        start, stride = 0, width * prod(whole[last:])
+        for axis in reversed(range(last)):
+            number, index = divmod(number, block[axis])
+            start, stride = start + index * stride, stride * whole[axis]
         for part in range(start, start + size, CHUNK):
             yield part, min(part + CHUNK, start + size)
 

@@ -1,6 +1,8 @@
 """The method of the paper: the network, its one forward pass and its loss.
 
 network         a base-model with its sub-models, in one forward pass
+  joint_pass    one pass for all models of one width
+  narrow        the models of a smaller width, from blocks of the base-model's weights
   model           one model by itself
   views           the network seen as one of its models
   batch_norm      BN layers with running statistics for each model

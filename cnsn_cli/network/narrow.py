@@ -15,7 +15,7 @@ narrowed.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -48,16 +48,16 @@ class Block(NamedTuple):
     @property
     def source(self) -> Tensor:
         """The whole tensor."""
-        return _tensors(self.owner)[self.key]
+        return _tensor(self.owner, self.key)
 
     @property
     def is_saved(self) -> bool:
-        """Whether files hold the tensor; the others are constants."""
+        """Whether files hold the tensor; the others are constants, computed when the network is built."""
         return self.key not in self.owner._non_persistent_buffers_set
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(_tensors(self.place)[self.key].shape)
+        return tuple(_tensor(self.place, self.key).shape)
 
     @property
     def slices(self) -> tuple[slice, ...]:
@@ -65,12 +65,14 @@ class Block(NamedTuple):
 
     @property
     def layout(self) -> torch.memory_format:
-        pattern = _tensors(self.place)[self.key]
+        pattern = _tensor(self.place, self.key)
         by_channels = pattern.dim() == 4 and pattern.is_contiguous(memory_format=torch.channels_last)
         return torch.channels_last if by_channels else torch.contiguous_format
 
     def cut(self) -> Tensor:
-        """The block, dense in memory; gradients flow through it."""
+        """The block, dense in memory. Gradients flow into a parameter; a buffer is copied."""
+        if self.key not in self.place._parameters:  # a layer may change its buffers in place
+            return self.copy()
         return self.source[self.slices].contiguous(memory_format=self.layout)
 
     def copy(self) -> Tensor:
@@ -90,7 +92,7 @@ class Narrow(nn.Module):
     ) -> None:
         super().__init__()
         self.width, self.privates = width, tuple(privates)  # a tuple, because `base` registers the modules
-        first = self.privates[0].first_unit
+        first = self.privates[0].first_unit  # depths ascend, so this model keeps the most units
         numbered = [(str(number), unit) for number, unit in enumerate(backbone.units) if number >= first]
         self.units, self.head = nn.Sequential(OrderedDict(numbered)), backbone.head
         for name, norm in norms_in(self):
@@ -142,7 +144,7 @@ def _blocks(narrow: nn.Module, base: nn.Module) -> list[Block]:
     for path, place in narrow.named_modules():
         owner = base.get_submodule(path) if path else base
         statistics = place._buffers if isinstance(place, _BatchNorm | SharedBatchNorm) else {}
-        for key, tensor in _tensors(place).items():
+        for key, tensor in {**place._parameters, **place._buffers}.items():
             if tensor is not None and key not in statistics:
                 blocks.append(Block(f"{path}.{key}", owner, place, key))
                 _check_constant(blocks[-1])
@@ -165,6 +167,9 @@ def _check_constant(block: Block) -> None:
         )
 
 
-def _tensors(module: nn.Module) -> Mapping[str, Tensor]:
-    """The parameters and buffers of a layer itself."""
-    return {**module._parameters, **module._buffers}  # type: ignore[dict-item]
+def _tensor(layer: nn.Module, key: str) -> Tensor:
+    """A parameter or buffer of a layer itself."""
+    found = layer._parameters.get(key)
+    tensor = layer._buffers[key] if found is None else found
+    assert tensor is not None
+    return tensor

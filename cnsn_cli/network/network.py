@@ -91,13 +91,11 @@ class Cnsn(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images (N, C, H, W) -> logits (N, classes) of the base-model, sub-model 0, 1, ..."""
         # All models enter before the first unit runs: that of a plug-in may change the images in place.
-        entered = [private.enter(images) for private in self._privates()]
-        full = self._privates(1.0)
-        entering = [(0, images), *zip((private.first_unit for private in full), entered, strict=False)]
-        logits = run_joined(self.units._modules, self.head, entering)
+        entered = {private: private.enter(images) for private in self._privates()}
+        entering = [(private.first_unit, entered[private]) for private in self._privates(1.0)]
+        logits = run_joined(self.units._modules, self.head, [(0, images), *entering])
         for narrow in self.narrow:
-            first = len(logits) - 1  # before it are the base-model and the wider sub-models
-            logits += narrow.logits(entered[first : first + len(narrow.privates)])
+            logits += narrow.logits([entered[private] for private in narrow.privates])
         return logits
 
     @property
@@ -112,8 +110,8 @@ class Cnsn(nn.Module):
     def model(self, name: str) -> Model:
         """The model called `base`, `submodel0`, ...: a view, which shares its tensors with this network.
 
-        A narrow model shares only its step-down conv and its BN statistics; its weights are copies of blocks.
-        Raises CnsnError with the valid names.
+        A narrow model shares only its step-down conv and its BN statistics; its weights are copies of blocks,
+        so take it again after a training step. Raises CnsnError with the valid names.
         """
         names = self._names()
         check_name(name, names)
@@ -186,7 +184,7 @@ class Cnsn(nn.Module):
 
 def _points(exits: Iterable[Exit], backbones: Mapping[float, Backbone], task: Task) -> list[DetachPoint]:
     """The place where each sub-model begins, in the backbone of its width."""
-    found: dict[Exit, DetachPoint] = {}
+    found: dict[Exit, DetachPoint] = {}  # the last line puts them into the order of `exits`
     for width in dict.fromkeys(exit.width for exit in exits):
         if width not in backbones:
             raise ArchitectureError(f"the width @{width:g} has no backbone: give narrow={{{width:g}: ...}}")

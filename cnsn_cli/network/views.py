@@ -2,8 +2,8 @@
 
 A view is one model of the whole network, or one of its layers. It can be called, switched to evaluation,
 folded or saved by itself. It follows every change of the tensors: a step of the optimizer, a move to
-another device, loaded weights. Hooks are the exception: a view shares the hooks of the network, so a
-hook on either runs in both.
+another device, loaded weights. (The weights of a narrow model are copies, see `narrow.py`.) Hooks are the
+exception: a view shares the hooks of the network, so a hook on either runs in both.
 
 `network.py` and `narrow.py` make the views; this module does not know what a sub-model is.
 """

@@ -7,6 +7,7 @@ run                 `train` and `resume`: put everything below together
   request           what the user asked of a run, as its state stores it
   setup             network, data and weights before the first step
   data_record       what the data are, to notice other data
+  description       what files say about a network before it is trained
   places            where relative names are looked for
   initial_weights   weights to start from
 trainer             the training loop, which yields events

@@ -18,7 +18,8 @@ from cnsn_cli.training.metrics import Pull
 
 def step_down_parameters(network: Cnsn | Model) -> list[list[nn.Parameter]]:
     """The parameters of each sub-model's step-down conv; none for a sub-model at full depth."""
-    return [list(submodel.step_down.parameters()) for submodel in network.models()[1:]]
+    privates = network.submodels if isinstance(network, Cnsn) else ()
+    return [list(private.step_down.parameters()) if private.step_down else [] for private in privates]  # type: ignore[union-attr]
 
 
 def undo_in_step_downs(parameters: Sequence[Sequence[nn.Parameter]], scales: Tensor) -> None:
@@ -38,9 +39,10 @@ def measure(network: Cnsn | Model, losses: Tensor, scales: Sequence[float]) -> l
     sub-model without trainable shared parameters (a frozen base-model) is left out.
     """
     pulls = []
-    names = [model.name for model in network.models()[1:]]
+    if not isinstance(network, Cnsn):
+        return []
+    names = [str(private.name) for private in network.submodels]
     for name, loss, scale in zip(names, losses[1:], scales, strict=True):
-        assert isinstance(network, Cnsn)
         shared = [(p, part) for p, part in network.shared_with_base(name) if p.requires_grad]
         if shared:
             theirs, base = (_gradient(source, shared) for source in (loss, losses[0]))

@@ -20,12 +20,12 @@ from cnsn_cli.files.writer import remove_leftovers, write_text
 from cnsn_cli.phases import phase, taken
 from cnsn_cli.training.bundle import Bundle, Models, copied
 from cnsn_cli.training.data_record import DataRecord
+from cnsn_cli.training.description import describe
 from cnsn_cli.training.metrics import Epoch, Line, Result, Step, line_of
 from cnsn_cli.training.places import working_folder
 from cnsn_cli.training.request import Request
 from cnsn_cli.training.resume_state import State, environment, state_tensors, write_state
 from cnsn_cli.training.run_folder import BEST, FILES, LAST, METRICS, RECIPE, STATE, TRACE, check_space
-from cnsn_cli.training.setup import describe
 from cnsn_cli.training.trainer import Trainer
 from cnsn_cli.training.writer_thread import WriterThread
 

@@ -5,8 +5,8 @@ know networks and data.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import field, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -73,6 +73,8 @@ class Request(Options):
     @field_validator("exits", mode="before")
     @classmethod
     def _as_words(cls, value: Any) -> Any:
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            return value  # no list of exits: pydantic says so
         return tuple(exit.word if isinstance(exit, Exit) else exit for exit in value)
 
     @field_validator("compiled", mode="before")
@@ -124,21 +126,6 @@ def decide(asked: Arguments) -> Request:
         "compiled": "off" if asked.compiled == "auto" and not _may_compile(asked, device) else asked.compiled,
     }
     return _valid({**_values(asked), **decided})
-
-
-def narrowed_alone(asked: Arguments) -> Arguments:
-    """The same, with a narrow sub-model that is to be trained alone as one of the narrow architecture.
-
-    `drop="7@0.5"` of vgg16 is `drop=7` of vgg16:width=0.5, and `drop="@0.5"` its base-model. Raises
-    ArchitectureError if the architecture cannot be narrowed.
-    """
-    if asked.drop is None or (exit := read_exit(asked.drop)).width == 1:
-        return asked
-    from cnsn_cli.backbones import registry
-    from cnsn_cli.backbones.narrowing import narrowed
-
-    arch = narrowed(registry.find(asked.arch), exit.width)
-    return replace(asked, arch=arch, drop=exit.drops or None)
 
 
 def _may_compile(asked: Arguments, device: "torch.device") -> bool:

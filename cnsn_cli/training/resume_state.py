@@ -25,7 +25,9 @@ from torch import Tensor
 from cnsn_cli import distributed
 from cnsn_cli.device import emulates_bf16
 from cnsn_cli.errors import CheckpointError, one_line
-from cnsn_cli.files.checkpoint import check_tensors, digest, file_content, read_tensors
+from cnsn_cli.exits import read_exit
+from cnsn_cli.files.agreement import check_tensors
+from cnsn_cli.files.checkpoint import digest, file_content, read_tensors
 from cnsn_cli.files.metadata import Count, first_problem
 from cnsn_cli.files.tensor_file import TensorFile, check_json
 from cnsn_cli.files.writer import NewFile, replace_together
@@ -75,7 +77,9 @@ class State(BaseModel):
         if len(epochs) != self.epoch or numbers != list(range(1, len(epochs) + 1)):
             raise ValueError(f"metrics are not those of {self.epoch} epochs")
         models = ["base", *(f"submodel{number}" for number in range(len(self.request.exits)))]
-        if self.request.drop is not None:
+        if (
+            self.request.drop is not None and read_exit(self.request.drop).drops
+        ):  # `@0.5` alone is a base-model
             models = ["submodel0"]
         for epoch in epochs:
             if [result.name for result in epoch.results] != models:

@@ -31,10 +31,10 @@ from cnsn_cli.training.places import located
 from cnsn_cli.training.plot import draw
 from cnsn_cli.training.profiling import traced
 from cnsn_cli.training.recorder import Recorder, with_results
-from cnsn_cli.training.request import Request, decide, narrowed_alone
+from cnsn_cli.training.request import Request, decide
 from cnsn_cli.training.resume_state import State, differences, environment, open_state, restore
 from cnsn_cli.training.run_folder import BEST, LAST, PLOT, STATE, TRACE, locked, refuse_existing
-from cnsn_cli.training.setup import Prepared, prepare
+from cnsn_cli.training.setup import Prepared, prepare, trained_architecture
 from cnsn_cli.training.signals import Stopped, listening
 from cnsn_cli.training.step import TrainingStep
 
@@ -99,7 +99,6 @@ def train(asked: Arguments) -> Run:
 
     Arguments:
     """
-    asked = narrowed_alone(asked)
     request = decide(asked)
     with distributed.joined(), collected():
         return _start(request, Path(asked.out), asked)
@@ -116,7 +115,8 @@ def _start(request: Request, folder: Path, asked: Arguments) -> Run:
     with locked(folder):
         refuse_existing(folder, asked.force)  # again: before the lock another run could still write here
         request = request.decided(prepared.trainer.training_step.is_compiled)
-        recorder = Recorder(folder, prepared.trainer, request, arch, data=prepared.record)
+        trained = trained_architecture(arch, request.drop)
+        recorder = Recorder(folder, prepared.trainer, request, trained, data=prepared.record)
         return _run(recorder, prepared, asked.watch, asked.profile)
 
 
@@ -157,7 +157,8 @@ def resume(
         with stage("restoring the state"):
             restore(saved, prepared.trainer)
         request = request.decided(prepared.trainer.training_step.is_compiled)
-        recorder = Recorder(folder, prepared.trainer, request, arch, state, prepared.record)
+        trained = trained_architecture(arch, request.drop)
+        recorder = Recorder(folder, prepared.trainer, request, trained, state, prepared.record)
         return _run(recorder, prepared, watch)
 
 

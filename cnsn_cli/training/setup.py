@@ -18,15 +18,12 @@ import torch
 from cnsn_cli import distributed
 from cnsn_cli.backbones.architecture import Architecture
 from cnsn_cli.backbones.narrowing import check_blocks, narrow_backbones, narrowed
-from cnsn_cli.choices import Precision
 from cnsn_cli.data.datasets import Dataset, load_dataset
 from cnsn_cli.data.split import Split
 from cnsn_cli.errors import CheckpointError, DataError, ImageSizeError, RecipeError
-from cnsn_cli.evaluation.costs import model_costs
-from cnsn_cli.exits import Exit, check_statistics, read_exits, widths
-from cnsn_cli.files.checkpoint import open_network, versions
-from cnsn_cli.files.metadata import BlockRecord, Metadata, ModelRecord, NarrowRecord, new_metadata
-from cnsn_cli.network.memory_format import narrow_parts, place
+from cnsn_cli.exits import Exit, check_statistics, read_exit, read_exits, widths
+from cnsn_cli.files.checkpoint import open_network
+from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.phases import phase
@@ -218,20 +215,31 @@ def build_network(
 ) -> Cnsn | Model:
     """A network with weights drawn with the seed of the recipe, or with the weights of `start`.
 
-    With `drop` it is only the sub-model at that detach point, which shares no layers. Raises CheckpointError
+    With `drop` it is only that sub-model, which shares no layers. Raises CheckpointError
     if the weights of `start` do not fit.
     """
     cuts = read_exits(exits if drop is None else [drop])
-    for width in widths(cuts):
-        with stage(f"checking the width @{width:g}"):
-            check_blocks(arch, width, task)
+    if narrow_widths := widths(cuts):
+        with stage("checking the widths"):
+            check_blocks(arch, narrow_widths, task)
+    if drop is not None:
+        arch, cuts = trained_architecture(arch, drop), tuple(Exit(cut.drops) for cut in cuts if cut.drops)
     torch.manual_seed(recipe.seed)
     backbone = arch.build(task)
     if start:
         start.fill(backbone, task.num_classes)
     narrow = narrow_backbones(arch, backbone, cuts, task)
     network = Cnsn(backbone, cuts, task, recipe.bn, recipe.step_down, narrow)
-    return network if drop is None else network.model("submodel0")
+    return network if drop is None or not cuts else network.model("submodel0")
+
+
+def trained_architecture(arch: Architecture, drop: int | str | None) -> Architecture:
+    """The architecture of the network that a run trains: a narrow sub-model alone has one of its own.
+
+    `drop="7@0.5"` of vgg16 is `drop=7` of vgg16:width=0.5, and `drop="@0.5"` its base-model.
+    """
+    width = 1.0 if drop is None else read_exit(drop).width
+    return arch if width == 1 else narrowed(arch, width)
 
 
 def load_base(path: Path, arch: Architecture) -> Model:
@@ -258,41 +266,3 @@ def build_around(base: Model, arch: Architecture, exits: Sequence[int | str | Ex
     network.load_state_dict(base.state_dict(), strict=False)
     network.freeze_base()
     return network
-
-
-def describe(
-    network: Cnsn | Model, arch: Architecture, data: str, recipe: Recipe, precision: Precision = "fp32"
-) -> Metadata:
-    """The metadata of a network that is not trained yet: no accuracies, no selection."""
-    with stage("counting MACs"), phase("building"):
-        costs = model_costs(network)
-    models = [
-        ModelRecord(first_unit=model.first_unit, **vars(cost))
-        for model, cost in zip(network.models(), costs, strict=True)
-    ]
-    return new_metadata(
-        narrow=_narrow_records(network, arch) or None,
-        kind="network" if isinstance(network, Cnsn) else "detached",
-        arch=arch.text,
-        provider=arch.provider,
-        task=network.task,
-        bn=recipe.bn,
-        step_down=recipe.step_down,
-        base_frozen=isinstance(network, Cnsn) and network.base_frozen,
-        precision=precision,
-        models=models,
-        data=data,
-        recipe=recipe.model_dump(mode="json"),
-        versions=versions(),
-    )
-
-
-def _narrow_records(network: Cnsn | Model, arch: Architecture) -> dict[str, NarrowRecord]:
-    """What files say about each width; the digests follow when a file is made."""
-    return {
-        f"{narrow.width:g}": NarrowRecord(
-            arch=narrowed(arch, narrow.width).text,
-            blocks={block.name: BlockRecord(shape=block.shape) for block in narrow.blocks if block.is_saved},
-        )
-        for narrow in narrow_parts(network)
-    }

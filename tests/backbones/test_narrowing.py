@@ -111,7 +111,7 @@ def test_the_string_of_a_narrow_network(arch, share, expected):
 
 @pytest.mark.parametrize("name", ["vgg11", "vgg16", "vgg19", "resnet18", "resnet34", "resnet50", "resnet20"])
 def test_built_in_networks_can_be_narrowed(name):
-    check_blocks(find(f"{name}:width=0.125"), 0.5, Task.plain())
+    check_blocks(find(f"{name}:width=0.125"), (0.5,), Task.plain())
 
 
 @pytest.mark.parametrize(
@@ -132,12 +132,12 @@ def test_built_in_networks_can_be_narrowed(name):
     ],
 )
 def test_networks_of_libraries_that_can_be_narrowed(arch, share):
-    check_blocks(find(arch), share, SMALL)
+    check_blocks(find(arch), (share,), SMALL)
 
 
 @pytest.mark.parametrize("name", ["plain", "depthwise", "groups_of_four"])
 def test_a_plug_in_says_what_narrows_it(nets, name):
-    check_blocks(find(name), 0.5, SMALL)
+    check_blocks(find(name), (0.5,), SMALL)
 
 
 @pytest.mark.parametrize("name", ["concatenated", "shuffled", "grouped", "normalised"])
@@ -145,7 +145,7 @@ def test_channels_that_mean_something_else_are_refused(nets, name):
     if name != "grouped":  # shapes alone do not show it
         build_narrow(find(name), tensor_shapes(find(name).build_blank(SMALL)), 0.5, SMALL)
     with pytest.raises(ArchitectureError, match=f"{name} cannot be narrowed: its channels are concatenated"):
-        check_blocks(find(name), 0.5, SMALL)
+        check_blocks(find(name), (0.5,), SMALL)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_channels_that_mean_something_else_are_refused(nets, name):
 )
 def test_networks_that_cannot_be_narrowed(nets, name, message):
     with pytest.raises(ArchitectureError, match=message):
-        check_blocks(find(name), 0.5, SMALL)
+        check_blocks(find(name), (0.5,), SMALL)
 
 
 @pytest.mark.parametrize("share", [0, 1, 1.5, -0.5])

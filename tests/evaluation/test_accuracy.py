@@ -18,8 +18,8 @@ from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
+from cnsn_cli.training.description import describe
 from cnsn_cli.training.recipe import load_recipe
-from cnsn_cli.training.setup import describe
 from tests.commands.test_cli import one_line
 
 

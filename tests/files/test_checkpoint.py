@@ -21,8 +21,8 @@ from cnsn_cli.files.metadata import read_metadata
 from cnsn_cli.files.tensor_file import read_header
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
+from cnsn_cli.training.description import describe
 from cnsn_cli.training.recipe import load_recipe
-from cnsn_cli.training.setup import describe
 from tests.conftest import rewrite
 
 TASK = Task(("cat", "dog", "eel"), 32, 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -168,6 +169,10 @@ BROKEN = {
         lambda m: m.update(kind="detached", models=m["models"][3:4]),
         "a file of format 2, and no other",
     ),
+    "another architecture": (
+        lambda m: m["narrow"]["0.5"].update(arch="resnet20:width=0.5"),
+        "the width @0.5 of vgg11:width=0.1 is vgg11:width=0.05, not resnet20:width=0.5",
+    ),
     "shared statistics": (lambda m: m.update(bn="shared"), "exclude each other"),
     "the wrong order": (lambda m: m["models"][3].update(width=0.7, drops=0), "exits must"),
 }
@@ -189,6 +194,28 @@ def test_detach_refuses_blocks_that_do_not_fit(whole, tmp_path, shape):
     with pytest.raises(CheckpointError, match="is damaged"):
         detach(whole, "3", tmp_path / "small.safetensors")
     assert not (tmp_path / "small.safetensors").exists()
+
+
+def test_an_endless_block_without_bytes(whole, tmp_path):
+    """A tensor without values may have any number of rows: nobody counts them."""
+
+    def change(content, meta):
+        content["units.7.zz"] = {"dtype": "U8", "shape": [2**40, 0, 5], "data_offsets": [0, 0]}
+        meta["narrow"]["0.5"]["blocks"]["units.7.zz"] = {
+            "shape": [2**40, 0, 3],
+            "sha256": hashlib.sha256(b"").hexdigest(),
+        }
+
+    rewrite(whole, change)
+    start = time.process_time()
+    detach(whole, "3", tmp_path / "small.safetensors")
+    assert time.process_time() - start < 2
+
+
+def test_detaching_by_the_word(whole, tmp_path):
+    assert detach(whole, "@0.7", tmp_path / "a.safetensors").models[0].name == "submodel1"
+    assert detach(whole, "4@0.5", tmp_path / "b.safetensors").models[0].name == "submodel3"
+    assert detach(whole, "2", tmp_path / "c.safetensors").models[0].name == "submodel2"  # no depth
 
 
 def test_costs_are_counted_without_weights(whole):

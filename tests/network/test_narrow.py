@@ -140,9 +140,12 @@ def test_a_unit_that_changes_its_input_in_place(distribution):
     source = """
 from torch import nn
 from cnsn_cli import Backbone
+class Doubled(nn.Module):
+    def forward(self, x):
+        return x.mul_(2)
 def net(num_classes=10, width=1.0):
     c = round(8 * width)
-    units = nn.Sequential(nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, c, 3)), nn.Conv2d(c, c, 3))
+    units = nn.Sequential(nn.Sequential(Doubled(), nn.Conv2d(3, c, 3)), nn.Conv2d(c, c, 3))
     return Backbone(units, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, 7)), (1, 1))
 net.narrows = "width"
 """
@@ -189,3 +192,50 @@ net.narrows = "width"
     distribution("scalednet", {"scalednet": source}, {"scalednet": "scalednet:net"})
     with pytest.raises(ArchitectureError, match=r"its constant units\.0\.1\.scale changes with the width"):
         built("scalednet", ("@0.5",), TASK)
+
+
+COUNTING = """
+import torch
+from torch import nn
+from cnsn_cli import Backbone
+class Counting(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(c))
+        self.register_buffer("shift", torch.arange(float(c)).view(1, c, 1, 1), persistent=False)
+    def forward(self, x):
+        if self.training:
+            self.seen.add_(x.detach().mean((0, 2, 3)))
+        return x + self.seen.view(1, -1, 1, 1) + self.shift
+def net(num_classes=10, width=1.0):
+    c = round(8 * width)
+    units = nn.Sequential(nn.Sequential(nn.Conv2d(3, c, 3), Counting(c)), nn.Conv2d(c, c, 3))
+    return Backbone(units, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, 7)), (1, 1))
+net.narrows = "width"
+"""
+
+
+def test_narrow_models_leave_the_buffers_of_the_base_model_alone(distribution):
+    """Buffers that a layer changes in training are the base-model's; constants are those of the layer."""
+    distribution("countingnet", {"countingnet": COUNTING}, {"countingnet": "countingnet:net"})
+    images = torch.randn(2, 3, 32, 32)
+    seen = []
+    for words in ((), ("@0.5", "@0.25")):
+        network = built("countingnet", words, TASK).train()
+        sum(scores.sum() for scores in network(images)).backward()
+        seen.append(network.units[0][1].seen.clone())
+    assert torch.equal(*seen)
+    assert not any(name.endswith("shift") for name in network.state_dict())
+    assert [block.name for block in network.narrow[0].blocks if not block.is_saved] == ["units.0.1.shift"]
+    network.eval()
+    with torch.no_grad():
+        for model, joint in zip(network.models(), network(images), strict=True):
+            torch.testing.assert_close(model(images), joint)
+
+
+def test_a_model_has_the_mode_of_the_network():
+    network = lively("vgg11:width=0.1", ("@0.5",))
+    assert not network.model("submodel0").training
+    assert network.train().model("submodel0").training
+    assert all(module.training for module in network.narrow[0].modules())
+    assert not any(module.training for module in network.eval().narrow[0].modules())

@@ -14,7 +14,7 @@ from cnsn_cli.network.network import Cnsn
 from cnsn_cli.training.metrics import Epoch
 from cnsn_cli.training.recipe import load_recipe
 from cnsn_cli.training.trainer import Trainer
-from tests.conftest import TINY
+from tests.conftest import TINY, built
 
 
 @pytest.fixture(scope="module")
@@ -22,25 +22,24 @@ def dataset(image_folder):
     return load_dataset(str(image_folder))
 
 
-def network(dataset) -> Cnsn:
-    torch.manual_seed(0)
-    return Cnsn(registry.find(TINY).build(dataset.task), (1, 4), dataset.task)
+def network(dataset, exits=(1, 4)) -> Cnsn:
+    return built(TINY, exits, dataset.task)
 
 
-def one_step(dataset, **changes: object) -> tuple[Trainer, Epoch]:
+def one_step(dataset, exits=(1, 4), **changes: object) -> tuple[Trainer, Epoch]:
     """Plain SGD on one batch of four images."""
     plain = {"epochs": 1, "batch_size": 4, "milestones": (), "warmup_epochs": 0, "momentum": 0.0}
     recipe = load_recipe(
         "paper", {**plain, "weight_decay": 0.0, "crop_padding": 0, "flip": "none", **changes}
     )
     split = dataset.train.take(torch.arange(0, 64, 16))
-    trainer = Trainer(network(dataset), split, split, recipe)
+    trainer = Trainer(network(dataset, exits), split, split, recipe)
     (epoch,) = [event for event in trainer.run() if isinstance(event, Epoch)]
     return trainer, epoch
 
 
-def losses(dataset) -> tuple[Cnsn, list[torch.Tensor]]:
-    reference = network(dataset).train()
+def losses(dataset, exits=(1, 4)) -> tuple[Cnsn, list[torch.Tensor]]:
+    reference = network(dataset, exits).train()
     split = dataset.train.take(torch.arange(0, 64, 16))
     logits = reference(normalise(split.pixels, dataset.task))
     return reference, [F.cross_entropy(scores, split.labels) for scores in logits]
@@ -60,20 +59,32 @@ def test_scales_weigh_the_shared_units_and_not_the_step_downs(dataset):
         torch.testing.assert_close(moved[name], before - 0.01 * gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_the_report_on_gradients(dataset):
-    _, epoch = one_step(dataset, gradient_scale=(0.5, 0.25), lr=1e-6)
-    reference, (base, *others) = losses(dataset)
+@pytest.mark.parametrize(
+    ("exits", "archs", "units"),
+    [((1, 4), (TINY, TINY), (1, 4)), (("@0.5", "4@0.5"), ("vgg11:width=0.03125",) * 2, (0, 4))],
+)
+def test_the_report_on_gradients(dataset, exits, archs, units):
+    """Of a narrow sub-model and the base-model, the gradients in the narrow network's tensors count."""
+    _, epoch = one_step(dataset, exits, gradient_scale=(0.5, 0.25), lr=1e-6)
+    reference, (base, *others) = losses(dataset, exits)
+    parameters = dict(reference.named_parameters())
     assert [pull.name for pull in epoch.pulls] == ["submodel0", "submodel1"]
     assert [pull.scale for pull in epoch.pulls] == [0.5, 0.25]
-    for pull, loss, first_unit in zip(epoch.pulls, others, (1, 4), strict=True):
-        shared = [
-            parameter
-            for name, parameter in reference.named_parameters()
-            if name.startswith("head.")
-            or (name.startswith("units.") and int(name.split(".")[1]) >= first_unit)
-        ]
+    for pull, loss, arch, first_unit in zip(epoch.pulls, others, archs, units, strict=True):
+        backbone = registry.find(arch).build(dataset.task)
+        own = torch.nn.ModuleDict({"units": backbone.units, "head": backbone.head})
+        kept = {
+            name: tuple(map(slice, parameter.shape))
+            for name, parameter in own.named_parameters()
+            if name.startswith("head.") or int(name.split(".")[1]) >= first_unit
+        }
         mine, theirs = (
-            torch.cat([g.flatten() for g in torch.autograd.grad(source, shared, retain_graph=True)])
+            torch.cat(
+                [
+                    torch.autograd.grad(source, parameters[name], retain_graph=True)[0][block].flatten()
+                    for name, block in kept.items()
+                ]
+            )
             for source in (loss, base)
         )
         assert pull.norm == pytest.approx(math.sqrt((mine**2).sum()), rel=1e-4)

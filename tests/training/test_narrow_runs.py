@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cnsn_cli.deploy.detach import detach
-from cnsn_cli.errors import ArchitectureError
+from cnsn_cli.errors import ArchitectureError, RecipeError
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.files.metadata import metadata_in
 from cnsn_cli.network.network import Cnsn
@@ -68,9 +68,16 @@ def test_a_narrow_submodel_alone(cnsn, image_folder, tmp_path):
     assert (both.arch, both.kind, both.models[0].drops) == ("vgg11:width=0.03125", "detached", 4)
     assert (width.arch, width.kind, width.models[0].name) == ("vgg11:width=0.03125", "network", "base")
     assert isinstance(load(tmp_path / "width" / "best.safetensors"), Cnsn)
-    again = cnsn("train", "--resume", tmp_path / "both", "--drop", "4")
+    again = cnsn("train", "--resume", tmp_path / "both", "--arch", TINY, "--drop", "4@0.5")
     assert again.code == 0
     assert "is finished" in again.err
+    other = cnsn("train", "--resume", tmp_path / "both", "--drop", "4")
+    assert "cannot go on with drop 4@0.5 -> 4: start another run" in other.err
+    alone = json.loads(cnsn("info", tmp_path / "width" / "best.safetensors", "--json").out)
+    plain = cnsn(
+        *words, "--arch", "vgg11:width=0.03125", "--exits", "", "--out", tmp_path / "plain", "--json"
+    )
+    assert json.loads(plain.out)["models"] == alone["models"]
 
 
 REFUSED = [
@@ -80,8 +87,10 @@ REFUSED = [
     (("--exits", "@x"), 2, "'@x' is no sub-model: write 7 (without the first 7 convs), @0.5"),
     (("--exits", "7@"), 2, "'7@' is no sub-model"),
     (("--exits", "1,@"), 2, "'@' is no sub-model"),
-    (("--drop", "7@"), 1, "'7@' is no sub-model"),
-    (("--drop", "@2"), 1, "'@2' has no width between 0 and 1"),
+    (("--drop", "7@"), 2, "'7@' is no sub-model"),
+    (("--drop", "@2"), 2, "'@2' has no width between 0 and 1"),
+    (("--drop", "@0.99"), 1, "has the channels of vgg11:width=0.0625: give a smaller width"),
+    (("--drop", "9@0.5"), 1, "9 is no detach point: choose from 1, 2, 3, 4, 5, 6, 7"),
     (("--exits", "@0.5,@0.5"), 1, "exits must fall in width, ascend in depth, without repeats"),
     (("--exits", "@0.5,1"), 1, "not @0.5,1: use 1,@0.5"),
     (("--exits", "4@0.5,@0.5"), 1, "not 4@0.5,@0.5: use @0.5,4@0.5"),
@@ -144,3 +153,40 @@ net.narrows = "width"
     with pytest.raises(ArchitectureError, match="channels are concatenated, shuffled, grouped"):
         train("twicenet", ("@0.5",), str(image_folder), recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+PLUGIN = """
+from torch import nn
+from cnsn_cli import Backbone
+def net(num_classes=10, width=1.0):
+    c = int(16 * width)
+    convs = nn.Conv2d(3, c, 3, 2), nn.Conv2d(c, c, 3, 2, groups=GROUPS)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, 2))
+    return Backbone(nn.Sequential(*convs), head, (1, 1))
+net.narrows = "width"
+"""
+
+
+@pytest.mark.parametrize(
+    ("groups", "words", "message"),
+    [
+        ("1", ("@0.01",), "leaves no channel in units.0.weight: give a larger width"),
+        ("2 if width < 0.6 else 1", ("@0.75", "@0.5"), "channels are concatenated, shuffled, grouped"),
+        ("2", ("@0.5",), "channels are concatenated, shuffled, grouped"),
+    ],
+)
+def test_every_width_is_checked(distribution, image_folder, tmp_path, recipe, cnsn, groups, words, message):
+    source = PLUGIN.replace("GROUPS", groups)
+    distribution("groupnet", {"groupnet": source}, {"groupnet": "groupnet:net"})
+    for run in ({"exits": words}, {"exits": (), "drop": words[-1]}):
+        with pytest.raises(ArchitectureError, match=message.replace(".", r"\.")):
+            train("groupnet", data=str(image_folder), recipe=recipe, out=tmp_path / "run", **run)
+    planned = cnsn("mac", "--arch", "groupnet", "--exits", ",".join(words))
+    assert message in planned.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("exits", [7, "@0.5", None])
+def test_exits_are_a_list(image_folder, tmp_path, recipe, exits):
+    with pytest.raises(RecipeError, match=r"this run: exits: Input should be a valid tuple"):
+        train(TINY, exits, str(image_folder), recipe, tmp_path)
