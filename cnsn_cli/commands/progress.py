@@ -100,8 +100,9 @@ def _print_event(console: Console, event: Started | Step | Epoch, recipe: Recipe
 
 def _opening(event: Started, recipe: Recipe) -> str:
     lines = [
-        f"training on {event.train_images:,} images on {_ways(event)}: batches of {recipe.batch_size}, "
-        f"lr {recipe.lr:g}, weight decay {recipe.weight_decay:g}, seed {recipe.seed}",
+        f"training on {event.train_images:,} images{_limit(event)} on {_ways(event)}: "
+        f"batches of {recipe.batch_size}, lr {recipe.lr:g}, "
+        f"weight decay {recipe.weight_decay:g}, seed {recipe.seed}",
         f"the best epoch is chosen on {event.held_out_images:,} {event.selection} images",
     ]
     if 0 < event.steps_done < event.steps_per_epoch * recipe.epochs:
@@ -122,6 +123,10 @@ def _opening(event: Started, recipe: Recipe) -> str:
             f"{recipe.warmup_epochs:g} epochs: the learning rate never reaches {recipe.lr:g}"
         )
     return "\n".join(lines)
+
+
+def _limit(event: Started) -> str:
+    return f" (--limit-images {event.limit_images})" if event.limit_images else ""
 
 
 def _ways(event: Started) -> str:

@@ -42,7 +42,7 @@ DATA = "cifar10"  # without --data
 NOT_WITH_RESUME = {"out", "force", "classes", "profile"}
 PANELS = {
     "Network": ("arch", "exits", "drop", "plugin"),
-    "Data": ("data", "data_dir", "image_size", "in_channels", "classes", "skip_bad"),
+    "Data": ("data", "data_dir", "image_size", "in_channels", "classes", "skip_bad", "limit_images"),
     "Start": ("freeze_base", "init", "pretrained"),
     "Recipe": ("recipe", *OPTIONS),
     "Output and resume": ("out", "force", "save_every", "profile", "resume", "override", "json", "help"),

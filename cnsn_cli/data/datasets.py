@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cnsn_cli.choices import SplitName
 from cnsn_cli.data.image_files import read_image, resized, without_decoder_warnings
+from cnsn_cli.data.limit import limited
 from cnsn_cli.data.skipping import tried
 from cnsn_cli.data.sources import NAMED, Source, image_source, open_source, take
 from cnsn_cli.data.split import Split, from_files, in_memory
@@ -60,6 +61,7 @@ def load_dataset(
     image_size: int | None = None,
     in_channels: int = 3,
     skip_bad: bool = False,
+    limit_images: int | None = None,
 ) -> Dataset:
     """Read the training and test images of a data set, and define their task.
 
@@ -68,20 +70,21 @@ def load_dataset(
     image_size: the side of images in pixels; None: the shorter side of the first image, up to 224.
     in_channels: 3 for RGB, 1 for grey.
     skip_bad: read all images first, and leave out those that cannot be read.
+    limit_images: the most images of each split, at least one of each class; None: all of them.
 
     The mean and standard deviation of the task come from the training images. Raises DataError if the data
     set is missing or incomplete, or, without `skip_bad`, if an image cannot be read.
     """
     if in_channels not in (1, 3):
         raise DataError(f"images are read with 1 or 3 channels, not {in_channels}")
-    source, bad = _sound(open_source(data, "train", data_dir), skip_bad)
+    source, bad = _sound(limited(open_source(data, "train", data_dir), limit_images, data), skip_bad)
     for number in set(range(len(source.class_names))) - set(source.labels):
         raise DataError(f"no image of class {source.class_names[number]!r} in {data} can be read")
     size, sized_by = (image_size, None) if image_size else _default_size(data, source)
     train = _split(source, size, in_channels)
     mean, std = channel_statistics(train)
     task = Task(source.class_names, size, in_channels, mean, std)
-    test = _read_split(data, "test", task, data_dir, skip_bad)
+    test = _read_split(data, "test", task, data_dir, skip_bad, limit_images)
     return Dataset(train, test.split, task, bad + test.skipped, source.notes + test.notes, sized_by)
 
 
@@ -92,9 +95,14 @@ def load_test(data: str, task: Task, data_dir: str | Path = "data") -> Split:
 
 @without_decoder_warnings()
 def _read_split(
-    data: str, split: SplitName, task: Task, data_dir: str | Path, skip_bad: bool = False
+    data: str,
+    split: SplitName,
+    task: Task,
+    data_dir: str | Path,
+    skip_bad: bool = False,
+    limit_images: int | None = None,
 ) -> Loaded:
-    source, bad = _sound(open_source(data, split, data_dir), skip_bad)
+    source, bad = _sound(limited(open_source(data, split, data_dir), limit_images, data), skip_bad)
     numbers = {name: number for number, name in enumerate(task.class_names)}
     for name in source.class_names:
         if name not in numbers:

@@ -65,6 +65,13 @@ class Options:
     skip_bad: bool = field(
         default=False, metadata=about("Leave out images that cannot be read, and list them.")
     )
+    limit_images: int | None = field(
+        default=None,
+        metadata=about(
+            "Use only so many training images and test images, for a first look; each class keeps a share.",
+            ge=1,
+        ),
+    )
     device: str = field(default="auto", metadata=about("The device to run on: auto, cpu, cuda or mps."))
     precision: Precision | None = field(
         default=None,

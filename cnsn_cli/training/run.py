@@ -41,7 +41,7 @@ from cnsn_cli.training.step import TrainingStep
 # What a resumed run cannot change: the tensors of the network, and the meaning of a saved step.
 FIXED = (
     "arch", "exits", "drop", "freeze_base", "init", "pretrained", "image_size", "in_channels", "skip_bad",
-    "bn", "step_down", "ema", "batch_size", "val_split",
+    "bn", "step_down", "ema", "batch_size", "val_split", "limit_images",
 )  # fmt: skip
 
 
@@ -49,9 +49,10 @@ FIXED = (
 class Started:
     """Event: everything is ready, and the first step follows.
 
-    `selection` says which images choose the best epoch. `skipped` has a line for each image that was left
-    out, with the reason; `notes` say what else was left out. `drawn` names the weights of the classifier that
-    start at random, because the given weights are for another number of classes.
+    `selection` says which images choose the best epoch. `limit_images` is the limit on each split, or None.
+    `skipped` has a line for each image that was left out, with the reason; `notes` say what else was left
+    out. `drawn` names the weights of the classifier that start at random, because the given weights are for
+    another number of classes.
     """
 
     train_images: int
@@ -59,6 +60,7 @@ class Started:
     steps_per_epoch: int
     steps_done: int
     selection: Selection
+    limit_images: int | None
     device: torch.device
     skipped: tuple[str, ...]
     drawn: tuple[str, ...]
@@ -196,7 +198,7 @@ def _check_differences(folder: Path, old: Request, new: Request, elsewhere: str,
 
 def _run(recorder: Recorder, prepared: Prepared, watch: Watch, profile: bool = False) -> Run:
     trainer = prepared.trainer
-    watch(_started(prepared))
+    watch(_started(prepared, recorder.request))
     if trainer.epoch < trainer.recipe.epochs:
         with _traced(recorder) if profile and distributed.is_first() else nullcontext(lambda: None) as trace:
             _train(recorder, watch, trace)
@@ -204,7 +206,7 @@ def _run(recorder: Recorder, prepared: Prepared, watch: Watch, profile: bool = F
     return _finish(recorder, prepared.dataset)
 
 
-def _started(prepared: Prepared) -> Started:
+def _started(prepared: Prepared, request: Request) -> Started:
     trainer, dataset, step = prepared.trainer, prepared.dataset, prepared.trainer.training_step
     return Started(
         train_images=len(trainer.train),
@@ -212,6 +214,7 @@ def _started(prepared: Prepared) -> Started:
         steps_per_epoch=trainer.steps_per_epoch,
         steps_done=trainer.epoch * trainer.steps_per_epoch + trainer.step,
         selection=trainer.recipe.selection,
+        limit_images=request.limit_images,
         device=trainer.device,
         skipped=dataset.skipped,
         drawn=prepared.drawn,

@@ -116,7 +116,9 @@ def _data(request: Request, base: Model | None) -> Dataset:
         size = size or base.task.image_size
         channels = base.task.in_channels if channels == 3 else channels
     with distributed.first_ahead():  # it may have to download
-        return load_dataset(request.data, request.data_dir, size, channels, request.skip_bad)
+        return load_dataset(
+            request.data, request.data_dir, size, channels, request.skip_bad, request.limit_images
+        )
 
 
 def _network(

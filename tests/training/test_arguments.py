@@ -18,7 +18,7 @@ KEYWORDS = {
     "drop": None, "freeze_base": None, "init": None, "pretrained": False, "data_dir": "data",
     "image_size": None, "in_channels": 3, "classes": None, "device": "auto", "precision": None,
     "compiled": "auto", "capture": True, "deterministic": False, "save_every": "10m", "force": False,
-    "skip_bad": False, "profile": False,
+    "skip_bad": False, "limit_images": None, "profile": False,
 }  # fmt: skip
 
 
