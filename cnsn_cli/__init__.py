@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from cnsn_cli.network.model import Model
     from cnsn_cli.network.network import Cnsn
     from cnsn_cli.task import Task
+    from cnsn_cli.training.dry_run import dry_run
     from cnsn_cli.training.recipe import Recipe, load_recipe
     from cnsn_cli.training.run import resume, train
 
@@ -55,6 +56,7 @@ _HOMES = {
     "count_macs": "evaluation.costs",
     "detach": "deploy.detach",
     "detach_points": "backbones.detach_points",
+    "dry_run": "training.dry_run",
     "evaluate": "evaluation.accuracy",
     "export": "deploy.export",
     "load": "files.checkpoint",
@@ -79,6 +81,7 @@ __all__ = [
     "count_macs",
     "detach",
     "detach_points",
+    "dry_run",
     "evaluate",
     "export",
     "load",

@@ -3,9 +3,13 @@
 Training, networks and evaluation call this module. It does not know networks.
 """
 
+import re
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnsn_cli.choices import Precision
@@ -34,6 +38,19 @@ def choose_device(name: str = "auto") -> "torch.device":
 def default_precision(device: "torch.device") -> Precision:
     """bf16 on CUDA, which has hardware for it; fp32 elsewhere."""
     return "bf16" if device.type == "cuda" else "fp32"
+
+
+def peak_memory(device: "torch.device") -> int:
+    """The most bytes that torch has taken from a GPU, or that this process has taken from the memory."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.M) if status.exists() else None
+    if found:  # the other figure also counts the process that started this one
+        return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def emulates_bf16(device: "torch.device") -> bool:

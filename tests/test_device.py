@@ -1,5 +1,8 @@
 """What a device computes with: switches of torch are set around the work, and set back afterwards."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import backends
@@ -104,3 +107,25 @@ def test_measuring_the_slowdown_draws_no_random_numbers():
     before = torch.get_rng_state()
     slowdown_of_bf16(CPU)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+PEAK = """
+from types import SimpleNamespace
+from cnsn_cli.device import peak_memory
+
+cpu = SimpleNamespace(type="cpu")
+before = peak_memory(cpu)
+filled = bytearray(b"x") * 2**28
+full = peak_memory(cpu)
+del filled
+print(before, full, peak_memory(cpu))
+"""
+
+
+def test_the_peak_of_memory_holds_what_is_free_again():
+    """Another process starts small, although this one may be large."""
+    found = subprocess.check_output([sys.executable, "-c", PEAK], text=True)
+    before, full, after = map(int, found.split())
+    assert before < 2**27
+    assert after == pytest.approx(full, rel=0.01)
+    assert full - before == pytest.approx(2**28, rel=0.05)

@@ -125,7 +125,7 @@ def test_architectures_import_what_users_import(path):
 def test_public_names():
     assert cnsn_cli.__all__ == [
         "Backbone", "Cnsn", "CnsnError", "DetachPoint", "Model", "Recipe", "Task", "__version__",
-        "count_macs", "detach", "detach_points", "evaluate", "export", "load", "load_dataset",
+        "count_macs", "detach", "detach_points", "dry_run", "evaluate", "export", "load", "load_dataset",
         "load_recipe", "load_test", "multi_model_loss", "resume", "train", "use_plugin",
     ]  # fmt: skip
     assert all(getattr(cnsn_cli, name) is not None for name in cnsn_cli.__all__)

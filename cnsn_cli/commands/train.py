@@ -1,12 +1,10 @@
 """`cnsn train`: trains the base-model and the sub-models in one run, or resumes a run."""
 
-import re
 import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import Field
-from datetime import datetime
 from inspect import Parameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
@@ -15,6 +13,7 @@ import typer
 
 from cnsn_cli import distributed
 from cnsn_cli.backbones import registry
+from cnsn_cli.commands.forecast import print_forecast
 from cnsn_cli.commands.help import Command
 from cnsn_cli.commands.hyperparameters import (
     OPTIONS,
@@ -23,29 +22,37 @@ from cnsn_cli.commands.hyperparameters import (
     with_hyperparameters,
 )
 from cnsn_cli.commands.listed import option, with_listed
-from cnsn_cli.commands.options import Json, Plugin, parse_exit, parse_exits
+from cnsn_cli.commands.new_run import DATA, Asked, asked_of
+from cnsn_cli.commands.options import Json, Plugin, parse_exits
 from cnsn_cli.commands.output import print_json, print_models, printable
-from cnsn_cli.errors import DataError, ProcessError, TrainingError, lack
+from cnsn_cli.errors import ProcessError, TrainingError, lack
 from cnsn_cli.stages import stage
 from cnsn_cli.training.arguments import TYPED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cnsn_cli.backbones.architecture import Architecture
-    from cnsn_cli.files.metadata import Metadata
+    from cnsn_cli.training.dry_run import Forecast
     from cnsn_cli.training.recipe import Recipe
     from cnsn_cli.training.run import Run, Watch
 
-LONGEST_NAME = 50  # characters of a run folder's name before its time; at most 255 bytes in all
-DATA = "cifar10"  # without --data
-NOT_WITH_RESUME = {"out", "force", "classes", "profile"}
+NOT_WITH_RESUME = {"out", "force", "classes", "profile", "dry_run"}
 PANELS = {
     "Network": ("arch", "exits", "drop", "plugin"),
     "Data": ("data", "data_dir", "image_size", "in_channels", "classes", "skip_bad", "limit_images"),
     "Start": ("freeze_base", "init", "pretrained"),
     "Recipe": ("recipe", *OPTIONS),
-    "Output and resume": ("out", "force", "save_every", "profile", "resume", "override", "json", "help"),
+    "Output and resume": (
+        "out",
+        "force",
+        "dry_run",
+        "save_every",
+        "profile",
+        "resume",
+        "override",
+        "json",
+        "help",
+    ),
     "Hardware": ("device", "precision", "compiled", "capture", "deterministic"),
 }
 
@@ -109,6 +116,10 @@ def train(
         Path | None, typer.Option(help="The run folder.", show_default="runs/<arch>-<data>-<time>")
     ] = None,
     listed: dict[str, Any],
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Try a few steps, say what the run would take, and write nothing."),
+    ] = False,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the run in this folder; its state has all other options.")
     ] = None,
@@ -125,7 +136,11 @@ def train(
     options = {name: str(value) if isinstance(value, Path) else value for name, value in listed.items()}
     cuts = None if exits is None else parse_exits(exits)
     if resume is None:
-        run = _start(architecture, cuts, data, recipe, out, options, overrides)
+        asked = asked_of(architecture, cuts, data, recipe, out, options, overrides)
+        if dry_run:
+            print_forecast(_try(asked, options), json)
+            return
+        run = _start(asked, options)
     else:
         given = _given(context)
         own = {"arch": arch, "exits": cuts, "data": data, **options}
@@ -138,35 +153,22 @@ def train(
         print(f"hint: {printable(run.hint)}", file=sys.stderr)
 
 
-def _start(
-    arch: "Architecture | None",
-    exits: tuple[int | str, ...] | None,
-    data: str | None,
-    recipe: str,
-    out: Path | None,
-    options: dict[str, Any],
-    overrides: dict[str, Any],
-) -> "Run":
+def _start(asked: Asked, options: dict[str, Any]) -> "Run":
     """Start a new run."""
-    drop, freeze_base = options["drop"], options["freeze_base"]
-    shortened = drop is not None and parse_exit(drop).drops > 0
-    if drop is not None and freeze_base is not None:
-        raise typer.BadParameter("--drop trains a sub-model alone: there is no base-model to freeze")
-    if freeze_base is not None:
-        known = _metadata(Path(freeze_base))
-        arch = arch or registry.find(known.arch, known.provider)
-        data = _data_of(Path(freeze_base), known) if data is None else data
-    data = DATA if data is None else data
-    if arch is None or (exits is None) == (drop is None):
-        raise typer.BadParameter("give --arch and --exits, --arch and --drop, or --resume")
     with stage("loading PyTorch"):
-        from cnsn_cli.training.recipe import load_recipe
         from cnsn_cli.training.run import train as run
 
-    chosen = load_recipe(recipe, overrides, baseline=not exits and not shortened)
-    folder = out or default_folder(arch.text, data)
-    with _watched(folder, chosen) as watch:
-        return run(arch, exits or (), data, chosen, folder, watch=watch, **options)
+    with _watched(asked.out, asked.recipe) as watch:
+        return run(*asked, watch=watch, **options)
+
+
+def _try(asked: Asked, options: dict[str, Any]) -> "Forecast":
+    with stage("loading PyTorch"):
+        from cnsn_cli.commands.progress import progress
+        from cnsn_cli.training.dry_run import dry_run
+
+    with progress(asked.recipe) as watch:
+        return dry_run(*asked, watch=watch, **options)
 
 
 def _given(context: typer.Context) -> set[str]:
@@ -174,28 +176,9 @@ def _given(context: typer.Context) -> set[str]:
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
     if wrong := given & NOT_WITH_RESUME:
-        options = ", ".join(f"--{name}" for name in sorted(wrong))
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(wrong))
         raise typer.BadParameter(f"--resume cannot be combined with {options}")
     return given
-
-
-def _metadata(checkpoint: Path) -> "Metadata":
-    from cnsn_cli.files.metadata import read_metadata
-    from cnsn_cli.files.tensor_file import read_header
-
-    return read_metadata(checkpoint, read_header(checkpoint))
-
-
-def _data_of(checkpoint: Path, metadata: "Metadata") -> str:
-    """The data that a network was trained on. Raises DataError if they are unknown, or not in their place."""
-    from cnsn_cli.data.sources import NAMED
-
-    data = metadata.data
-    if data is None:
-        raise DataError(f"{checkpoint} does not name its training data: give --data")
-    if data not in NAMED and not Path(data).is_dir():
-        raise DataError(f"{checkpoint} was trained on {data}, and there is no such folder: give --data")
-    return data
 
 
 def _resume(
@@ -252,12 +235,6 @@ def _to_go_on(folder: Path) -> str:
         return ""
     program = "torchrun, as before, with -m cnsn_cli" if distributed.launched() else "cnsn"
     return f"; to go on: {program} train --resume {shlex.quote(printable(str(folder)))}"
-
-
-def default_folder(arch: str, data: str) -> Path:
-    """The folder runs/<arch>-<data>-<time>."""
-    name = re.sub(r"[^\w.=]+", "-", f"{arch}-{Path(data).name}")
-    return Path("runs") / f"{name[:LONGEST_NAME]}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def report(run: "Run", json: bool) -> None:

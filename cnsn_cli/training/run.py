@@ -5,7 +5,7 @@ it does not know how a step is computed, nor how a file is written.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,11 +102,19 @@ def train(asked: Arguments) -> Run:
     Arguments:
     """
     request = decide(asked)
-    with distributed.joined(), collected():
-        return _start(request, Path(asked.out), asked)
+    with distributed.joined(), collected(), begun(request, asked, locked) as (recorder, prepared):
+        return _run(recorder, prepared, asked.watch, asked.profile)
 
 
-def _start(request: Request, folder: Path, asked: Arguments) -> Run:
+@contextmanager
+def begun(
+    request: Request, asked: Arguments, entered: Callable[[Path], AbstractContextManager[None]]
+) -> Iterator[tuple[Recorder, Prepared]]:
+    """Do all that comes before the first step of a new run; inside the context its folder is `entered`.
+
+    Raises a CnsnError if the run cannot start. `train` and `dry_run` both begin here.
+    """
+    folder = Path(asked.out)
     refuse_existing(folder, asked.force)
     request.interval()
     arch = registry.find(asked.arch)
@@ -114,12 +122,11 @@ def _start(request: Request, folder: Path, asked: Arguments) -> Run:
     found = prepared.dataset.task.num_classes
     if asked.classes not in (None, found):
         raise DataError(f"{request.data} has {found} classes, not {asked.classes}: leave out --classes")
-    with locked(folder):
+    with entered(folder):
         refuse_existing(folder, asked.force)  # again: before the lock another run could still write here
         request = request.decided(prepared.trainer.training_step.is_compiled)
         trained = trained_architecture(arch, request.drop)
-        recorder = Recorder(folder, prepared.trainer, request, trained, data=prepared.record)
-        return _run(recorder, prepared, asked.watch, asked.profile)
+        yield Recorder(folder, prepared.trainer, request, trained, data=prepared.record), prepared
 
 
 def resume(
@@ -198,7 +205,7 @@ def _check_differences(folder: Path, old: Request, new: Request, elsewhere: str,
 
 def _run(recorder: Recorder, prepared: Prepared, watch: Watch, profile: bool = False) -> Run:
     trainer = prepared.trainer
-    watch(_started(prepared, recorder.request))
+    watch(started(prepared, recorder.request))
     if trainer.epoch < trainer.recipe.epochs:
         with _traced(recorder) if profile and distributed.is_first() else nullcontext(lambda: None) as trace:
             _train(recorder, watch, trace)
@@ -206,7 +213,8 @@ def _run(recorder: Recorder, prepared: Prepared, watch: Watch, profile: bool = F
     return _finish(recorder, prepared.dataset)
 
 
-def _started(prepared: Prepared, request: Request) -> Started:
+def started(prepared: Prepared, request: Request) -> Started:
+    """The event that comes before the first step."""
     trainer, dataset, step = prepared.trainer, prepared.dataset, prepared.trainer.training_step
     return Started(
         train_images=len(trainer.train),

@@ -50,22 +50,35 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def tried(folder: Path) -> Iterator[None]:
+    """Like `locked`, for a run that writes nothing: afterwards `folder` is as it was before, or missing."""
+    with ExitStack() as until_then:
+        _enter(folder, until_then, stays=False)
+        yield
+
+
 @distributed.first_only
-def _enter(folder: Path, until_then: ExitStack) -> None:
+def _enter(folder: Path, until_then: ExitStack, stays: bool = True) -> None:
     created = create_folder(folder)
+    until_then.callback(remove_empty, created)
+    is_new = not (folder / LOCK).exists()
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     _held.add(descriptor)
     until_then.callback(_let_go, descriptor)
     _lock(descriptor, folder)
-    until_then.push(partial(_remove_unused, folder, created))
-    remove_leftovers(folder, FILES)
+    if is_new and not stays:
+        until_then.callback((folder / LOCK).unlink, missing_ok=True)
+    if created and stays:
+        until_then.push(partial(_remove_unused, folder))
+    if stays:
+        remove_leftovers(folder, FILES)
 
 
-def _remove_unused(folder: Path, created: list[Path], kind: object, error: object, trace: object) -> None:
-    """After an error, remove the folders that are new, if there is nothing but the lock in them."""
-    if error and created and os.listdir(folder) == [LOCK]:
+def _remove_unused(folder: Path, kind: object, error: object, trace: object) -> None:
+    """After an error, remove the lock of a new folder, if there is nothing else in it."""
+    if error and os.listdir(folder) == [LOCK]:
         os.unlink(folder / LOCK)
-        remove_empty(created)
 
 
 def _let_go(descriptor: int) -> None:
@@ -100,12 +113,17 @@ def check_space(folder: Path, sizes: Mapping[str, int]) -> None:
 
     The files are replaced together: all their old and all their new versions are on the disk at once.
     """
-    there = sum((folder / name).stat().st_size for name in sizes if (folder / name).exists())
-    once = sum(sizes.values())
-    needed = once + max(0, once - there) + SMALL_FILES
+    needed = most_bytes(folder, sizes)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutputError(
             f"the files of the run take {needed / 2**20:,.1f} MiB, and {folder} has {free / 2**20:,.1f} MiB "
             "free: make room, or give --out a folder on another disk"
         )
+
+
+def most_bytes(folder: Path, sizes: Mapping[str, int]) -> int:
+    """The bytes that a run adds to a disk at most; the files in `folder` that it replaces go later."""
+    there = sum((folder / name).stat().st_size for name in sizes if (folder / name).exists())
+    once = sum(sizes.values())
+    return once + max(0, once - there) + SMALL_FILES

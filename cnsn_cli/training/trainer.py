@@ -132,9 +132,13 @@ class Trainer:
     def _evaluate(self) -> list[ModelResult]:
         distributed.copy_buffers(self.network)
         if self.average:
-            learning = self.trained.models()[self.frozen :]  # all models, without a frozen base-model
-            recalibrate(learning, self.train, RECALIBRATION_BATCHES)
+            self.recalibrate(RECALIBRATION_BATCHES)
         return evaluate(self.trained, self.held_out)
+
+    def recalibrate(self, batches: int) -> None:
+        """Measure the statistics of the averaged network on so many batches."""
+        learning = self.trained.models()[self.frozen :]  # all models, without a frozen base-model
+        recalibrate(learning, self.train, batches)
 
     @property
     def _done(self) -> int:

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from cnsn_cli.backbones import plugins
-from cnsn_cli.commands.train import default_folder
+from cnsn_cli.commands.new_run import default_folder
 from cnsn_cli.files import checkpoint as checkpoints
 from cnsn_cli.files import tensor_file
 from cnsn_cli.files.metadata import Metadata, metadata_in

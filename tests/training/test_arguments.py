@@ -38,6 +38,8 @@ def test_train_shows_and_documents_each_argument():
     said = "Also save within an epoch, after steps (500) or minutes (10m). Default: '10m'."
     assert f"save_every: {said}" in text
     assert "--" not in text
+    assert inspect.signature(cnsn_cli.dry_run).parameters == parameters
+    assert said in cnsn_cli.dry_run.__doc__
     for name in inspect.signature(cnsn_cli.resume).parameters:
         assert f"    {name}: " in cnsn_cli.resume.__doc__
 
@@ -55,13 +57,14 @@ def test_an_unknown_argument_is_refused_in_one_line():
 @pytest.mark.parametrize(
     "words", [("--image-size", "64"), ("--drop", "2"), ("--save-every", "5"), ("--compile", "on")]
 )
-def test_the_command_line_and_python_ask_for_the_same(cnsn, monkeypatch, words):
-    """Each option reaches `train` under the name of its argument."""
+@pytest.mark.parametrize(("function", "flags"), [("run.train", ()), ("dry_run.dry_run", ("--dry-run",))])
+def test_the_command_line_and_python_ask_for_the_same(cnsn, monkeypatch, words, function, flags):
+    """Each option reaches `train` and `dry_run` under the name of its argument."""
     given = []
-    monkeypatch.setattr("cnsn_cli.training.run.train", lambda *a, **options: given.append(options) or 1 / 0)
+    monkeypatch.setattr(f"cnsn_cli.training.{function}", lambda *a, **options: given.append(options) or 1 / 0)
     exits = () if "--drop" in words else ("--exits", "1")
     with pytest.raises(ZeroDivisionError):
-        cnsn("train", "--arch", TINY, *exits, *words)
+        cnsn("train", "--arch", TINY, *exits, *words, *flags)
     assert given[0].keys() == {*KEYWORDS, "watch"}
     changed = {name for name in KEYWORDS if given[0][name] != KEYWORDS[name]}
     assert changed == {{"--compile": "compiled"}.get(words[0], words[0][2:].replace("-", "_"))}
