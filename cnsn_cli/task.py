@@ -18,8 +18,9 @@ def class_name(text: str) -> str:
 class Task:
     """The names of the classes, and the format of the images.
 
-    Images are square, with `image_size` pixels a side. `mean` and `std` normalise each channel, after pixel
-    values have been scaled to 0..1.
+    Images are square, with `image_size` pixels a side. They are the middle of a picture, and have the share
+    `crop_pct` (0..1) of its shorter side. `mean` and `std` normalise each channel, after pixel values have
+    been scaled to 0..1.
     """
 
     class_names: tuple[str, ...]
@@ -27,6 +28,7 @@ class Task:
     in_channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop_pct: float = 1.0
 
     def __post_init__(self) -> None:
         names = tuple(map(class_name, self.class_names))

@@ -93,9 +93,9 @@ def test_the_pixels_of_the_docs_are_those_of_cnsn(shown_modules, kind):
     path = photo(shown_modules / "picture.png", *PHOTOS[kind])
     names: dict[str, Any] = {}
     exec(block("python", "def read_pixels"), names)
-    for channels, size in ((3, 32), (1, 20)):
-        expected = to_pixels(read_image(str(path)), size, channels)[None]
-        found = names["read_pixels"](path, channels, size)
+    for channels, size, crop_pct in ((3, 32, 1), (1, 20, 1), (3, 32, 0.8)):
+        expected = to_pixels(read_image(str(path)), size, channels, crop_pct)[None]
+        found = names["read_pixels"](path, channels, size, crop_pct)
         assert found.flags.c_contiguous
         assert torch.equal(torch.tensor(found), expected)
 

@@ -42,6 +42,9 @@ OPTIONS: dict[str, Setting] = {
     "cutout": Setting(int, "Side in pixels of a square that is blanked.", 0),
     "mix": Setting(Mix, "Mix each image with another one.", "none"),
     "mix_alpha": Setting(float, "The shares of mixed images follow Beta(alpha, alpha).", 1),
+    "crop_pct": Setting(
+        float, "Share of a photo's shorter side that its middle, which is evaluated, has.", 1
+    ),
     "val_split": Setting(
         float, "Share of the training images that selects the best epoch; 0: test images.", 0
     ),

@@ -28,13 +28,17 @@ def info(
     print_models([model.model_dump() for model in metadata.models])
 
 
+def _share(crop_pct: float) -> str:
+    return "" if crop_pct == 1 else f", the middle {crop_pct:.1%} of the shorter side of a picture"
+
+
 def _lines(metadata: "Metadata") -> dict[str, str]:
     task = metadata.task
     names = ", ".join(task.class_names[:10]) + ", ..." * (task.num_classes > 10)
     lines = {
         "kind": _kind(metadata),
         "architecture": f"{metadata.arch} ({metadata.provider})",
-        "images": f"{task.in_channels} x {task.image_size} x {task.image_size}",
+        "images": f"{task.in_channels} x {task.image_size} x {task.image_size}{_share(task.crop_pct)}",
         "classes": f"{task.num_classes}: {names}",
         "BN": _statistics(metadata),
         "step-down": metadata.step_down,

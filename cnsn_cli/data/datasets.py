@@ -62,6 +62,7 @@ def load_dataset(
     in_channels: int = 3,
     skip_bad: bool = False,
     limit_images: int | None = None,
+    crop_pct: float = 1.0,
 ) -> Dataset:
     """Read the training and test images of a data set, and define their task.
 
@@ -71,6 +72,7 @@ def load_dataset(
     in_channels: 3 for RGB, 1 for grey.
     skip_bad: read all images first, and leave out those that cannot be read.
     limit_images: the most images of each split, at least one of each class; None: all of them.
+    crop_pct: an image is the middle of a picture, with this share of its shorter side.
 
     The mean and standard deviation of the task come from the training images. Raises DataError if the data
     set is missing or incomplete, or, without `skip_bad`, if an image cannot be read.
@@ -81,9 +83,9 @@ def load_dataset(
     for number in set(range(len(source.class_names))) - set(source.labels):
         raise DataError(f"no image of class {source.class_names[number]!r} in {data} can be read")
     size, sized_by = (image_size, None) if image_size else _default_size(data, source)
-    train = _split(source, size, in_channels)
+    train = _split(source, size, in_channels, crop_pct)
     mean, std = channel_statistics(train)
-    task = Task(source.class_names, size, in_channels, mean, std)
+    task = Task(source.class_names, size, in_channels, mean, std, crop_pct)
     test = _read_split(data, "test", task, data_dir, skip_bad, limit_images)
     return Dataset(train, test.split, task, bad + test.skipped, source.notes + test.notes, sized_by)
 
@@ -111,7 +113,7 @@ def _read_split(
                 f"{task.num_classes} classes of the task: {_listed(task.class_names)}"
             )
     labels = [numbers[source.class_names[label]] for label in source.labels]
-    images = _split(source._replace(labels=labels), task.image_size, task.in_channels)
+    images = _split_for(task, source._replace(labels=labels))
     return Loaded(images, bad, source.notes)
 
 
@@ -141,7 +143,7 @@ def load_recorded(
 def open_images(paths: list[Path], task: Task) -> Split:
     """Read pictures that belong to no data set, in order; all labels are 0. Raises DataError."""
     source = image_source(task.class_names, [(str(path), 0) for path in paths])
-    return _split(source, task.image_size, task.in_channels)
+    return _split_for(task, source)
 
 
 def sample_train(data: str, task: Task, count: int, data_dir: str | Path = "data") -> Split:
@@ -149,7 +151,7 @@ def sample_train(data: str, task: Task, count: int, data_dir: str | Path = "data
     source = open_source(data, "train", data_dir)
     total = len(source.labels)
     chosen = [number * total // count for number in range(count)] if count < total else list(range(total))
-    return _split(take(source, chosen), task.image_size, task.in_channels)
+    return _split_for(task, take(source, chosen))
 
 
 def _sound(source: Source, skip_bad: bool) -> tuple[Source, tuple[str, ...]]:
@@ -197,14 +199,20 @@ def _default_size(data: str, source: Source) -> tuple[int, str | None]:
     return min(width, height, LARGEST_DEFAULT_SIZE), picture
 
 
-def _split(source: Source, size: int, channels: int) -> Split:
-    read = partial(_pixels, source.read, size, channels)
+def _split_for(task: Task, source: Source) -> Split:
+    return _split(source, task.image_size, task.in_channels, task.crop_pct)
+
+
+def _split(source: Source, size: int, channels: int, crop_pct: float) -> Split:
+    read = partial(_pixels, source.read, size, channels, crop_pct)
     fits = len(source.labels) * channels * size * size <= MEMORY_LIMIT
     return in_memory(read, source.labels) if fits else from_files(read, source.labels)
 
 
-def _pixels(read: Callable[[int], Image.Image], size: int, channels: int, number: int) -> Tensor:
-    return resized(read(number), size, channels)
+def _pixels(
+    read: Callable[[int], Image.Image], size: int, channels: int, crop_pct: float, number: int
+) -> Tensor:
+    return resized(read(number), size, channels, crop_pct)
 
 
 def _listed(names: tuple[str, ...], most: int = 10) -> str:

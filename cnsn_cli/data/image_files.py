@@ -37,10 +37,10 @@ def read_image(path: str) -> Image.Image:
         raise DataError(f"cannot read image {path}: {error or type(error).__name__}") from error
 
 
-def resized(image: Image.Image, image_size: int, in_channels: int) -> Tensor:
+def resized(image: Image.Image, image_size: int, in_channels: int, crop_pct: float) -> Tensor:
     """Like `to_pixels`, for a picture from `read_image`. Raises DataError, which names the file."""
     try:
-        return to_pixels(image, image_size, in_channels)
+        return to_pixels(image, image_size, in_channels, crop_pct)
     except Exception as error:  # Pillow raises many kinds
         reason = _too_large(image) if isinstance(error, MemoryError) else one_line(error)
         raise DataError(f"cannot resize image {image.info.get('path', '')}: {reason}") from error

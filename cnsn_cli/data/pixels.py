@@ -28,18 +28,24 @@ def batch_size(task: Task) -> int:
     return min(BATCH_SIZE, BATCH_PIXELS // task.image_size**2)
 
 
-def to_pixels(image: Image.Image, image_size: int, in_channels: int) -> Tensor:
+def to_pixels(image: Image.Image, image_size: int, in_channels: int, crop_pct: float = 1.0) -> Tensor:
     """Turn a picture into uint8 (C, S, S): upright, grey for one channel, else RGB; cut to a centred square.
 
-    Raises ValueError like `eight_bits`.
+    The square has the share `crop_pct` of the shorter side. Raises ValueError like `eight_bits`.
     """
+    image = eight_bits(upright(image)).convert("L" if in_channels == 1 else "RGB")
+    if crop_pct < 1 or image.size != (image_size, image_size):
+        border = (1 - crop_pct) / 2
+        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR, border)
+    return as_tensor(image)
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    """The pixels uint8 (C, H, W) of a picture in grey or RGB."""
     import numpy as np
 
-    image = eight_bits(upright(image)).convert("L" if in_channels == 1 else "RGB")
-    if image.size != (image_size, image_size):
-        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
-    pixels = np.array(image).reshape(image_size, image_size, in_channels)
-    return from_numpy(pixels).permute(2, 0, 1)
+    pixels = np.array(image)
+    return from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -78,7 +84,8 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 def preprocess(image: Image.Image, task: Task) -> Tensor:
     """Turn a picture into the normalised tensor (C, H, W) that a network for `task` takes."""
-    return normalise(to_pixels(image, task.image_size, task.in_channels)[None], task)[0]
+    pixels = to_pixels(image, task.image_size, task.in_channels, task.crop_pct)
+    return normalise(pixels[None], task)[0]
 
 
 def normalise(pixels: Tensor, task: Task) -> Tensor:

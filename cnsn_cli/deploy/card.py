@@ -67,6 +67,7 @@ def config(metadata: Metadata) -> dict[str, Any]:
         "image_size": task.image_size,
         "image_mean": task.mean,
         "image_std": task.std,
+        "crop_pct": task.crop_pct,
         "id2label": labels,
         "label2id": {name: int(number) for number, name in labels.items()},
         "parent": metadata.parent,

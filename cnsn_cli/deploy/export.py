@@ -186,6 +186,7 @@ def labels(metadata: Metadata, with_preprocess: bool) -> dict[str, str]:
         "class_names": json.dumps(task.class_names),
         "mean": json.dumps(task.mean),
         "std": json.dumps(task.std),
+        "crop_pct": json.dumps(task.crop_pct),
         KEY: metadata.to_json(),
     }
 

@@ -193,8 +193,10 @@ class Metadata(BaseModel):
         return self.model_copy(update={"sha256": dict(sha256), "narrow": narrow or None})
 
     def to_json(self) -> str:
-        """The text for a file. Only narrow models have a width there, so that format 1 stays as it was."""
+        """The text for a file. It has no width and no `crop_pct` of 1, so that format 1 stays as it was."""
         content = self.model_dump(mode="json", exclude_none=True)
+        if self.task.crop_pct == 1:
+            del content["task"]["crop_pct"]
         for model in content["models"]:
             if model["width"] == 1:
                 del model["width"]
@@ -256,6 +258,8 @@ def _check(metadata: Metadata) -> None:
     finite = all(math.isfinite(value) for value in (*task.mean, *task.std))
     if not finite or not len(task.mean) == len(task.std) == task.in_channels or min(task.std) <= 0:
         raise ValueError("mean and std do not fit the channels")
+    if not 0 < task.crop_pct <= 1:
+        raise ValueError(f"its images have {task.crop_pct} of the side of a picture, not a share of 0 to 1")
     names = [model.name for model in metadata.models]
     if metadata.kind == "network" and names != ["base", *(f"submodel{i}" for i in range(len(names) - 1))]:
         raise ValueError(f"a network holds base, submodel0, ..., not {', '.join(names)}")

@@ -108,6 +108,8 @@ def _changes(before: DataRecord, now: DataRecord) -> Iterator[str]:
     yield from (f"class {name!r} is gone" for name in old.class_names if name not in new.class_names)
     if old.image_size != new.image_size:
         yield f"images of {old.image_size} -> {new.image_size} pixels a side"
+    if old.crop_pct != new.crop_pct:
+        yield f"crop_pct = {old.crop_pct:g} -> {new.crop_pct:g}"
     other_values = (old.mean, old.std) != (new.mean, new.std)
     yield from _changes_of_split("training", before, before.train, now, now.train, other_values)
     yield from _changes_of_split("test", before, before.test, now, now.test)

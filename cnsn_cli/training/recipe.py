@@ -48,6 +48,7 @@ class Recipe(BaseModel):
     cutout: int = Field(0, ge=0, le=1024)
     mix: Mix = "none"
     mix_alpha: float = Field(1, gt=0)
+    crop_pct: float = Field(1, gt=0, le=1)
     val_split: float = Field(0, ge=0, lt=1)
     bn: BatchNormMode = "private"
     step_down: StepDown = "patch"

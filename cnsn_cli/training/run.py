@@ -41,7 +41,7 @@ from cnsn_cli.training.step import TrainingStep
 # What a resumed run cannot change: the tensors of the network, and the meaning of a saved step.
 FIXED = (
     "arch", "exits", "drop", "freeze_base", "init", "pretrained", "image_size", "in_channels", "skip_bad",
-    "bn", "step_down", "ema", "batch_size", "val_split", "limit_images",
+    "bn", "step_down", "ema", "batch_size", "val_split", "limit_images", "crop_pct",
 )  # fmt: skip
 
 

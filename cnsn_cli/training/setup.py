@@ -111,13 +111,14 @@ def seed_of_process(seed: int, rank: int) -> int:
 
 
 def _data(request: Request, base: Model | None) -> Dataset:
-    size, channels = request.image_size, request.in_channels
-    if base:  # 3 channels may be the default, which nobody asked for
+    size, channels, crop_pct = request.image_size, request.in_channels, request.recipe.crop_pct
+    if base:  # 3 channels and a share of 1 may be the defaults, which nobody asked for
         size = size or base.task.image_size
         channels = base.task.in_channels if channels == 3 else channels
+        crop_pct = base.task.crop_pct if crop_pct == 1 else crop_pct
     with distributed.first_ahead():  # it may have to download
         return load_dataset(
-            request.data, request.data_dir, size, channels, request.skip_bad, request.limit_images
+            request.data, request.data_dir, size, channels, request.skip_bad, request.limit_images, crop_pct
         )
 
 
@@ -159,6 +160,7 @@ def _for_base(dataset: Dataset, base: Model, request: Request) -> Dataset:
         ("classes", dataset.task.class_names, base.task.class_names),
         ("pixels a side", dataset.task.image_size, base.task.image_size),
         ("channels", dataset.task.in_channels, base.task.in_channels),
+        ("crop_pct", dataset.task.crop_pct, base.task.crop_pct),
     ):
         if found != wanted:
             raise DataError(

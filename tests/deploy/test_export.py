@@ -110,7 +110,7 @@ def test_metadata_tell_a_stranger_what_to_do(checkpoint, tmp_path):
     task = load(checkpoint).task
     export(checkpoint, "onnx", tmp_path / "a.onnx", "1")
     export(checkpoint, "pt2", tmp_path / "a.pt2", "1", with_preprocess=True)
-    extra = dict.fromkeys(("input", "output", "class_names", "mean", "std", "cnsn"), "")
+    extra = dict.fromkeys(("input", "output", "class_names", "mean", "std", "crop_pct", "cnsn"), "")
     torch.export.load(tmp_path / "a.pt2", extra_files=extra)
     texts = {prop.key: prop.value for prop in onnx.load(tmp_path / "a.onnx").metadata_props}
     assert texts["input"] == "float32 pixels / 255, minus mean, divided by std, RGB (N, 3, 32, 32)"
