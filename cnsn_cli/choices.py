@@ -8,6 +8,8 @@ from typing import Literal
 BatchNormMode = Literal["private", "shared"]
 StepDown = Literal["patch", "stem"]
 Schedule = Literal["step", "cosine", "linear"]
+Crop = Literal["padded", "resized"]
+AutoAugment = Literal["none", "trivial", "rand"]
 Flip = Literal["none", "random", "alternating"]
 Mix = Literal["none", "mixup", "cutmix"]
 Teacher = Literal["base", "chain"]

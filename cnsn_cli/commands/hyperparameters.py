@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from cnsn_cli.choices import BatchNormMode, Distill, Flip, Mix, Schedule, StepDown
+from cnsn_cli.choices import AutoAugment, BatchNormMode, Crop, Distill, Flip, Mix, Schedule, StepDown
 from cnsn_cli.commands.listed import option, with_listed
 
 Numbers = str  # 2,7
@@ -37,8 +37,20 @@ OPTIONS: dict[str, Setting] = {
     "warmup_epochs": Setting(float, "Epochs in which the learning rate rises to --lr.", 0),
     "label_smoothing": Setting(float, "Share of each label that all classes get.", 0),
     "ema": Setting(float, "Save an average of the weights with this decay; 0: no average.", 0),
+    "crop": Setting(Crop, "Random crops: of padded images, or of photos and resized.", "padded"),
     "crop_padding": Setting(int, "Pixels to pad before a random crop.", 0),
+    "crop_scale": Setting(
+        Numbers, "With --crop resized: the least and the largest share of a photo's area.", (0.08, 1.0)
+    ),
+    "crop_ratio": Setting(
+        Numbers, "With --crop resized: the least and the largest width / height.", (0.75, 1.3333)
+    ),
     "flip": Setting(Flip, "Mirror images at random, or every other epoch.", "none"),
+    "auto_augment": Setting(AutoAugment, "TrivialAugment (Wide) or RandAugment for photos.", "none"),
+    "color_jitter": Setting(
+        float, "By which share brightness, contrast and saturation of photos change at most.", 0
+    ),
+    "erase": Setting(float, "Probability that a rectangle of a photo is erased.", 0),
     "cutout": Setting(int, "Side in pixels of a square that is blanked.", 0),
     "mix": Setting(Mix, "Mix each image with another one.", "none"),
     "mix_alpha": Setting(float, "The shares of mixed images follow Beta(alpha, alpha).", 1),

@@ -7,6 +7,7 @@ datasets       training and test images, and the task that they define
   truncation   pictures that lack rows
   skipping     images that cannot be read, left out
   split        the images of a split, in memory or read from files during training
+views          what is seen of a picture: the middle, or a part that training chooses
 pixels         from pictures to pixels, and from pixels to the input of a network
 
 This package does not know networks. Random augmentation is in cnsn_cli.training.

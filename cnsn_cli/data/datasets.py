@@ -3,7 +3,6 @@
 Training, evaluation, int8 and `predict` get images here. This module knows no network and no recipe.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,14 +10,14 @@ from typing import NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from cnsn_cli.choices import SplitName
-from cnsn_cli.data.image_files import read_image, resized, without_decoder_warnings
+from cnsn_cli.data.image_files import read_image, without_decoder_warnings
 from cnsn_cli.data.limit import limited
 from cnsn_cli.data.skipping import tried
 from cnsn_cli.data.sources import NAMED, Source, image_source, open_source, take
 from cnsn_cli.data.split import Split, from_files, in_memory
+from cnsn_cli.data.views import Middle, pixels_of
 from cnsn_cli.errors import DataError
 from cnsn_cli.stages import counted, stage
 from cnsn_cli.task import Task
@@ -63,6 +62,7 @@ def load_dataset(
     skip_bad: bool = False,
     limit_images: int | None = None,
     crop_pct: float = 1.0,
+    keep: bool = True,
 ) -> Dataset:
     """Read the training and test images of a data set, and define their task.
 
@@ -73,6 +73,7 @@ def load_dataset(
     skip_bad: read all images first, and leave out those that cannot be read.
     limit_images: the most images of each split, at least one of each class; None: all of them.
     crop_pct: an image is the middle of a picture, with this share of its shorter side.
+    keep: hold the training images in memory if they fit; else they are read whenever they are needed.
 
     The mean and standard deviation of the task come from the training images. Raises DataError if the data
     set is missing or incomplete, or, without `skip_bad`, if an image cannot be read.
@@ -83,7 +84,7 @@ def load_dataset(
     for number in set(range(len(source.class_names))) - set(source.labels):
         raise DataError(f"no image of class {source.class_names[number]!r} in {data} can be read")
     size, sized_by = (image_size, None) if image_size else _default_size(data, source)
-    train = _split(source, size, in_channels, crop_pct)
+    train = _split(source, Middle(size, in_channels, crop_pct), keep)
     mean, std = channel_statistics(train)
     task = Task(source.class_names, size, in_channels, mean, std, crop_pct)
     test = _read_split(data, "test", task, data_dir, skip_bad, limit_images)
@@ -200,19 +201,14 @@ def _default_size(data: str, source: Source) -> tuple[int, str | None]:
 
 
 def _split_for(task: Task, source: Source) -> Split:
-    return _split(source, task.image_size, task.in_channels, task.crop_pct)
+    return _split(source, Middle(task.image_size, task.in_channels, task.crop_pct))
 
 
-def _split(source: Source, size: int, channels: int, crop_pct: float) -> Split:
-    read = partial(_pixels, source.read, size, channels, crop_pct)
-    fits = len(source.labels) * channels * size * size <= MEMORY_LIMIT
-    return in_memory(read, source.labels) if fits else from_files(read, source.labels)
-
-
-def _pixels(
-    read: Callable[[int], Image.Image], size: int, channels: int, crop_pct: float, number: int
-) -> Tensor:
-    return resized(read(number), size, channels, crop_pct)
+def _split(source: Source, view: Middle, keep: bool = True) -> Split:
+    make = partial(pixels_of, view)
+    if keep and len(source.labels) * view.channels * view.side**2 <= MEMORY_LIMIT:
+        return in_memory(partial(make, source.read), source.labels)
+    return from_files(source.read, make, source.labels)
 
 
 def _listed(names: tuple[str, ...], most: int = 10) -> str:

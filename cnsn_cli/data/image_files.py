@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
-from cnsn_cli.data.pixels import eight_bits, to_pixels, upright
+from cnsn_cli.data.pixels import eight_bits, upright
 from cnsn_cli.data.truncation import check_complete, check_tiles
+from cnsn_cli.data.views import View, seen
 from cnsn_cli.errors import DataError, one_line
 
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # for PostScript, Pillow would run Ghostscript
@@ -20,12 +20,18 @@ MOST_PIXELS = 64_000_000  # 8,000 x 8,000; decoded, they take 256 MB
 LONGEST_SIDE = 65_535  # as in a JPEG; each row takes memory beside its pixels
 
 
-def read_image(path: str) -> Image.Image:
-    """Read a picture, upright and with 8 bits per channel. Raises DataError, which names the file."""
+def read_image(path: str, view: View | None = None) -> Image.Image:
+    """Read a picture, upright and with 8 bits per channel, or what `view` shows of it.
+
+    Raises DataError, which names the file.
+    """
+    image = _readable(path)
+    return image if view is None else _seen(view, image, path)
+
+
+def _readable(path: str) -> Image.Image:
     try:
-        image = _decoded(path)
-        image.info["path"] = path
-        return image
+        return _decoded(path)
     except Image.DecompressionBombError as error:  # Pillow's own limit, which is higher
         raise DataError(f"cannot read image {path}: it has more than {MOST_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
@@ -37,13 +43,12 @@ def read_image(path: str) -> Image.Image:
         raise DataError(f"cannot read image {path}: {error or type(error).__name__}") from error
 
 
-def resized(image: Image.Image, image_size: int, in_channels: int, crop_pct: float) -> Tensor:
-    """Like `to_pixels`, for a picture from `read_image`. Raises DataError, which names the file."""
+def _seen(view: View, image: Image.Image, path: str) -> Image.Image:
     try:
-        return to_pixels(image, image_size, in_channels, crop_pct)
+        return seen(view, image)
     except Exception as error:  # Pillow raises many kinds
         reason = _too_large(image) if isinstance(error, MemoryError) else one_line(error)
-        raise DataError(f"cannot resize image {image.info.get('path', '')}: {reason}") from error
+        raise DataError(f"cannot resize image {path}: {reason}") from error
 
 
 def _too_large(image: Image.Image) -> str:

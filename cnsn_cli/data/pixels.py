@@ -5,9 +5,10 @@ Data sets, networks, training and exports call this module. It knows no files an
 
 from functools import cache
 
-from PIL import ExifTags, Image, ImageOps
-from torch import Tensor, device, from_numpy, tensor
+from PIL import ExifTags, Image
+from torch import Tensor, device, tensor
 
+from cnsn_cli.data.views import Middle, as_tensor, seen
 from cnsn_cli.task import Task
 
 BATCH_SIZE = 200  # always the same, so that whole and detached files agree to the last digit
@@ -33,19 +34,7 @@ def to_pixels(image: Image.Image, image_size: int, in_channels: int, crop_pct: f
 
     The square has the share `crop_pct` of the shorter side. Raises ValueError like `eight_bits`.
     """
-    image = eight_bits(upright(image)).convert("L" if in_channels == 1 else "RGB")
-    if crop_pct < 1 or image.size != (image_size, image_size):
-        border = (1 - crop_pct) / 2
-        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR, border)
-    return as_tensor(image)
-
-
-def as_tensor(image: Image.Image) -> Tensor:
-    """The pixels uint8 (C, H, W) of a picture in grey or RGB."""
-    import numpy as np
-
-    pixels = np.array(image)
-    return from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+    return as_tensor(seen(Middle(image_size, in_channels, crop_pct), eight_bits(upright(image))))
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -3,16 +3,14 @@
 `datasets` calls it. This module does not know where images come from.
 """
 
-from collections.abc import Callable
 from functools import partial
 
-from PIL import Image
-
 from cnsn_cli.data.split import decoders
+from cnsn_cli.data.views import Reader
 from cnsn_cli.errors import DataError
 
 
-def tried(read: Callable[[int], Image.Image], images: int) -> tuple[list[int], tuple[str, ...]]:
+def tried(read: Reader, images: int) -> tuple[list[int], tuple[str, ...]]:
     """The numbers of the images that can be read, and the error of each other image."""
     with decoders() as pool:
         problems = list(pool.map(partial(_problem, read), range(images)))
@@ -23,7 +21,7 @@ def tried(read: Callable[[int], Image.Image], images: int) -> tuple[list[int], t
     return sound, bad
 
 
-def _problem(read: Callable[[int], Image.Image], number: int) -> str | None:
+def _problem(read: Reader, number: int) -> str | None:
     try:
         read(number)
     except DataError as error:

@@ -4,7 +4,7 @@ datasets.py makes splits from these sources. This module knows no task and no im
 """
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +15,7 @@ from PIL import Image
 from cnsn_cli.choices import SplitName
 from cnsn_cli.data.image_files import read_image
 from cnsn_cli.data.image_folder import find_images, split_folder
+from cnsn_cli.data.views import Reader, View, seen
 from cnsn_cli.errors import DataError
 from cnsn_cli.stages import stage
 
@@ -26,14 +27,15 @@ DOWNLOAD_PATIENCE = 30  # seconds to wait for a server that sends nothing
 
 
 class Source(NamedTuple):
-    """Images that are not read yet: `read(i)` reads image i, also in another process.
+    """Images that are not read yet: `read(i)` reads image i, and `read(i, view)` what a View shows of it.
 
+    Other processes can read, too.
     `files` are their paths, if they are files; `notes` are those of a Dataset.
     """
 
     class_names: tuple[str, ...]
     labels: list[int]
-    read: Callable[[int], Image.Image]
+    read: Reader
     files: Sequence[str] = ()
     notes: tuple[str, ...] = ()
 
@@ -54,8 +56,8 @@ def take(source: Source, chosen: list[int]) -> Source:
     return source._replace(labels=labels, read=partial(_chosen, source.read, chosen), files=files)
 
 
-def _chosen(read: Callable[[int], Image.Image], chosen: list[int], number: int) -> Image.Image:
-    return read(chosen[number])
+def _chosen(read: Reader, chosen: list[int], number: int, view: View | None = None) -> Image.Image:
+    return read(chosen[number], view)
 
 
 def _digits(split: SplitName) -> Source:
@@ -122,9 +124,10 @@ def image_source(
     return Source(class_names, [label for _, label in samples], partial(_read, paths), paths, notes)
 
 
-def _from_array(pixels: "ndarray[Any, Any]", number: int) -> Image.Image:
-    return Image.fromarray(pixels[number])
+def _from_array(pixels: "ndarray[Any, Any]", number: int, view: View | None = None) -> Image.Image:
+    image = Image.fromarray(pixels[number])
+    return image if view is None else seen(view, image)
 
 
-def _read(paths: list[str], number: int) -> Image.Image:
-    return read_image(paths[number])
+def _read(paths: list[str], number: int, view: View | None = None) -> Image.Image:
+    return read_image(paths[number], view)

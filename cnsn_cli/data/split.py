@@ -10,7 +10,8 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -18,11 +19,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from cnsn_cli.data.views import Reader
 from cnsn_cli.errors import DataError, ProcessError
 from cnsn_cli.stages import counted, stage
 
 MOST_WORKERS = 8
 Read = Callable[[int], Tensor]
+Make = Callable[[Reader, int], Tensor]  # reads a picture by its number, and makes its pixels
 
 before_workers: list[Callable[[], None]] = []  # what has to be done before worker processes are forked
 
@@ -74,9 +77,10 @@ class MemorySplit:
 
 @dataclass(frozen=True)
 class FileSplit:
-    """A split whose images worker processes read when needed; `samples` (N,) are the arguments of `read`."""
+    """A split whose images worker processes read when needed: `make(read, i)`, for i in `samples` (N,)."""
 
-    read: Read
+    read: Reader
+    make: Make
     samples: Tensor
     labels: Tensor
 
@@ -87,7 +91,7 @@ class FileSplit:
         for get_ready in before_workers:
             get_ready()
         loader = DataLoader(
-            _Files(self.read),
+            _Files(partial(self.make, self.read)),
             batch_sampler=[self.samples[batch.cpu()].tolist() for batch in indices],
             num_workers=min(_cores(), MOST_WORKERS),
             collate_fn=_stacked,
@@ -104,10 +108,14 @@ class FileSplit:
         return self.batches(list(torch.split(torch.arange(len(self)), size)))
 
     def take(self, indices: Tensor) -> "FileSplit":
-        return FileSplit(self.read, self.samples[indices], self.labels[indices])
+        return replace(self, samples=self.samples[indices], labels=self.labels[indices])
 
     def to(self, device: torch.device) -> "FileSplit":
-        return FileSplit(self.read, self.samples, self.labels.to(device))
+        return replace(self, labels=self.labels.to(device))
+
+    def made_by(self, make: Make) -> "FileSplit":
+        """Return a split of the same pictures, whose pixels `make` makes."""
+        return replace(self, make=make)
 
 
 def _from_workers(loader: "DataLoader[Tensor | DataError]") -> Iterator[Tensor | DataError]:
@@ -190,6 +198,6 @@ def in_memory(read: Read, labels: list[int]) -> MemorySplit:
     return MemorySplit(pixels, torch.tensor(labels))
 
 
-def from_files(read: Read, labels: list[int]) -> FileSplit:
+def from_files(read: Reader, make: Make, labels: list[int]) -> FileSplit:
     """Make a split without reading any image yet."""
-    return FileSplit(read, torch.arange(len(labels)), torch.tensor(labels))
+    return FileSplit(read, make, torch.arange(len(labels)), torch.tensor(labels))

@@ -11,7 +11,8 @@ run                 `train` and `resume`: put everything below together
   places            where relative names are looked for
   initial_weights   weights to start from
 trainer             the training loop, which yields events
-  augmentation      random changes to training images
+  photos            random changes to one photo, while it is read
+  augmentation      random changes to training images, a batch at a time
   gradient_balance  how strongly sub-models pull at shared units
   ema               averaged weights
   meter             losses, accuracies and speed of an epoch

@@ -2,8 +2,8 @@
 
 The trainer draws an EpochPlan for each epoch. The augmentation of a sample depends on the seed, the epoch,
 the number of samples and the index of the sample. It does not depend on the batch or on earlier draws, so
-that a resumed run draws the same. One exception: an image is mixed with its neighbour in the batch. This
-module does not know networks.
+that a resumed run draws the same. One exception: an image is mixed with its neighbour in the batch. `photos`
+changes a photo before it comes into a batch. This module does not know networks.
 """
 
 from dataclasses import dataclass, fields
@@ -63,7 +63,7 @@ class EpochPlan:
 
     def augment(self, pixels: Tensor, indices: Tensor) -> Tensor:
         """Crop and flip uint8 pixels (n, C, H, W) of the samples `indices` (n,)."""
-        if self.recipe.crop_padding:
+        if self.recipe.pads:
             pixels = crop(pixels, self.offsets[indices], self.recipe.crop_padding)
         return torch.where(self.flips[indices].view(-1, 1, 1, 1), pixels.flip(3), pixels)
 

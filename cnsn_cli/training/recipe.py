@@ -18,10 +18,22 @@ from pydantic import (
     model_validator,
 )
 
-from cnsn_cli.choices import BatchNormMode, Distill, Flip, Mix, Schedule, Selection, StepDown
+from cnsn_cli.choices import (
+    AutoAugment,
+    BatchNormMode,
+    Crop,
+    Distill,
+    Flip,
+    Mix,
+    Schedule,
+    Selection,
+    StepDown,
+)
 from cnsn_cli.errors import RecipeError
 from cnsn_cli.training.recipe_files import read_settings
 
+Share = Annotated[float, Field(gt=0, le=1)]
+Ratio = Annotated[float, Field(ge=0.01, le=100)]
 Scale = Annotated[float, Field(ge=1e-6, le=1e6)]  # limits, because gradients are multiplied and divided by it
 
 
@@ -43,8 +55,14 @@ class Recipe(BaseModel):
     warmup_epochs: float = Field(0, ge=0)
     label_smoothing: float = Field(0, ge=0, lt=1)
     ema: float = Field(0, ge=0, lt=1)
+    crop: Crop = "padded"
     crop_padding: int = Field(0, ge=0, le=256)
+    crop_scale: tuple[Share, Share] = (0.08, 1.0)
+    crop_ratio: tuple[Ratio, Ratio] = (0.75, 1.3333)
     flip: Flip = "none"
+    auto_augment: AutoAugment = "none"
+    color_jitter: float = Field(0, ge=0, le=1)
+    erase: float = Field(0, ge=0, le=1)
     cutout: int = Field(0, ge=0, le=1024)
     mix: Mix = "none"
     mix_alpha: float = Field(1, gt=0)
@@ -63,6 +81,10 @@ class Recipe(BaseModel):
     def _check(self) -> "Recipe":
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum")
+        for name in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} = {low:g},{high:g}: give the smaller number first")
         if self.ema and self.bn == "shared":
             raise ValueError('ema needs bn = "private", to recompute the statistics of each model')
         return self
@@ -71,6 +93,17 @@ class Recipe(BaseModel):
     def selection(self) -> Selection:
         """Which images choose the best epoch."""
         return "validation" if self.val_split else "test"
+
+    @property
+    def pads(self) -> bool:
+        """Whether images are padded before a random crop of their own size."""
+        return self.crop == "padded" and self.crop_padding > 0
+
+    @property
+    def photo_augmentation(self) -> tuple[str, ...]:
+        """What this recipe does to each photo while it is read, as words such as `crop = resized`."""
+        off = {"crop": "padded", "auto_augment": "none", "color_jitter": 0, "erase": 0}
+        return tuple(f"{name} = {getattr(self, name)}" for name in off if getattr(self, name) != off[name])
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of step 0, 1, 2, ...

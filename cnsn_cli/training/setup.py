@@ -19,6 +19,7 @@ from cnsn_cli import distributed
 from cnsn_cli.backbones.architecture import Architecture
 from cnsn_cli.backbones.narrowing import check_blocks, narrow_backbones, narrowed
 from cnsn_cli.data.datasets import Dataset, load_dataset
+from cnsn_cli.data.sources import NAMED
 from cnsn_cli.data.split import Split
 from cnsn_cli.errors import CheckpointError, DataError, ImageSizeError, RecipeError
 from cnsn_cli.exits import Exit, check_statistics, read_exit, read_exits, widths
@@ -118,7 +119,14 @@ def _data(request: Request, base: Model | None) -> Dataset:
         crop_pct = base.task.crop_pct if crop_pct == 1 else crop_pct
     with distributed.first_ahead():  # it may have to download
         return load_dataset(
-            request.data, request.data_dir, size, channels, request.skip_bad, request.limit_images, crop_pct
+            request.data,
+            request.data_dir,
+            size,
+            channels,
+            request.skip_bad,
+            request.limit_images,
+            crop_pct,
+            keep=not request.recipe.photo_augmentation,
         )
 
 
@@ -137,6 +145,11 @@ def _check_start(request: Request) -> None:
     if len(several) > 1:
         raise RecipeError(f"{' and '.join(several)} both say what a network starts with: give one of them")
     check_statistics(request.submodels, request.recipe.bn)
+    if request.data in NAMED and (changes := request.recipe.photo_augmentation):
+        raise RecipeError(
+            f"{', '.join(changes)} changes photos while they are read from files, and {request.data} is an "
+            "array of small images: leave it out, or give --data a folder of images"
+        )
     if request.freeze_base and (narrow := widths(request.submodels)):
         raise RecipeError(
             f"--freeze-base and the width @{narrow[0]:g} exclude each other, for the weights of a narrow "

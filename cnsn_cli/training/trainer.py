@@ -25,6 +25,7 @@ from cnsn_cli.phases import each, phase
 from cnsn_cli.training.augmentation import plan_epoch
 from cnsn_cli.training.meter import finite
 from cnsn_cli.training.metrics import Epoch, Pull, Step
+from cnsn_cli.training.photos import shown
 from cnsn_cli.training.recipe import Recipe
 from cnsn_cli.training.step import TrainingStep
 
@@ -98,7 +99,7 @@ class Trainer:
         whole = torch.split(plan.order[: steps * recipe.batch_size], recipe.batch_size)[self.step :]
         batches = [distributed.share(batch) for batch in whole]
         checked = time.perf_counter()
-        read = each("reading", self.train.batches(batches))
+        read = each("reading", shown(self.train, recipe, self.network.task, epoch).batches(batches))
         for indices, pixels in zip(batches, read, strict=True):
             self._do(indices, pixels)
             if time.perf_counter() - checked > CHECK_EVERY:

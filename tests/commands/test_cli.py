@@ -291,9 +291,11 @@ def test_detach_and_info_do_not_import_torch(checkpoint, tmp_path):
 FLAGS = {
     "epochs": 1, "batch_size": 4, "lr": 0.011, "momentum": 0.8, "nesterov": True, "weight_decay": 0.002,
     "decay_norms": False, "schedule": "linear", "milestones": (3, 5), "gamma": 0.3, "warmup_epochs": 0.5,
-    "label_smoothing": 0.2, "ema": 0.9, "crop_padding": 1, "flip": "alternating", "cutout": 3,
-    "mix": "mixup", "mix_alpha": 0.4, "crop_pct": 0.8, "val_split": 0.25, "bn": "private",
-    "step_down": "stem", "distill": "chain", "distill_weight": 0.7, "temperature": 4.0,
+    "label_smoothing": 0.2, "ema": 0.9, "crop": "resized", "crop_padding": 1,
+    "crop_scale": (0.5, 0.75), "crop_ratio": (0.5, 1.5), "flip": "alternating", "auto_augment": "rand",
+    "color_jitter": 0.3, "erase": 0.1, "cutout": 3, "mix": "mixup", "mix_alpha": 0.4, "crop_pct": 0.8,
+    "val_split": 0.25, "bn": "private", "step_down": "stem", "distill": "chain", "distill_weight": 0.7,
+    "temperature": 4.0,
     "gradient_scale": (0.5, 0.25), "final_scale": (0.1,), "seed": 9,
 }  # fmt: skip
 

@@ -17,10 +17,10 @@ def deadly(monkeypatch):
     monkeypatch.setattr(datasets, "MEMORY_LIMIT", 0)
 
     def install(number, path):
-        def read(image):
+        def read(image, view=None):
             if multiprocessing.parent_process() and path.exists():
                 os.kill(os.getpid(), number)
-            return read_image(image)
+            return read_image(image, view)
 
         monkeypatch.setattr(sources, "read_image", read)
 
