@@ -1,6 +1,7 @@
 """Photos are changed one by one, and what happens to each follows from seed, epoch and number alone."""
 
 import math
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ from cnsn_cli.training.augmentation import plan_epoch
 from cnsn_cli.training.photos import RandomPart, drawing, shown
 from cnsn_cli.training.recipe import Recipe, load_recipe
 from cnsn_cli.training.run import resume, train
-from tests.conftest import TINY
+from cnsn_cli.training.step import TrainingStep
+from cnsn_cli.training.trainer import Trainer
+from tests.conftest import TINY, built
 from tests.training.test_resume import DROPOUT, Stop, assert_same_run
 
 SIZES = [(60, 40), (40, 60), (50, 50)]
@@ -208,6 +211,18 @@ def test_training_photos_stay_in_their_files(photos, tmp_path, monkeypatch):
     assert isinstance(dataset.test, MemorySplit)
     assert dataset.task == plain.task  # mean and deviation are those of whole photos
     assert torch.equal(torch.cat(list(dataset.train.in_order(10))), plain.train.pixels)
+
+
+def test_training_takes_the_photos_of_each_epoch(dataset, monkeypatch):
+    """What steps get is what `shown` makes of the samples of the plan."""
+    steps: list[torch.Tensor] = []
+    monkeypatch.setattr(TrainingStep, "set", lambda step, indices, taken, *rest: steps.append(taken))
+    chosen, network = recipe(**ALL), built(TINY, (1,), dataset.task)
+    trainer = Trainer(network, dataset.train, dataset.test, chosen)
+    list(islice(trainer.run(), 3))
+    order = plan_epoch(len(dataset.train), chosen, 1, torch.device("cpu")).order
+    expected = pixels(dataset, 1, [order[:24].tolist()], **ALL)
+    assert torch.equal(torch.cat(steps), expected)
 
 
 @pytest.mark.parametrize(
