@@ -4,6 +4,7 @@ datasets       training and test images, and the task that they define
   sources      where images and labels come from, before they are read
   image_folder a folder of images, one folder for each class
   image_files  reading one picture of a stranger
+  jpeg         JPEGs at the scale that is needed
   truncation   pictures that lack rows
   skipping     images that cannot be read, left out
   split        the images of a split, in memory or read from files during training

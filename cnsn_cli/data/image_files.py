@@ -10,9 +10,10 @@ from contextlib import contextmanager
 
 from PIL import Image, UnidentifiedImageError
 
+from cnsn_cli.data.jpeg import JPEGS, smaller
 from cnsn_cli.data.pixels import eight_bits, upright
 from cnsn_cli.data.truncation import check_complete, check_tiles
-from cnsn_cli.data.views import View, seen
+from cnsn_cli.data.views import Box, View
 from cnsn_cli.errors import DataError, one_line
 
 FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # for PostScript, Pillow would run Ghostscript
@@ -23,15 +24,16 @@ LONGEST_SIDE = 65_535  # as in a JPEG; each row takes memory beside its pixels
 def read_image(path: str, view: View | None = None) -> Image.Image:
     """Read a picture, upright and with 8 bits per channel, or what `view` shows of it.
 
-    Raises DataError, which names the file.
+    For a view, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if these are pixels enough. Raises DataError,
+    which names the file.
     """
-    image = _readable(path)
-    return image if view is None else _seen(view, image, path)
+    image, whole = _readable(path, view)
+    return image if view is None else _cut(image, whole, view, path)
 
 
-def _readable(path: str) -> Image.Image:
+def _readable(path: str, view: View | None) -> tuple[Image.Image, Box]:
     try:
-        return _decoded(path)
+        return _decoded(path, view)
     except Image.DecompressionBombError as error:  # Pillow's own limit, which is higher
         raise DataError(f"cannot read image {path}: it has more than {MOST_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
@@ -43,9 +45,9 @@ def _readable(path: str) -> Image.Image:
         raise DataError(f"cannot read image {path}: {error or type(error).__name__}") from error
 
 
-def _seen(view: View, image: Image.Image, path: str) -> Image.Image:
+def _cut(image: Image.Image, whole: Box, view: View, path: str) -> Image.Image:
     try:
-        return seen(view, image)
+        return view.cut(image, whole)
     except Exception as error:  # Pillow raises many kinds
         reason = _too_large(image) if isinstance(error, MemoryError) else one_line(error)
         raise DataError(f"cannot resize image {path}: {reason}") from error
@@ -58,7 +60,8 @@ def _too_large(image: Image.Image) -> str:
     )
 
 
-def _decoded(path: str) -> Image.Image:
+def _decoded(path: str, view: View | None) -> tuple[Image.Image, Box]:
+    """The upright picture, and where its edges are. `view` has chosen its part when this returns."""
     if not os.path.isfile(path):  # a pipe would wait forever
         raise ValueError("it is no ordinary file")
     if os.path.getsize(path) == 0:
@@ -67,9 +70,14 @@ def _decoded(path: str) -> Image.Image:
     with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
         _check_size(image.width, image.height)
         check_tiles(image)
+        if view and image.format in JPEGS:
+            return smaller(image, file, view)
         image.load()
         check_complete(image, file)
-        return eight_bits(upright(image))
+        found = eight_bits(upright(image))
+    if view:
+        view.aim(found.size)
+    return found, (0, 0, *found.size)
 
 
 def _check_size(width: int, height: int) -> None:

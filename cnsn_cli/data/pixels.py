@@ -22,6 +22,11 @@ TURNS = {  # EXIF orientation -> what makes a picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+ON_THEIR_SIDE = {5, 6, 7, 8}  # orientations: the stored width is the height of the upright picture
+RIGHT_TO_LEFT, UPSIDE_DOWN = (
+    {2, 3, 6, 7},
+    {3, 4, 7, 8},
+)  # the stored left and top edges are right and lower ones
 
 
 def batch_size(task: Task) -> int:
@@ -32,7 +37,8 @@ def batch_size(task: Task) -> int:
 def to_pixels(image: Image.Image, image_size: int, in_channels: int, crop_pct: float = 1.0) -> Tensor:
     """Turn a picture into uint8 (C, S, S): upright, grey for one channel, else RGB; cut to a centred square.
 
-    The square has the share `crop_pct` of the shorter side. Raises ValueError like `eight_bits`.
+    The square has the share `crop_pct` of the shorter side. A picture that is not decoded yet is decoded as
+    it is, and stays whole for its owner. Raises ValueError like `eight_bits`.
     """
     return as_tensor(seen(Middle(image_size, in_channels, crop_pct), eight_bits(upright(image))))
 
@@ -41,15 +47,20 @@ def upright(image: Image.Image) -> Image.Image:
     """Return a picture as its EXIF orientation says that people see it; broken EXIF data change nothing."""
     image.load()  # Pillow turns a TIFF while it reads the pixels
     # Not ImageOps.exif_transpose: it also writes the other EXIF data anew, and fails if they are broken.
-    try:
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Pillow's parser raises many kinds of errors
-        return image
+    turn = TURNS.get(orientation(image))
     if turn is None:
         return image
     turned = image.transpose(turn)
     turned.info = {}  # it holds the orientation: nobody shall turn the picture once more
     return turned
+
+
+def orientation(image: Image.Image) -> int:
+    """How a picture lies in its file, as its EXIF data say; 1, which is upright, if they are broken."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow's parser raises many kinds of errors
+        return 1
 
 
 def eight_bits(image: Image.Image) -> Image.Image:

@@ -26,23 +26,27 @@ def check_tiles(image: ImageFile) -> None:
         raise ValueError(LACKS_ROWS)
 
 
-def check_complete(image: ImageFile, file: BinaryIO) -> None:
-    """Raise ValueError if `file`, from which `image` was decoded, has not all of its rows."""
+def check_complete(image: ImageFile, file: BinaryIO, least: tuple[int, int] | None = None) -> None:
+    """Raise ValueError if `file`, from which `image` was decoded, has not all of its rows.
+
+    `least` is the size that Pillow's `draft` was called with, if it was.
+    """
     last = np.asarray(image.crop((0, image.height - 1, image.width, image.height)))
     if image.format == "PNG" and (image.info.get("interlace") or not last.any()):
-        complete = _same(image, file, prefilled=True)
+        complete = _same(image, file, least, prefilled=True)
     elif image.format in ("JPEG", "MPO") and (last == GREY).all():
-        complete = _same(image, _noisy(file))
+        complete = _same(image, _noisy(file), least)
     else:
         return
     if not complete:
         raise ValueError(LACKS_ROWS)
 
 
-def _same(image: ImageFile, file: BinaryIO, prefilled: bool = False) -> bool:
+def _same(image: ImageFile, file: BinaryIO, least: tuple[int, int] | None, prefilled: bool = False) -> bool:
     """Whether `file` decodes to `image`; if `prefilled`, into an image whose bits are 1 before."""
     file.seek(0)
     with Image.open(file, formats=[image.format or ""]) as again:
+        again.draft(None, least)
         if prefilled:
             row = Image.new(again.mode, (again.width, 1)).tobytes()
             again.im = Image.frombytes(again.mode, again.size, b"\xff" * (len(row) * again.height)).im

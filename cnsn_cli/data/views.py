@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, from_numpy
 
 Size = tuple[int, int]  # width and height in pixels
+Box = tuple[float, float, float, float]  # left, top, right and lower edge in pixels
 Reader = Callable[
     ..., Image.Image
 ]  # (number) -> the whole picture; (number, view) -> what the view shows of it
@@ -24,8 +25,11 @@ class View(Protocol):
     def aim(self, size: Size) -> Size:
         """Choose a part of a picture of this size. Returns the least size to decode the picture at."""
 
-    def cut(self, image: Image.Image) -> Image.Image:
-        """The chosen part of the picture, which is upright; it may have been decoded at a smaller size."""
+    def cut(self, image: Image.Image, whole: Box) -> Image.Image:
+        """The chosen part of the picture. `whole` says where its edges are in `image`, which is upright.
+
+        A picture that was decoded at a smaller size may end within the last pixel of `image`.
+        """
 
 
 @dataclass(frozen=True)
@@ -40,23 +44,24 @@ class Middle:
         least = math.ceil(self.side / self.share)
         return least, least
 
-    def cut(self, image: Image.Image) -> Image.Image:
-        image = coloured(image, self.channels)
-        if self.share == 1 and image.size == (self.side, self.side):
-            return image
-        border = (1 - self.share) / 2
-        return ImageOps.fit(image, (self.side, self.side), Image.Resampling.BILINEAR, border)
+    def cut(self, image: Image.Image, whole: Box) -> Image.Image:
+        left, top, right, lower = whole
+        side = self.share * min(right - left, lower - top)
+        left, top = left + (right - left - side) / 2, top + (lower - top - side) / 2
+        return square(image, (left, top, left + side, top + side), self.side, self.channels)
 
 
-def coloured(image: Image.Image, channels: int) -> Image.Image:
-    """A picture of 8 bits in grey if it shall have one channel, else in RGB."""
-    return image.convert("L" if channels == 1 else "RGB")
+def square(image: Image.Image, box: Box, side: int, channels: int) -> Image.Image:
+    """A part of a picture of 8 bits as `side` x `side` pixels, in grey for one channel, else in RGB."""
+    mode = "L" if channels == 1 else "RGB"
+    coloured = image if image.mode == mode else image.convert(mode)
+    return coloured.resize((side, side), Image.Resampling.BILINEAR, box)
 
 
 def seen(view: View, image: Image.Image) -> Image.Image:
     """What `view` shows of a whole picture, which is upright and has 8 bits per channel."""
     view.aim(image.size)
-    return view.cut(image)
+    return view.cut(image, (0, 0, *image.size))
 
 
 def as_tensor(image: Image.Image) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from cnsn_cli.data.split import FileSplit, Split
-from cnsn_cli.data.views import Middle, Reader, Size, View, as_tensor, coloured
+from cnsn_cli.data.views import Box, Middle, Reader, Size, View, as_tensor, square
 from cnsn_cli.task import Task
 from cnsn_cli.training.recipe import Recipe
 
@@ -78,11 +78,11 @@ class RandomPart:
         self.size, self.box = size, (left, top, left + columns, top + rows)
         return math.ceil(width * self.side / columns), math.ceil(height * self.side / rows)
 
-    def cut(self, image: Image.Image) -> Image.Image:
-        left, right = (edge * image.width / self.size[0] for edge in self.box[::2])
-        top, lower = (edge * image.height / self.size[1] for edge in self.box[1::2])
-        square, box = (self.side, self.side), (left, top, right, lower)
-        return coloured(image, self.channels).resize(square, Image.Resampling.BILINEAR, box)
+    def cut(self, image: Image.Image, whole: Box) -> Image.Image:
+        across, down = (whole[2] - whole[0]) / self.size[0], (whole[3] - whole[1]) / self.size[1]
+        left, right = (whole[0] + edge * across for edge in self.box[::2])
+        top, lower = (whole[1] + edge * down for edge in self.box[1::2])
+        return square(image, (left, top, right, lower), self.side, self.channels)
 
 
 def _changes(recipe: Recipe) -> Iterator[v2.Transform]:

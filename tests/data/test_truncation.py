@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from cnsn_cli.data.image_files import read_image
+from cnsn_cli.data.views import Middle
 from cnsn_cli.errors import DataError
 
 LACKS = "it lacks some of its rows"
@@ -118,6 +119,24 @@ def test_a_picture_without_all_of_its_rows_is_refused(tmp_path, kind):
         image.load()  # Pillow has nothing against it
     with pytest.raises(DataError, match=f"^cannot read image {path}: {LACKS}"):
         read_image(str(path))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SHORT if kind.startswith("JPEG")])
+@pytest.mark.parametrize("side", [8, 16, 32, 64])
+def test_a_smaller_picture_without_all_of_its_rows_is_refused(tmp_path, kind, side):
+    """Decoded at 1/8, 1/4, 1/2 and 1 of its size."""
+    path = tmp_path / "x.jpg"
+    path.write_bytes(SHORT[kind])
+    with pytest.raises(DataError, match=f"^cannot read image {path}: {LACKS}"):
+        read_image(str(path), Middle(side, 3))
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+@pytest.mark.parametrize("side", [8, 16, 32, 64])
+def test_a_whole_picture_is_read_smaller(tmp_path, kind, side):
+    path = tmp_path / "x.png"
+    path.write_bytes(WHOLE[kind])
+    assert read_image(str(path), Middle(side, 3)).size == (side, side)
 
 
 @pytest.mark.parametrize("kind", WHOLE)
