@@ -3,14 +3,12 @@
     python benchmarks/widths.py --write
 
 A step of a network with exits 2,7,@0.5 does the work of a step with 2,7 and of a step of the narrow network
-alone. `detach` is `cnsn detach`, which cuts blocks out of a file; `start-up` is the same command on a tiny
-file, and `copy` copies as many bytes, with fsync.
+alone. `detach` cuts blocks out of a file; `start-up` is the same call for a tiny file, and `copy` copies as many
+bytes, with fsync.
 """
 
 import argparse
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from startup import copy, peak_of_detach
 from timing import interleave, markdown, report
 
 from cnsn_cli.backbones.registry import find
+from cnsn_cli.deploy.detach import detach
 from cnsn_cli.files.checkpoint import save
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.task import Task
@@ -61,29 +60,25 @@ def steps(width: float, batch: int, precision: str, rounds: int) -> list[str]:
 
 def detaching(folder: Path, rounds: int) -> str:
     whole, tiny = network_file(folder, "vgg16"), network_file(folder, "vgg16:width=0.02")
-    small = folder / "small.safetensors"
-    cnsn = str(Path(sys.executable).with_name("cnsn"))
-    words = {
-        name: [cnsn, "detach", str(file), "--submodel", "2", "-o", str(small), "--force"]
-        for name, file in (("start-up", tiny), ("detach", whole))
+    kept, small = folder / "kept.safetensors", folder / "small.safetensors"
+    detach(whole, "@0.5", kept)
+    variants = {
+        "start-up": lambda: detach(tiny, "@0.5", small, force=True),
+        "detach": lambda: detach(whole, "@0.5", small, force=True),
+        "copy": lambda: copy(kept, folder / "copy"),
     }
-    runs = {
-        name: lambda line=line: subprocess.run(line, check=True, capture_output=True)
-        for name, line in words.items()
-    }
-    runs["detach"]()
-    kept = small.rename(folder / "kept.safetensors")
-    times = interleave({**runs, "copy": lambda: copy(kept, folder / "copy")}, rounds)
-    rows = [[n, f"{statistics.median(s) * 1e3:.0f}", f"{min(s) * 1e3:.0f}"] for n, s in times.items()]
+    times = interleave(variants, rounds)
+    rows = [[n, f"{statistics.median(s) * 1e3:.1f}", f"{min(s) * 1e3:.1f}"] for n, s in times.items()]
     found = [
         (of(times["detach"]) - of(times["start-up"])) / of(times["copy"]) for of in (statistics.median, min)
     ]
+    words = ["cnsn", "detach", str(whole), "--submodel", "@0.5", "-o", str(small), "--force"]
     sizes = [path.stat().st_size / 2**20 for path in (kept, whole)]
-    table = markdown(["process", "median ms", "minimum ms"], rows)
+    table = markdown(["call", "median ms", "minimum ms"], rows)
     return (
-        f"{table}\n\nBeside its start-up, `cnsn detach` takes {found[0]:.2f} x the copy (medians), "
-        f"{found[1]:.2f} x (minima). It keeps {sizes[0]:.0f} of "
-        f"{sizes[1]:.0f} MiB, and has at most {peak_of_detach(words['detach']):.0f} MiB in memory."
+        f"{table}\n\nBeside its start-up, detaching takes {found[0]:.2f} x the copy (medians), {found[1]:.2f} x "
+        f"(minima). It keeps {sizes[0]:.0f} of {sizes[1]:.0f} MiB, and the command has at most "
+        f"{peak_of_detach(words):.0f} MiB in memory."
     )
 
 
@@ -110,7 +105,7 @@ def main() -> None:
     ]
     table = markdown(columns, [steps(*case, given.rounds) for case in CASES])
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
-        text = f"{given.rounds} rounds\n\n{table}\n\n{detaching(Path(folder), given.rounds)}"
+        text = f"{given.rounds} rounds\n\n{table}\n\n{detaching(Path(folder), 3 * given.rounds)}"
         report("widths", text, given.write)
 
 

@@ -43,7 +43,7 @@ def copy_pieces(
     target.write(new_header(kept, metadata))
     for name, entry in kept.items():
         digest, finite = hashlib.sha256(), True
-        for chunk in _bytes(source, pieces[name]):
+        for chunk in _chunks(source, pieces[name]):
             digest.update(chunk)
             finite = finite and all_finite(entry.dtype, chunk)
             target.write(chunk)
@@ -80,7 +80,7 @@ def _entry(header: Header, piece: Piece) -> Entry:
     return Entry(entry.dtype, shape, entry.start, entry.start + prod(shape) * BITS[entry.dtype] // 8)
 
 
-def _bytes(source: TensorFile, piece: Piece) -> Iterator[bytes]:
+def _chunks(source: TensorFile, piece: Piece) -> Iterator[bytes | bytearray]:
     """The bytes of a piece, in chunks of about CHUNK bytes."""
     name, shape = piece
     if shape is None:
@@ -116,7 +116,7 @@ def _runs(whole: Sequence[int], block: Sequence[int], width: int) -> Iterator[tu
             yield part, min(part + CHUNK, start + size)
 
 
-def all_finite(dtype: str, data: bytes) -> bool:
+def all_finite(dtype: str, data: bytes | bytearray) -> bool:
     """False if a float in `data` is infinite or NaN, that is, if all bits of its exponent are ones.
 
     Fast path: the highest byte of each value is enough to tell for weights that are not above 1e38.

@@ -99,12 +99,13 @@ class TensorFile:
         entry = self.header.entries[name]
         return _chunks(self._file, self.path, self.header.data_start + entry.start, entry.end - entry.start)
 
-    def gather(self, name: str, runs: Iterable[tuple[int, int]], size: int) -> bytes:
+    def gather(self, name: str, runs: Iterable[tuple[int, int]], size: int) -> bytearray:
         """Runs of bytes of a tensor, joined: pairs of start and end, `size` bytes in all. Like `read`."""
         first, file = self.header.data_start + self.header.entries[name].start, self._file.fileno()
-        gathered, position = memoryview(bytearray(size)), 0
+        gathered, position = bytearray(size), 0
+        view = memoryview(gathered)
         for start, end in runs:
-            target = gathered[position : position + end - start]
+            target = view[position : position + end - start]
             try:
                 count = os.preadv(file, [target], first + start)
             except OSError as error:
@@ -112,7 +113,7 @@ class TensorFile:
             if count < len(target):
                 raise CheckpointError(f"{self.path} shrank while it was read")
             position += count
-        return bytes(gathered)
+        return gathered
 
 
 def read_header(path: Path) -> Header:
