@@ -3,8 +3,8 @@
     python benchmarks/widths.py --write
 
 A step of a network with exits 2,7,@0.5 does the work of a step with 2,7 and of a step of the narrow network
-alone. `detach` cuts blocks out of a file; `start-up` is the same call for a tiny file, and `copy` copies as many
-bytes, with fsync.
+alone. `detach` cuts blocks out of a file; `start-up` is the same call for a tiny file, and `copy` copies as
+many bytes, with fsync.
 """
 
 import argparse
@@ -76,8 +76,8 @@ def detaching(folder: Path, rounds: int) -> str:
     sizes = [path.stat().st_size / 2**20 for path in (kept, whole)]
     table = markdown(["call", "median ms", "minimum ms"], rows)
     return (
-        f"{table}\n\nBeside its start-up, detaching takes {found[0]:.2f} x the copy (medians), {found[1]:.2f} x "
-        f"(minima). It keeps {sizes[0]:.0f} of {sizes[1]:.0f} MiB, and the command has at most "
+        f"{table}\n\nBeside its start-up, detaching takes {found[0]:.2f} x the copy (medians), "
+        f"{found[1]:.2f} x (minima). It keeps {sizes[0]:.0f} of {sizes[1]:.0f} MiB, and the command has at most "
         f"{peak_of_detach(words):.0f} MiB in memory."
     )
 
