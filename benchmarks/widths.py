@@ -77,8 +77,8 @@ def detaching(folder: Path, rounds: int) -> str:
     table = markdown(["call", "median ms", "minimum ms"], rows)
     return (
         f"{table}\n\nBeside its start-up, detaching takes {found[0]:.2f} x the copy (medians), "
-        f"{found[1]:.2f} x (minima). It keeps {sizes[0]:.0f} of {sizes[1]:.0f} MiB, and the command has at most "
-        f"{peak_of_detach(words):.0f} MiB in memory."
+        f"{found[1]:.2f} x (minima). It keeps {sizes[0]:.0f} of {sizes[1]:.0f} MiB. "
+        f"The command has at most {peak_of_detach(words):.0f} MiB in memory."
     )
 
 
