@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile
 
 from cnsn_cli import distributed
 from cnsn_cli.backbones import registry
@@ -61,7 +61,7 @@ def test_no_batch_of_a_recalibration_has_one_image_if_there_are_two(images, size
 
 
 @pytest.mark.parametrize(
-    ("verb", "place", "name"), [("read", ImageFile.ImageFile, "load"), ("resize", ImageOps, "fit")]
+    ("verb", "place", "name"), [("read", ImageFile.ImageFile, "load"), ("resize", Image.Image, "resize")]
 )
 def test_a_picture_that_does_not_fit_into_memory(cnsn, checkpoint, tmp_path, monkeypatch, verb, place, name):
     def full(*arguments):

@@ -44,7 +44,8 @@ def test_the_thread_is_idle_while_a_process_is_forked():
 
 
 def test_ctrl_c_interrupts_the_wait_before_workers_start():
-    thread, split = WriterThread(), from_files(lambda number: torch.zeros(3, 2, 2, dtype=torch.uint8), [0, 1])
+    thread, pixels = WriterThread(), torch.zeros(3, 2, 2, dtype=torch.uint8)
+    split = from_files(lambda number: None, lambda read, number: pixels, [0, 1])
     with thread.running():
         thread.put(Slow())
         threading.Timer(0.1, _thread.interrupt_main).start()
