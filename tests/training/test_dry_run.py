@@ -234,7 +234,11 @@ def test_signals_leave_nothing(tmp_path, number, code):
         str(tmp_path / "run"),
     )
     command = [sys.executable, "-m", "cnsn_cli", "train", *words]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+
+    def heard() -> None:  # a shell in the background makes its programs deaf to Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard) as process:
         while not process.stderr.readline().startswith("the best epoch is chosen on"):
             pass
         process.send_signal(number)
