@@ -4,8 +4,8 @@
     @0.5     with the leading half of the channels
     7@0.5    both
 
-Commands, training and files read these words here. This module knows no architecture: `detach_points` says
-where a network may be cut, and `narrowing` which widths it may have.
+Commands, training and files read these words here, and ask which tensors are kept. This module knows no
+architecture: `detach_points` says where a network may be cut, and `narrowing` which widths it may have.
 """
 
 import re
@@ -82,6 +82,12 @@ def read_exits(words: Iterable[int | str | Exit]) -> tuple[Exit, ...]:
             f"exits must {rule} without repeats, not {written(exits)}: use {written(tidy)}"
         )
     return exits
+
+
+def is_kept(name: str, first_unit: int) -> bool:
+    """Whether a sub-model that begins at unit `first_unit` keeps the network's tensor or layer `name`."""
+    part, number, *_ = [*name.split("."), ""]
+    return part == "head" or (part == "units" and number.isdecimal() and int(number) >= first_unit)
 
 
 def written(exits: Iterable[Exit]) -> str:

@@ -39,6 +39,11 @@ def narrowed(arch: Architecture, share: float) -> Architecture:
     return Architecture(written, arch.entry, arch.variant, arch_string.parse(written).options)
 
 
+def leading(shape: Iterable[int]) -> tuple[slice, ...]:
+    """The index of the leading block of this shape: `tensor[leading(shape)]`."""
+    return tuple(slice(size) for size in shape)
+
+
 def narrow_backbones(
     arch: Architecture, wide: Backbone, exits: Iterable[Exit], task: Task
 ) -> dict[float, Backbone]:
@@ -151,7 +156,7 @@ def _embed(small: nn.Module, large: nn.Module) -> None:
     inside, buffers = dict(_floats(small)), dict(large.named_buffers())
     for name, tensor in _floats(large):
         tensor.fill_(name in buffers)
-        tensor[tuple(slice(size) for size in inside[name].shape)] = inside[name]
+        tensor[leading(inside[name].shape)] = inside[name]
 
 
 def _floats(network: nn.Module) -> Iterator[tuple[str, Tensor]]:

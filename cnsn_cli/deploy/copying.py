@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cnsn_cli.errors import CheckpointError
+from cnsn_cli.exits import is_kept
 from cnsn_cli.files.metadata import Metadata, ModelRecord, metadata_in, read_metadata
 from cnsn_cli.files.pieces import Piece, copy_pieces, kept_entries
 from cnsn_cli.files.tensor_file import Header, TensorFile, new_header
@@ -75,15 +76,10 @@ def kept_pieces(header: Header, whole: Metadata, model: ModelRecord) -> dict[str
         if narrow
         else dict.fromkeys(header.entries)
     )
-    kept = {name: Piece(name, shape) for name, shape in blocks.items() if _is_kept(name, model.first_unit)}
+    kept = {name: Piece(name, shape) for name, shape in blocks.items() if is_kept(name, model.first_unit)}
     prefix = f"submodels.{model.name.removeprefix('submodel')}."
     private = {name.removeprefix(prefix): Piece(name) for name in header.entries if name.startswith(prefix)}
     return {**kept, **private}
-
-
-def _is_kept(name: str, first_unit: int) -> bool:
-    part, number, *_ = [*name.split("."), ""]
-    return part == "head" or (part == "units" and number.isdecimal() and int(number) >= first_unit)
 
 
 def detached_metadata(header: Header, whole: Metadata, model: ModelRecord) -> Metadata:

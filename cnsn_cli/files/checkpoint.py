@@ -6,7 +6,7 @@ know how a network was trained.
 
 import hashlib
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from cnsn_cli.backbones import registry
 from cnsn_cli.backbones.architecture import Architecture
 from cnsn_cli.backbones.backbone import Backbone
-from cnsn_cli.backbones.narrowing import narrow_backbones, narrowed
+from cnsn_cli.backbones.narrowing import leading, narrow_backbones, narrowed
 from cnsn_cli.errors import CheckpointError, CnsnError, one_line
 from cnsn_cli.files.agreement import DTYPES, MOST_PARAMETERS, check_blocks, check_tensors, not_larger_than
 from cnsn_cli.files.metadata import KEY, Metadata, metadata_in, read_metadata
@@ -63,7 +63,9 @@ def file_size(network: Cnsn | Model, metadata: Metadata) -> int:
 
 def _with_digests(metadata: Metadata, tensors: Mapping[str, Tensor]) -> Metadata:
     sha256 = {name: digest(tensor) for name, tensor in tensors.items()}
-    return metadata.with_digests(sha256, lambda name, shape: digest(leading_block(tensors[name], shape)))
+    return metadata.with_digests(
+        sha256, lambda name, shape: digest(tensors[name][leading(shape)].contiguous())
+    )
 
 
 def write_tensors(
@@ -184,11 +186,6 @@ def _read_blank(
             raise CheckpointError(f"{path} places {record.name} where its architecture has no detach point")
     check_blocks(path, network, metadata)
     return network, metadata
-
-
-def leading_block(tensor: Tensor, shape: Sequence[int]) -> Tensor:
-    """The leading block of `tensor` with this shape, contiguous."""
-    return tensor[tuple(slice(size) for size in shape)].contiguous()
 
 
 def digest(tensor: Tensor) -> str:

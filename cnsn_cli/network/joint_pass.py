@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cnsn_cli.backbones.detach_points import DetachPoint
-from cnsn_cli.exits import Exit
+from cnsn_cli.exits import Exit, is_kept
 from cnsn_cli.network.batch_norm import SharedBatchNorm, fresh_statistics
 from cnsn_cli.network.memory_format import like_weights
 from cnsn_cli.network.views import with_statistics
@@ -45,8 +45,7 @@ class Private(nn.Module):
 
     def keeps(self, name: str) -> bool:
         """Whether the sub-model computes with the shared tensor or layer `name`."""
-        part, number, *_ = [*name.split("."), ""]
-        return part == "head" or int(number) >= self.first_unit
+        return is_kept(name, self.first_unit)
 
     def register(self, name: str, statistics: nn.Module) -> None:
         """Register `statistics` under a dotted name, as torch registers nested modules."""

@@ -24,6 +24,7 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cnsn_cli.backbones.backbone import Backbone
+from cnsn_cli.backbones.narrowing import leading
 from cnsn_cli.errors import ArchitectureError
 from cnsn_cli.network.batch_norm import SharedBatchNorm
 from cnsn_cli.network.joint_pass import Private, norms_in, run_joined, share_norms
@@ -61,7 +62,7 @@ class Block(NamedTuple):
 
     @property
     def slices(self) -> tuple[slice, ...]:
-        return tuple(slice(size) for size in self.shape)
+        return leading(self.shape)
 
     @property
     def layout(self) -> torch.memory_format:
@@ -135,7 +136,7 @@ def _take_statistics(norm: nn.Module, wide: nn.Module) -> None:
     for key, buffer in norm._buffers.items():
         source = wide._buffers[key]
         if buffer is not None and source is not None:
-            norm._buffers[key] = source[tuple(slice(size) for size in buffer.shape)].clone()
+            norm._buffers[key] = source[leading(buffer.shape)].clone()
 
 
 def _blocks(narrow: nn.Module, base: nn.Module) -> list[Block]:

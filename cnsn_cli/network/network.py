@@ -88,6 +88,9 @@ class Cnsn(nn.Module):
         every = [cast(Private, private) for private in self.submodels]
         return [private for private in every if width in (None, private.width)]
 
+    def _narrow_of(self, private: Private) -> Narrow | None:
+        return next((narrow for narrow in self.narrow if narrow.width == private.width), None)
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images (N, C, H, W) -> logits (N, classes) of the base-model, sub-model 0, 1, ..."""
         # All models enter before the first unit runs: that of a plug-in may change the images in place.
@@ -117,10 +120,8 @@ class Cnsn(nn.Module):
         check_name(name, names)
         index = names.index(name)
         private = self._privates()[index - 1] if index else None
-        for narrow in self.narrow:
-            if private in narrow.privates:
-                assert private is not None
-                return narrow.model(narrow.privates.index(private), self.task).train(self.training)
+        if private and (narrow := self._narrow_of(private)):
+            return narrow.model(narrow.privates.index(private), self.task).train(self.training)
         units = {
             number: view_of_model(unit, index)
             for number, unit in self.units._modules.items()  # named_children skips repeated modules
@@ -137,10 +138,9 @@ class Cnsn(nn.Module):
     def shared_with_base(self, name: str) -> list[tuple[nn.Parameter, tuple[slice, ...]]]:
         """The base-model's parameters that the sub-model `name` computes with, and which part of each."""
         (private,) = (private for private in self._privates() if private.name == name)
-        for narrow in self.narrow:
-            if private in narrow.privates:
-                blocks = narrow.blocks_of(private)
-                return [(cast(nn.Parameter, block.source), block.slices) for block in blocks]
+        if narrow := self._narrow_of(private):
+            blocks = narrow.blocks_of(private)
+            return [(cast(nn.Parameter, block.source), block.slices) for block in blocks]
         parts = nn.ModuleDict({"units": self.units, "head": self.head}).named_parameters()
         return [(parameter, ()) for name, parameter in parts if private.keeps(name)]
 
