@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -130,22 +130,37 @@ def place(runs: Path, row: str, seed: int) -> Path:
     return runs / f"{name}-{seed}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def chosen_rows(description: str | None, rows: Iterable[str], runs: str) -> argparse.Namespace:
+    """The command line of a script that trains `rows`, into the folder `runs`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("data", type=Path, help="CIFAR-10 as a folder of images")
-    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--rows", nargs="*", default=list(rows), choices=list(rows))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"))
-    chosen = parser.parse_args()
-    data = subset(chosen.data, chosen.runs / "data")
+    parser.add_argument("--runs", type=Path, default=Path("runs") / runs)
+    return parser.parse_args()
+
+
+def train_all(
+    rows: Iterable[str],
+    chosen: argparse.Namespace,
+    data: Path,
+    options: Callable[[str, int], Sequence[str]],
+) -> None:
+    """Train every row with every seed; `options(row, seed)` are those of `cnsn train`."""
     with ThreadPoolExecutor(chosen.jobs) as pool:
         jobs = [
-            pool.submit(run, ("--arch", ARCH, *ROWS[row]), seed, data, place(chosen.runs, row, seed))
-            for seed, row in product(chosen.seeds, chosen.rows)
+            pool.submit(run, options(row, seed), seed, data, place(chosen.runs, row, seed))
+            for seed, row in product(chosen.seeds, rows)
         ]
         for job in jobs:
             job.result()
+
+
+def main() -> None:
+    chosen = chosen_rows(__doc__, ROWS, "ablation")
+    data = subset(chosen.data, chosen.runs / "data")
+    train_all(chosen.rows, chosen, data, lambda row, seed: ("--arch", ARCH, *ROWS[row]))
     print(table(chosen.rows, chosen.seeds, chosen.runs))
 
 

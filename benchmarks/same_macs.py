@@ -10,14 +10,13 @@ trained alone, and trained together in one network. Images and recipe are those 
 are not trained again.
 """
 
-import argparse
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch_pruning as tp
-from ablation import ARCH, accuracies, cell, finished, place, run, subset
+from ablation import ARCH, accuracies, cell, chosen_rows, finished, place, subset, train_all
 from safetensors.torch import save_file
 
 import cnsn_cli
@@ -59,18 +58,7 @@ ROWS: dict[str, tuple[str, ...]] = {
 }
 
 
-def train_all(rows: Iterable[str], chosen: argparse.Namespace, data: Path) -> None:
-    with ThreadPoolExecutor(chosen.jobs) as pool:
-        jobs = [
-            pool.submit(run, options(row, chosen.runs, seed), seed, data, place(chosen.runs, row, seed))
-            for seed in chosen.seeds
-            for row in rows
-        ]
-        for job in jobs:
-            job.result()
-
-
-def options(row: str, runs: Path, seed: int) -> tuple[str, ...]:
+def options(runs: Path, row: str, seed: int) -> tuple[str, ...]:
     return (*ROWS[row], "--init", str(pruned_file(runs, row, seed))) if row in PRUNED else ROWS[row]
 
 
@@ -132,21 +120,16 @@ def models(options: Sequence[str]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("data", type=Path, help="CIFAR-10 as a folder of images")
-    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--runs", type=Path, default=Path("runs/same_macs"))
-    chosen = parser.parse_args()
+    chosen = chosen_rows(__doc__, ROWS, "same_macs")
+    its_options = partial(options, chosen.runs)
     data = subset(chosen.data, chosen.runs / "data")
     pruned = [row for row in chosen.rows if row in PRUNED]
     if pruned:
-        train_all([BASELINE], chosen, data)
+        train_all([BASELINE], chosen, data, its_options)
     for row in pruned:
         for seed in chosen.seeds:
             prune(row, seed, data, chosen.runs)
-    train_all(chosen.rows, chosen, data)
+    train_all(chosen.rows, chosen, data, its_options)
     print(table(chosen.rows, chosen.seeds, chosen.runs))
 
 

@@ -125,13 +125,17 @@ def test_detach_reads_only_what_it_keeps(checkpoint, tmp_path):
         load(copy)
 
 
-def test_detach_needs_no_torch(checkpoint, tmp_path):
+def detach_without_torch(checkpoint: Path, submodel: str, output: Path) -> None:
     code = (
         "import sys, cnsn_cli\n"
-        f"cnsn_cli.detach({str(checkpoint)!r}, 'submodel1', {str(tmp_path / 's.safetensors')!r})\n"
+        f"cnsn_cli.detach({str(checkpoint)!r}, {submodel!r}, {str(output)!r})\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_detach_needs_no_torch(checkpoint, tmp_path):
+    detach_without_torch(checkpoint, "submodel1", tmp_path / "s.safetensors")
 
 
 def test_all_models_into_a_folder(checkpoint, tmp_path):
