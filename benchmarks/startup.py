@@ -67,9 +67,9 @@ def network_file(folder: Path) -> Path:
     from cnsn_cli.backbones.registry import find
     from cnsn_cli.files.checkpoint import save
     from cnsn_cli.task import Task
+    from cnsn_cli.training.building import build_network
     from cnsn_cli.training.description import describe
     from cnsn_cli.training.recipe import load_recipe
-    from cnsn_cli.training.setup import build_network
 
     recipe = load_recipe("paper")
     arch = find("vgg16")

@@ -22,9 +22,9 @@ from cnsn_cli.files.checkpoint import save
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.task import Task
 from cnsn_cli.training.augmentation import plan_epoch
+from cnsn_cli.training.building import build_network
 from cnsn_cli.training.description import describe
 from cnsn_cli.training.recipe import load_recipe
-from cnsn_cli.training.setup import build_network
 from cnsn_cli.training.step import TrainingStep
 
 CPU, TASK, IMAGES = torch.device("cpu"), Task.plain(), 1000

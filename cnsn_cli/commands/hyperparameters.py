@@ -9,7 +9,17 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from cnsn_cli.choices import AutoAugment, BatchNormMode, Crop, Distill, Flip, Mix, Schedule, StepDown
+from cnsn_cli.choices import (
+    AutoAugment,
+    BatchNormMode,
+    Crop,
+    Distill,
+    Flip,
+    Mix,
+    Schedule,
+    StepDown,
+    StepDownInit,
+)
 from cnsn_cli.commands.listed import option, with_listed
 
 Numbers = str  # 2,7
@@ -27,6 +37,7 @@ OPTIONS: dict[str, Setting] = {
     "epochs": Setting(int, "How often training goes through all images."),
     "batch_size": Setting(int, "Images in a training step."),
     "lr": Setting(float, "Learning rate."),
+    "pretrained_lr": Setting(float, "Share of --lr for pretrained weights; new weights get all of it.", 1),
     "momentum": Setting(float, "Momentum of SGD: the share of the last step that the next one repeats."),
     "nesterov": Setting(bool, "Nesterov momentum.", False),
     "weight_decay": Setting(float, "How strongly SGD pulls weights towards 0."),
@@ -62,6 +73,9 @@ OPTIONS: dict[str, Setting] = {
     ),
     "bn": Setting(BatchNormMode, "BN statistics for each model (private), or one set (shared).", "private"),
     "step_down": Setting(StepDown, "One large conv (patch), or 3x3 convs of stride 2 (stem).", "patch"),
+    "step_down_init": Setting(
+        StepDownInit, "Step-down convs start at random, or fitted to a pretrained base-model.", "random"
+    ),
     "distill": Setting(
         Distill, "The teacher of a sub-model: base, or with chain the model before it.", "none"
     ),

@@ -141,6 +141,8 @@ def _seconds(trainer: Trainer, work: Callable[..., object], *amount: int) -> flo
     """The seconds of `work`, the longest of all processes. Raises TrainingError if a loss is not finite."""
     start = time.perf_counter()
     work(*amount)
-    finite(trainer.meter.results(), 1, float(trainer.training_step.lr))  # the device has done all by then
+    finite(
+        trainer.meter.results(), 1, trainer.recipe.learning_rate(0, trainer.steps_per_epoch)
+    )  # the device has done all by then
     (nanoseconds,) = distributed.largest(int((time.perf_counter() - start) * 1e9))
     return nanoseconds / 1e9

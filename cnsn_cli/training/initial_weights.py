@@ -35,7 +35,8 @@ class Start:
     """`weights` under the names of the original network, or under the names of the backbone made from it.
 
     Error messages call them `source`. After `fill`, `drawn` names the weights that the backbone did not get
-    because it has another number of classes: they stay as they were drawn at random.
+    because it has another number of classes: they stay as they were drawn at random. The names are those of
+    the backbone.
     """
 
     weights: dict[str, Tensor]
@@ -50,6 +51,7 @@ class Start:
         that only training uses (`aux1`).
         """
         wanted, prefix = self._wanted(backbone)
+        names = {id(tensor): name for name, tensor in _parts(backbone).state_dict(keep_vars=True).items()}
         given = {name.removeprefix(prefix): name for name in self.weights if name.startswith(prefix)}
         drawn = []
         for name, tensor in wanted.items():
@@ -59,22 +61,22 @@ class Start:
                 raise CheckpointError(f"{self.source}: weights of another network, without {name!r}")
             found = self.weights[given[name]]
             if _of_other_classes(found, tensor, classes):
-                drawn.append(name)
+                drawn.append(names[id(tensor)])
             elif found.shape != tensor.shape:
                 shapes = f"{tuple(found.shape)}, not {tuple(tensor.shape)}"
                 raise CheckpointError(
                     f"{self.source}: weights of another network, {name!r} has shape {shapes}"
                 )
             else:
-                tensor.copy_(found)
+                tensor.detach().copy_(found)
         used = {given[name] for name in given.keys() & {*wanted, *_unused(backbone)}}
         self._check_left_over([name for name in self.weights if name not in used], prefix)
         self.drawn = tuple(drawn)
 
     def _wanted(self, backbone: Backbone) -> tuple[dict[str, Tensor], str]:
         """The tensors of the backbone by the names that fit the weights best, and the prefix of these."""
-        whole = nn.ModuleDict({"units": backbone.units, "head": backbone.head})
-        own = original = whole.state_dict()
+        whole = _parts(backbone)
+        own = original = whole.state_dict(keep_vars=True)
         if isinstance(backbone.head, Segment):
             constants = {
                 f"{name}.{constant}"
@@ -95,6 +97,11 @@ class Start:
                 f"{self.source}: weights of another network: this one has no place for {len(foreign):,} of "
                 f"{len(self.weights):,} tensors: {names}"
             )
+
+
+def _parts(backbone: Backbone) -> nn.ModuleDict:
+    """A module whose tensors have the names of those in the network that is made from `backbone`."""
+    return nn.ModuleDict({"units": nn.Sequential(*backbone.units), "head": backbone.head})
 
 
 def _prefix(names: Iterable[str], wanted: Iterable[str]) -> tuple[str, int]:

@@ -28,6 +28,7 @@ from cnsn_cli.choices import (
     Schedule,
     Selection,
     StepDown,
+    StepDownInit,
 )
 from cnsn_cli.errors import RecipeError
 from cnsn_cli.training.recipe_files import read_settings
@@ -45,6 +46,7 @@ class Recipe(BaseModel):
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)
     lr: float = Field(gt=0)
+    pretrained_lr: float = Field(1, gt=0, le=1)
     momentum: float = Field(ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(ge=0)
@@ -70,6 +72,7 @@ class Recipe(BaseModel):
     val_split: float = Field(0, ge=0, lt=1)
     bn: BatchNormMode = "private"
     step_down: StepDown = "patch"
+    step_down_init: StepDownInit = "random"
     distill: Distill = "none"
     distill_weight: float = Field(0.5, ge=0, le=1)
     temperature: float = Field(2, ge=0.01, le=1000)

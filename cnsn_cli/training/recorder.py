@@ -160,6 +160,7 @@ class Recorder:
             pulls=trainer.pulls,
             data=self.data,
             started_in=self.started_in,
+            drawn=trainer.drawn,
         )
 
 

@@ -24,6 +24,7 @@ from cnsn_cli.files.metadata import ModelRecord, metadata_in
 from cnsn_cli.phases import collected, phase, totals
 from cnsn_cli.stages import counted, stage
 from cnsn_cli.training.arguments import Arguments, called_like, ignore
+from cnsn_cli.training.building import trained_architecture
 from cnsn_cli.training.data_record import check_data
 from cnsn_cli.training.hint import learnt_nothing
 from cnsn_cli.training.metrics import Epoch, Step
@@ -34,7 +35,7 @@ from cnsn_cli.training.recorder import Recorder, with_results
 from cnsn_cli.training.request import Request, decide
 from cnsn_cli.training.resume_state import State, differences, environment, open_state, restore
 from cnsn_cli.training.run_folder import BEST, LAST, PLOT, STATE, TRACE, locked, refuse_existing
-from cnsn_cli.training.setup import Prepared, prepare, trained_architecture
+from cnsn_cli.training.setup import Prepared, prepare
 from cnsn_cli.training.signals import Stopped, listening
 from cnsn_cli.training.step import TrainingStep
 
@@ -162,7 +163,9 @@ def resume(
             return _finished(folder, state)
         arch = registry.find(request.arch, _provider(folder))
         found = located(request, state.started_in, changes or ())
-        prepared = prepare(found, arch, lambda record: check_data(folder, state.data, record, override))
+        prepared = prepare(
+            found, arch, lambda record: check_data(folder, state.data, record, override), state.drawn
+        )
         with stage("restoring the state"):
             restore(saved, prepared.trainer)
         request = request.decided(prepared.trainer.training_step.is_compiled)
@@ -225,7 +228,7 @@ def started(prepared: Prepared, request: Request) -> Started:
         limit_images=request.limit_images,
         device=trainer.device,
         skipped=dataset.skipped,
-        drawn=prepared.drawn,
+        drawn=() if trainer.epoch or trainer.step else prepared.drawn,
         notes=dataset.notes,
         precision=step.precision,
         compiled=step.is_compiled,

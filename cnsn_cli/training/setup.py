@@ -1,12 +1,11 @@
-"""The network, the data and the weights that a run needs before its first step.
+"""The data, the first weights and the trainer that a run needs before its first step.
 
-The network is one with sub-models, one sub-model alone, or new sub-models on a finished base-model. `run`
-calls this module, which does not know the run folder.
+`run` calls this module, which does not know the run folder; `building` builds the network.
 """
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,19 +16,18 @@ import torch
 
 from cnsn_cli import distributed
 from cnsn_cli.backbones.architecture import Architecture
-from cnsn_cli.backbones.narrowing import check_blocks, narrow_backbones, narrowed
 from cnsn_cli.data.datasets import Dataset, load_dataset
 from cnsn_cli.data.sources import NAMED
 from cnsn_cli.data.split import Split
-from cnsn_cli.errors import CheckpointError, DataError, ImageSizeError, RecipeError
-from cnsn_cli.exits import Exit, check_statistics, read_exit, read_exits, widths
-from cnsn_cli.files.checkpoint import open_network
+from cnsn_cli.errors import DataError, ImageSizeError, RecipeError
+from cnsn_cli.exits import check_statistics, widths
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.phases import phase
 from cnsn_cli.stages import stage
 from cnsn_cli.task import Task
+from cnsn_cli.training.building import build_around, build_network, load_base
 from cnsn_cli.training.data_record import DataRecord, record_data
 from cnsn_cli.training.initial_weights import Start, from_file, from_publisher
 from cnsn_cli.training.recipe import Recipe
@@ -52,12 +50,15 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    request: Request, arch: Architecture, check: Callable[[DataRecord | None], None] | None = None
+    request: Request,
+    arch: Architecture,
+    check: Callable[[DataRecord | None], None] | None = None,
+    drawn: tuple[str, ...] = (),
 ) -> Prepared:
     """Make everything for a run of `arch`. Raises a CnsnError if the run cannot start.
 
-    A resumed run gives a `check` of its data, which runs before its network is built. The weights of this
-    network come from the state, not from here.
+    A resumed run gives a `check` of its data, which runs before its network is built, and the `drawn` of its
+    start. The weights of this network come from the state, not from here.
     """
     _check_start(request)
     if request.deterministic:
@@ -76,19 +77,23 @@ def prepare(
     dataset = _for_base(dataset, base, request) if base else dataset
     start = None if check else _start(request, arch, dataset)
     fitted, held_out = split_off(dataset, request.recipe)
+    fit_on = fitted if request.recipe.step_down_init == "fit" and not check else None
     with _naming_the_picture(dataset), phase("building"):
-        network = _network(request, arch, dataset.task, base, start)
+        network = _network(request, arch, dataset.task, base, start, fit_on)
     network = place(network, torch.device(request.device))
-    trainer = _trainer(request, network, fitted, held_out)
+    drawn = start.drawn if start else drawn
+    trainer = _trainer(request, network, fitted, held_out, drawn)
     if not distributed.is_first():
         torch.manual_seed(seed_of_process(request.recipe.seed, distributed.rank()))
-    return Prepared(trainer, dataset, start.drawn if start else (), record)
+    return Prepared(trainer, dataset, drawn, record)
 
 
-def _trainer(request: Request, network: Cnsn | Model, fitted: Split, held_out: Split) -> Trainer:
+def _trainer(
+    request: Request, network: Cnsn | Model, fitted: Split, held_out: Split, drawn: tuple[str, ...]
+) -> Trainer:
     on_cuda = request.device == "cuda"
     ways = (request.precision, request.compiled == "on", request.capture and on_cuda)
-    trainer = Trainer(network, fitted, held_out, request.recipe, *ways)
+    trainer = Trainer(network, fitted, held_out, request.recipe, *ways, drawn)
     if on_cuda:
         with phase("compiling"):
             rehearse(trainer, undecided=request.compiled == "auto" and not request.deterministic)
@@ -131,12 +136,17 @@ def _data(request: Request, base: Model | None) -> Dataset:
 
 
 def _network(
-    request: Request, arch: Architecture, task: Task, base: Model | None, start: Start | None
+    request: Request,
+    arch: Architecture,
+    task: Task,
+    base: Model | None,
+    start: Start | None,
+    fit_on: Split | None,
 ) -> Cnsn | Model:
     exits, recipe = request.submodels, request.recipe
     if base:
-        return build_around(base, arch, exits, recipe)
-    return build_network(arch, exits, task, recipe, request.drop, start)
+        return build_around(base, arch, exits, recipe, fit_on)
+    return build_network(arch, exits, task, recipe, request.drop, start, fit_on)
 
 
 def _check_start(request: Request) -> None:
@@ -145,6 +155,8 @@ def _check_start(request: Request) -> None:
     if len(several) > 1:
         raise RecipeError(f"{' and '.join(several)} both say what a network starts with: give one of them")
     check_statistics(request.submodels, request.recipe.bn)
+    if not several:
+        _check_pretrained(request.recipe)
     if request.data in NAMED and (changes := request.recipe.photo_augmentation):
         raise RecipeError(
             f"{', '.join(changes)} changes photos while they are read from files, and {request.data} is an "
@@ -155,6 +167,19 @@ def _check_start(request: Request) -> None:
             f"--freeze-base and the width @{narrow[0]:g} exclude each other, for the weights of a narrow "
             "sub-model are the base-model's: give detach points alone"
         )
+
+
+def _check_pretrained(recipe: Recipe) -> None:
+    """Raises RecipeError for settings about pretrained weights, in a run that has none."""
+    for name, value, plain in (
+        ("pretrained_lr", recipe.pretrained_lr, 1),
+        ("step_down_init", recipe.step_down_init, "random"),
+    ):
+        if value != plain:
+            raise RecipeError(
+                f"{name} = {value} is about pretrained weights, and this run starts at random: give "
+                f"--pretrained, --init or --freeze-base, or --{name.replace('_', '-')} {plain}"
+            )
 
 
 def _start(request: Request, arch: Architecture, dataset: Dataset) -> Start | None:
@@ -220,66 +245,3 @@ def _check_val_split(labels: torch.Tensor, class_names: tuple[str, ...], share: 
                 f"val_split = {share} of {images:,} images {words} {count:,}, fewer than the {classes} "
                 f"classes: {remedy}, or --val-split 0"
             )
-
-
-def build_network(
-    arch: Architecture,
-    exits: Iterable[int | str | Exit],
-    task: Task,
-    recipe: Recipe,
-    drop: int | str | None = None,
-    start: Start | None = None,
-) -> Cnsn | Model:
-    """A network with weights drawn with the seed of the recipe, or with the weights of `start`.
-
-    With `drop` it is only that sub-model, which shares no layers. Raises CheckpointError
-    if the weights of `start` do not fit.
-    """
-    cuts = read_exits(exits if drop is None else [drop])
-    if narrow_widths := widths(cuts):
-        with stage("checking the widths"):
-            check_blocks(arch, narrow_widths, task)
-    if drop is not None:
-        arch, cuts = trained_architecture(arch, drop), tuple(Exit(cut.drops) for cut in cuts if cut.drops)
-    torch.manual_seed(recipe.seed)
-    backbone = arch.build(task)
-    if start:
-        start.fill(backbone, task.num_classes)
-    narrow = narrow_backbones(arch, backbone, cuts, task)
-    network = Cnsn(backbone, cuts, task, recipe.bn, recipe.step_down, narrow)
-    return network if drop is None or not cuts else network.model("submodel0")
-
-
-def trained_architecture(arch: Architecture, drop: int | str | None) -> Architecture:
-    """The architecture of the network that a run trains: a narrow sub-model alone has one of its own.
-
-    `drop="7@0.5"` of vgg16 is `drop=7` of vgg16:width=0.5, and `drop="@0.5"` its base-model.
-    """
-    width = 1.0 if drop is None else read_exit(drop).width
-    return arch if width == 1 else narrowed(arch, width)
-
-
-def load_base(path: Path, arch: Architecture) -> Model:
-    """The base-model in the file of a whole network or of a base-model. Raises CheckpointError for others."""
-    with stage(f"opening {path.name}"):
-        network, metadata, _ = open_network(path, arch)
-    if metadata.arch != arch.text:
-        raise CheckpointError(f"{path} holds {metadata.arch}, not {arch.text}: leave out --arch")
-    base = network.models()[0]
-    if base.drops or metadata.folded:
-        kind = "a base-model with folded BN" if metadata.folded else f"{base.name} alone"
-        raise CheckpointError(f"{path} holds {kind}: --freeze-base takes a whole network or its base-model")
-    return base
-
-
-def build_around(base: Model, arch: Architecture, exits: Sequence[int | str | Exit], recipe: Recipe) -> Cnsn:
-    """A network whose base-model is `base` and frozen, with new sub-models to train. Raises RecipeError."""
-    if not exits:
-        raise RecipeError("--freeze-base trains sub-models only: give --exits")
-    if recipe.bn == "shared":
-        raise RecipeError('bn = "shared" changes the BN statistics of a frozen base-model: use "private"')
-    network = build_network(arch, exits, base.task, recipe)
-    assert isinstance(network, Cnsn)
-    network.load_state_dict(base.state_dict(), strict=False)
-    network.freeze_base()
-    return network

@@ -9,7 +9,7 @@ and changes tensors in place, and decides nothing from their values: the same co
 captured on CUDA and replayed. It does not know epochs and schedules.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -28,7 +28,7 @@ from cnsn_cli.training.ema import Average
 from cnsn_cli.training.gradient_balance import measure, step_down_parameters, undo_in_step_downs
 from cnsn_cli.training.meter import Meter
 from cnsn_cli.training.metrics import Pull
-from cnsn_cli.training.optimizer import sgd
+from cnsn_cli.training.optimizer import set_learning_rate, sgd
 from cnsn_cli.training.recipe import Recipe
 
 Loss = Callable[[list[Tensor], Tensor], tuple[Tensor, Tensor]]
@@ -38,8 +38,8 @@ class TrainingStep:
     """A step of `network` on images with `labels` (N,), which are on its device.
 
     `indices` (n,) and `pixels` uint8 (n, C, H, W) are the samples of the next step: this process's share of a
-    batch. `lr` is the learning rate, and `scales` (sub-models,) are weights of losses. Each step also updates
-    `average` and `meter`.
+    batch. `scales` (sub-models,) are weights of losses. `drawn` names parameters that start at random,
+    although others are pretrained. Each step also updates `average` and `meter`.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class TrainingStep:
         recipe: Recipe,
         precision: Precision = "fp32",
         capture: bool = False,
+        drawn: Collection[str] = (),
     ) -> None:
         device, share = labels.device, recipe.batch_size // distributed.size()
         self.network, self.labels, self.recipe, self.precision = network, labels, recipe, precision
         self.indices = torch.zeros(share, dtype=torch.int64, device=device)
         self.pixels = torch.zeros(share, *network.task.image_shape, dtype=torch.uint8, device=device)
         self.plan: EpochPlan | None = None
-        self.lr = torch.tensor(recipe.lr, device=device)
         self.step_downs = step_down_parameters(network)
         self.scales = torch.ones(len(self.step_downs), device=device)
         self.together = distributed.parallel(network)
@@ -63,7 +63,7 @@ class TrainingStep:
         self.capture = capture
         self.compile(False)
         self.loss = _loss(recipe)
-        self.optimizer = sgd(network, recipe, self.lr)
+        self.optimizer = sgd(network, recipe, drawn)
         self.average = Average(network, recipe.ema) if recipe.ema else None
         self.meter = Meter(network, recipe.batch_size)
 
@@ -87,7 +87,7 @@ class TrainingStep:
         """Write what the next step takes into its tensors."""
         self.indices.copy_(indices)
         self.pixels.copy_(pixels)
-        self.lr.fill_(lr)
+        set_learning_rate(self.optimizer, lr)
         if self.recipe.scales_gradients:
             for tensor, scale in zip(self.scales, scales, strict=True):
                 tensor.fill_(scale)

@@ -5,7 +5,7 @@ writes nothing, and does not know the run folder.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class Trainer:
     The network must be on the device to train on. With `precision="bf16"` convs and linear layers compute in
     bf16 in a training step; weights and statistics stay in fp32. `compiled` hands the forward pass to
     torch.compile, and `capture` makes a step on CUDA one graph. Evaluation is always in fp32 and eager.
+    `drawn` names parameters that start at random, although others are pretrained.
     Raises TrainingError if there are too few images, and RecipeError if the recipe does not fit the network.
     """
 
@@ -51,6 +52,7 @@ class Trainer:
         precision: Precision = "fp32",
         compiled: bool = False,
         capture: bool = False,
+        drawn: Collection[str] = (),
     ) -> None:
         if len(train) < recipe.batch_size:
             raise TrainingError(
@@ -63,9 +65,9 @@ class Trainer:
         self.network = network
         self.train = train.to(self.device)
         self.held_out = held_out.to(self.device)
-        self.recipe = recipe
+        self.recipe, self.drawn = recipe, tuple(drawn)
         self.steps_per_epoch = len(train) // recipe.batch_size  # the last partial batch is dropped
-        self.training_step = TrainingStep(network, self.train.labels, recipe, precision, capture)
+        self.training_step = TrainingStep(network, self.train.labels, recipe, precision, capture, drawn)
         if compiled:
             self.training_step.compile()
         self.optimizer, self.average = self.training_step.optimizer, self.training_step.average

@@ -7,8 +7,8 @@ from cnsn_cli.backbones import registry
 from cnsn_cli.data.datasets import load_dataset
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.network.recalibration import recalibrated
+from cnsn_cli.training.building import build_network
 from cnsn_cli.training.run import train
-from cnsn_cli.training.setup import build_network
 from cnsn_cli.training.trainer import Trainer
 from tests.conftest import TINY
 

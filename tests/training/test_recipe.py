@@ -155,7 +155,8 @@ def test_other_encodings_are_named(tmp_path, encoding, message):
 
 
 def test_unknown_recipe_names_the_presets():
-    with pytest.raises(RecipeError, match="no recipe 'papr': choose best, fast, paper, quick or a TOML file"):
+    names = "best, fast, finetune, paper, photos, quick"
+    with pytest.raises(RecipeError, match=f"no recipe 'papr': choose {names} or a TOML file"):
         load_recipe("papr")
 
 

@@ -18,10 +18,11 @@ from cnsn_cli.errors import CheckpointError, DataError, RecipeError
 from cnsn_cli.files.checkpoint import load, save
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
+from cnsn_cli.training.building import build_network
 from cnsn_cli.training.description import describe
 from cnsn_cli.training.recipe import load_recipe
 from cnsn_cli.training.run import resume, train
-from cnsn_cli.training.setup import build_network, split_off
+from cnsn_cli.training.setup import split_off
 from tests.commands.test_cli import one_line
 from tests.conftest import TINY, saved
 from tests.training.test_resume import Stop, assert_same_run, stop_after

@@ -122,9 +122,11 @@ def test_a_replayed_step_on_a_frozen_base_model():
 def test_a_number_in_the_step_would_be_noticed(frozen, monkeypatch):
     def set_number(self, *arguments: object) -> None:
         self.scales = torch.as_tensor(self.scales)
+        group = self.optimizer.param_groups[0]
+        group["lr"] = torch.as_tensor(group["lr"])
         given(self, *arguments)
         if frozen == "a learning rate":
-            self.optimizer.param_groups[0]["lr"] = self.lr.item()
+            group["lr"] = group["lr"].item()
         else:
             self.scales = self.scales.tolist()
 

@@ -20,11 +20,12 @@ from cnsn_cli.network.network import Cnsn
 from cnsn_cli.training import step as training_step
 from cnsn_cli.training import trainer as training
 from cnsn_cli.training.augmentation import plan_epoch
+from cnsn_cli.training.building import build_network
 from cnsn_cli.training.metrics import Epoch
 from cnsn_cli.training.recipe import Recipe, load_recipe
 from cnsn_cli.training.resume_state import read_state
 from cnsn_cli.training.run import train
-from cnsn_cli.training.setup import build_network, split_off
+from cnsn_cli.training.setup import split_off
 from cnsn_cli.training.trainer import Trainer
 from tests.conftest import TINY, broken_compiler
 
