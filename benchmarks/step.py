@@ -28,7 +28,7 @@ from cnsn_cli.device import emulates_bf16
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
-from cnsn_cli.training.optimizer import sgd
+from cnsn_cli.training.optimizer import Optimizer
 from cnsn_cli.training.recipe import load_recipe
 from cnsn_cli.training.rehearsal import rehearse
 from cnsn_cli.training.step import forward_pass
@@ -58,7 +58,7 @@ def placed(arch: str, device: torch.device, exits: tuple[int, ...] = EXITS) -> C
 
 def bare(arch: str, images: Tensor, labels: Tensor, precision: Precision = "fp32", exits=EXITS) -> Step:
     network = placed(arch, images.device, exits).train()
-    optimizer = sgd(network, load_recipe("paper", {"lr": 0.001}))
+    optimizer = Optimizer(network, load_recipe("paper", {"lr": 0.001}))
 
     def step() -> None:
         optimizer.zero_grad()

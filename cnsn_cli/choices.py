@@ -8,6 +8,7 @@ from typing import Literal
 BatchNormMode = Literal["private", "shared"]
 StepDown = Literal["patch", "stem"]
 StepDownInit = Literal["random", "fit"]
+OptimizerName = Literal["sgd", "adamw", "muon"]
 Schedule = Literal["step", "cosine", "linear"]
 Crop = Literal["padded", "resized"]
 AutoAugment = Literal["none", "trivial", "rand"]

@@ -16,6 +16,7 @@ from cnsn_cli.choices import (
     Distill,
     Flip,
     Mix,
+    OptimizerName,
     Schedule,
     StepDown,
     StepDownInit,
@@ -35,13 +36,19 @@ class Setting(NamedTuple):
 
 OPTIONS: dict[str, Setting] = {
     "epochs": Setting(int, "How often training goes through all images."),
-    "batch_size": Setting(int, "Images in a training step."),
+    "batch_size": Setting(int, "Images in a batch."),
+    "accumulate": Setting(
+        int, "Batches in a training step, whose gradients are averaged; BN normalises each batch.", 1
+    ),
+    "optimizer": Setting(OptimizerName, "sgd, adamw, or muon; the last two want an --lr near 0.001.", "sgd"),
     "lr": Setting(float, "Learning rate."),
     "pretrained_lr": Setting(float, "Share of --lr for pretrained weights; new weights get all of it.", 1),
-    "momentum": Setting(float, "Momentum of SGD: the share of the last step that the next one repeats."),
+    "momentum": Setting(float, "Momentum of SGD and Muon: the share of a step that the next one repeats."),
     "nesterov": Setting(bool, "Nesterov momentum.", False),
-    "weight_decay": Setting(float, "How strongly SGD pulls weights towards 0."),
+    "betas": Setting(Numbers, "How long AdamW remembers gradients and their squares.", (0.9, 0.999)),
+    "weight_decay": Setting(float, "How strongly weights are pulled towards 0."),
     "decay_norms": Setting(bool, "Weight decay also on biases and BN.", True),
+    "clip_norm": Setting(float, "The largest norm of all gradients together; 0: no limit.", 0),
     "schedule": Setting(Schedule, "step: the learning rate falls at milestones; others: down to 0."),
     "milestones": Setting(Numbers, "Epochs after which the learning rate falls, such as 50,100.", ()),
     "gamma": Setting(float, "The factor of the learning rate at a milestone.", 0.1),

@@ -98,10 +98,15 @@ def _print_event(console: Console, event: Started | Step | Epoch, recipe: Recipe
         )
 
 
+def _batches(recipe: Recipe) -> str:
+    text = f"batches of {recipe.batch_size}"
+    return text if recipe.accumulate == 1 else f"steps of {recipe.accumulate} {text}"
+
+
 def _opening(event: Started, recipe: Recipe) -> str:
     lines = [
         f"training on {event.train_images:,} images{_limit(event)} on {_ways(event)}: "
-        f"batches of {recipe.batch_size}, lr {recipe.lr:g}, "
+        f"{_batches(recipe)}, {recipe.optimizer}, lr {recipe.lr:g}, "
         f"weight decay {recipe.weight_decay:g}, seed {recipe.seed}",
         f"the best epoch is chosen on {event.held_out_images:,} {event.selection} images",
     ]

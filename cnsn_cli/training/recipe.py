@@ -25,6 +25,7 @@ from cnsn_cli.choices import (
     Distill,
     Flip,
     Mix,
+    OptimizerName,
     Schedule,
     Selection,
     StepDown,
@@ -34,6 +35,7 @@ from cnsn_cli.errors import RecipeError
 from cnsn_cli.training.recipe_files import read_settings
 
 Share = Annotated[float, Field(gt=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Ratio = Annotated[float, Field(ge=0.01, le=100)]
 Scale = Annotated[float, Field(ge=1e-6, le=1e6)]  # limits, because gradients are multiplied and divided by it
 
@@ -45,12 +47,16 @@ class Recipe(BaseModel):
 
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)
+    accumulate: int = Field(1, gt=0)
+    optimizer: OptimizerName = "sgd"
     lr: float = Field(gt=0)
     pretrained_lr: float = Field(1, gt=0, le=1)
     momentum: float = Field(ge=0, lt=1)
     nesterov: bool = False
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(ge=0)
     decay_norms: bool = True
+    clip_norm: float = Field(0, ge=0)
     schedule: Schedule
     milestones: tuple[PositiveInt, ...] = ()
     gamma: float = Field(0.1, gt=0, le=1)

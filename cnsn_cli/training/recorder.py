@@ -165,10 +165,10 @@ class Recorder:
 
 
 def file_sizes(trainer: Trainer) -> dict[str, int]:
-    """Bytes of the large files of a run by name. The state also has momenta, and maybe an average."""
+    """Bytes of the large files of a run by name. The state also has what the optimizer remembers."""
     weights = sum(tensor.nbytes for tensor in trainer.network.state_dict().values())
-    held = 3 if trainer.average else 2
-    return {BEST: weights, LAST: weights, STATE: held * weights}
+    averages = weights if trainer.average else 0
+    return {BEST: weights, LAST: weights, STATE: weights + averages + trainer.optimizer.memory_bytes}
 
 
 def with_results(models: list[ModelRecord], results: Sequence[ModelResult | Result]) -> list[ModelRecord]:

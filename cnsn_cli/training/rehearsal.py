@@ -104,5 +104,4 @@ def _changing(step: TrainingStep) -> list[Tensor]:
 
 
 def _momenta(step: TrainingStep) -> list[Tensor]:
-    states = step.optimizer.state.values()
-    return [state["momentum_buffer"] for state in states if state.get("momentum_buffer") is not None]
+    return list(step.optimizer.memory().values())

@@ -31,7 +31,7 @@ from cnsn_cli.files.checkpoint import digest, file_content, read_tensors
 from cnsn_cli.files.metadata import Count, first_problem
 from cnsn_cli.files.tensor_file import TensorFile, check_json
 from cnsn_cli.files.writer import NewFile, replace_together
-from cnsn_cli.network.memory_format import copy_like, for_file
+from cnsn_cli.network.memory_format import for_file
 from cnsn_cli.training.data_record import DataRecord
 from cnsn_cli.training.metrics import Line, Pull, parse_lines
 from cnsn_cli.training.request import Request
@@ -39,7 +39,7 @@ from cnsn_cli.training.trainer import Trainer
 
 KEY = "cnsn-state"
 CPU = torch.device("cpu")
-NETWORK, MOMENTUM, AVERAGE = "network.", "momentum.", "average."
+NETWORK, AVERAGE = "network.", "average."
 RANDOM, RANDOM_CUDA, LOSSES, CORRECT = "random", "random.cuda", "losses", "correct"
 METRICS = "metrics"
 
@@ -112,15 +112,10 @@ def state_tensors(trainer: Trainer) -> dict[str, Tensor]:
 
     All processes call it. The next step changes the tensors.
     """
-    tensors = _without_momentum(trainer)
-    for name, parameter in trainer.network.named_parameters():
-        momentum = trainer.optimizer.state[parameter].get("momentum_buffer")
-        if momentum is not None:
-            tensors[MOMENTUM + name] = momentum
-    return tensors
+    return _without_memory(trainer) | trainer.optimizer.memory()
 
 
-def _without_momentum(trainer: Trainer) -> dict[str, Tensor]:
+def _without_memory(trainer: Trainer) -> dict[str, Tensor]:
     tensors = {NETWORK + name: tensor for name, tensor in trainer.network.state_dict().items()}
     if trainer.average:
         tensors |= {AVERAGE + name: tensor for name, tensor in trainer.average.network.state_dict().items()}
@@ -206,11 +201,9 @@ def _parsed(text: str, metrics: bytearray | None) -> State:
 
 def restore(saved: OpenState, trainer: Trainer) -> None:
     """Bring `trainer`, made for the same request, into the saved state. Raises CheckpointError."""
-    (file, state), expected = saved, _without_momentum(trainer)
+    (file, state), expected = saved, _without_memory(trainer)
     path, header = file.path, file.header
-    for name, parameter in trainer.network.named_parameters():
-        if MOMENTUM + name in header.entries:
-            expected[MOMENTUM + name] = parameter
+    expected |= trainer.optimizer.expected(header.entries)
     if METRICS in header.entries:
         expected[METRICS] = _bytes(state.metrics)
     check_tensors(path, header, expected)
@@ -219,9 +212,7 @@ def restore(saved: OpenState, trainer: Trainer) -> None:
         trainer.network.load_state_dict(_part(tensors, NETWORK))
         if trainer.average:
             trainer.average.network.load_state_dict(_part(tensors, AVERAGE))
-        for name, parameter in trainer.network.named_parameters():
-            if MOMENTUM + name in tensors:
-                _restore_momentum(trainer, parameter, tensors[MOMENTUM + name])
+        trainer.optimizer.remember(tensors)
         _restore_progress(trainer, tensors, state)
         own = distributed.rank()
         torch.set_rng_state(tensors[RANDOM][own].clone())  # from a view torch would read the wrong bytes
@@ -232,20 +223,13 @@ def restore(saved: OpenState, trainer: Trainer) -> None:
         raise CheckpointError(f"{path} is broken: its tensors do not fit its metadata: {reason}") from error
 
 
-def _restore_momentum(trainer: Trainer, parameter: Tensor, values: Tensor) -> None:
-    state = trainer.optimizer.state[parameter]
-    if state.get("momentum_buffer") is None:
-        state["momentum_buffer"] = copy_like(parameter, values)
-    else:  # a captured step reads this tensor
-        state["momentum_buffer"].copy_(values)
-
-
 def _restore_progress(trainer: Trainer, tensors: dict[str, Tensor], state: State) -> None:
     if state.step > trainer.steps_per_epoch:
         raise KeyError(f"step {state.step} of {trainer.steps_per_epoch}")
     trainer.epoch, trainer.step, trainer.pulls = state.epoch, state.step, state.pulls
     meter = trainer.meter
-    meter.batches, meter.start = state.step, time.perf_counter() - state.seconds
+    meter.batches = state.step * trainer.recipe.accumulate
+    meter.start = time.perf_counter() - state.seconds
     own = (tensors[name][distributed.rank()] for name in (LOSSES, CORRECT))
     for mine, theirs in zip((meter.losses, meter.correct), own, strict=True):
         mine.copy_(theirs)

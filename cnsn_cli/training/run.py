@@ -42,7 +42,8 @@ from cnsn_cli.training.step import TrainingStep
 # What a resumed run cannot change: the tensors of the network, and the meaning of a saved step.
 FIXED = (
     "arch", "exits", "drop", "freeze_base", "init", "pretrained", "image_size", "in_channels", "skip_bad",
-    "bn", "step_down", "ema", "batch_size", "val_split", "limit_images", "crop_pct",
+    "bn", "step_down", "ema", "batch_size", "accumulate", "optimizer", "val_split", "limit_images",
+    "crop_pct",
 )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from cnsn_cli.training.ema import Average
 from cnsn_cli.training.gradient_balance import measure, step_down_parameters, undo_in_step_downs
 from cnsn_cli.training.meter import Meter
 from cnsn_cli.training.metrics import Pull
-from cnsn_cli.training.optimizer import set_learning_rate, sgd
+from cnsn_cli.training.optimizer import Optimizer
 from cnsn_cli.training.recipe import Recipe
 
 Loss = Callable[[list[Tensor], Tensor], tuple[Tensor, Tensor]]
@@ -37,9 +37,10 @@ Loss = Callable[[list[Tensor], Tensor], tuple[Tensor, Tensor]]
 class TrainingStep:
     """A step of `network` on images with `labels` (N,), which are on its device.
 
-    `indices` (n,) and `pixels` uint8 (n, C, H, W) are the samples of the next step: this process's share of a
-    batch. `scales` (sub-models,) are weights of losses. `drawn` names parameters that start at random,
-    although others are pretrained. Each step also updates `average` and `meter`.
+    `indices` (n,) and `pixels` uint8 (n, C, H, W) are the samples of the next step: this process's share of
+    each of its batches, one after the other. `scales` (sub-models,) are weights of losses. `drawn` names
+    parameters that start at random, although others are pretrained. Each step also updates `average` and
+    `meter`.
     """
 
     def __init__(
@@ -53,8 +54,9 @@ class TrainingStep:
     ) -> None:
         device, share = labels.device, recipe.batch_size // distributed.size()
         self.network, self.labels, self.recipe, self.precision = network, labels, recipe, precision
-        self.indices = torch.zeros(share, dtype=torch.int64, device=device)
-        self.pixels = torch.zeros(share, *network.task.image_shape, dtype=torch.uint8, device=device)
+        self.share, images = share, share * recipe.accumulate
+        self.indices = torch.zeros(images, dtype=torch.int64, device=device)
+        self.pixels = torch.zeros(images, *network.task.image_shape, dtype=torch.uint8, device=device)
         self.plan: EpochPlan | None = None
         self.step_downs = step_down_parameters(network)
         self.scales = torch.ones(len(self.step_downs), device=device)
@@ -63,7 +65,7 @@ class TrainingStep:
         self.capture = capture
         self.compile(False)
         self.loss = _loss(recipe)
-        self.optimizer = sgd(network, recipe, drawn)
+        self.optimizer = Optimizer(network, recipe, drawn)
         self.average = Average(network, recipe.ema) if recipe.ema else None
         self.meter = Meter(network, recipe.batch_size)
 
@@ -87,7 +89,7 @@ class TrainingStep:
         """Write what the next step takes into its tensors."""
         self.indices.copy_(indices)
         self.pixels.copy_(pixels)
-        set_learning_rate(self.optimizer, lr)
+        self.optimizer.set_learning_rate(lr)
         if self.recipe.scales_gradients:
             for tensor, scale in zip(self.scales, scales, strict=True):
                 tensor.fill_(scale)
@@ -114,32 +116,46 @@ class TrainingStep:
         return "several processes share each step" if self.capture else ""
 
     def measured(self) -> list[Pull]:
-        """Do the same step eagerly, and measure how the sub-models pull at the shared units."""
-        total, losses, correct = self._forward(self.eager)  # `measure` keeps the graph, torch.compile cannot
-        pulls = measure(self.network, losses, self.scales.tolist())
-        self._update(total, losses, correct)
+        """Do the same step eagerly, and measure in its last batch how sub-models pull at the shared units."""
+        *earlier, last = self._batches()
+        self.optimizer.zero_grad()
+        for batch in earlier:
+            self._backward(*self._forward(self.eager, *batch))
+        total, losses, correct = self._forward(self.eager, *last)
+        pulls = measure(self.network, losses, self.scales.tolist())  # keeps the graph, torch.compile cannot
+        self._backward(total, losses, correct)
+        self._update()
         return pulls
 
     def _do(self) -> None:
         with next(self.compiling, nullcontext()):
-            total, losses, correct = self._forward(self.forward)
-            self._update(total, losses, correct)
+            self.optimizer.zero_grad()  # before a forward pass, in which old gradients would take memory
+            for batch in self._batches():
+                self._backward(*self._forward(self.forward, *batch))
+            self._update()
 
-    def _forward(self, forward: Forward) -> tuple[Tensor, Tensor, Tensor]:
+    def _batches(self) -> list[tuple[Tensor, Tensor]]:
+        """The pixels and the indices of each batch."""
+        parts = (torch.split(tensor, self.share) for tensor in (self.pixels, self.indices))
+        return list(zip(*parts, strict=True))
+
+    def _forward(self, forward: Forward, pixels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         assert self.plan is not None  # an epoch has begun
-        labels = self.labels[self.indices]
-        images, targets = self.plan.prepare(self.pixels, labels, self.indices, self.network.task)
-        self.optimizer.zero_grad()  # before the forward pass, so that old gradients do not take memory in it
+        images, targets = self.plan.prepare(pixels, self.labels[indices], indices, self.network.task)
         return forward_pass(forward, images, targets, partial(self.loss, scales=self.scales), self.precision)
 
-    def _update(self, total: Tensor, losses: Tensor, correct: Tensor) -> None:
-        total.backward()  # type: ignore[no-untyped-call]
+    def _backward(self, total: Tensor, losses: Tensor, correct: Tensor) -> None:
+        """Add the gradients of a batch to those of the batches before."""
+        mean = total / self.recipe.accumulate if self.recipe.accumulate > 1 else total
+        mean.backward()  # type: ignore[no-untyped-call]
+        self.meter.add(losses.detach(), correct)
+
+    def _update(self) -> None:
         if self.recipe.scales_gradients:
             undo_in_step_downs(self.step_downs, self.scales)
         self.optimizer.step()
         if self.average:
             self.average.update()
-        self.meter.add(losses.detach(), correct)
 
 
 def _loss(recipe: Recipe) -> Callable[..., tuple[Tensor, Tensor]]:

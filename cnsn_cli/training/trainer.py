@@ -54,11 +54,7 @@ class Trainer:
         capture: bool = False,
         drawn: Collection[str] = (),
     ) -> None:
-        if len(train) < recipe.batch_size:
-            raise TrainingError(
-                f"a batch of {recipe.batch_size} is more than the {len(train)} training images: "
-                "lower --batch-size"
-            )
+        check_images(recipe, len(train))
         check_shares(recipe.batch_size, len(held_out))
         check_norms(network, recipe.batch_size // distributed.size())
         self.device = next(network.parameters()).device
@@ -66,7 +62,8 @@ class Trainer:
         self.train = train.to(self.device)
         self.held_out = held_out.to(self.device)
         self.recipe, self.drawn = recipe, tuple(drawn)
-        self.steps_per_epoch = len(train) // recipe.batch_size  # the last partial batch is dropped
+        self.images_per_step = recipe.batch_size * recipe.accumulate
+        self.steps_per_epoch = len(train) // self.images_per_step  # an incomplete step is dropped
         self.training_step = TrainingStep(network, self.train.labels, recipe, precision, capture, drawn)
         if compiled:
             self.training_step.compile()
@@ -98,8 +95,8 @@ class Trainer:
         if self.step == 0:
             self.meter.restart()
         self.network.train()
-        whole = torch.split(plan.order[: steps * recipe.batch_size], recipe.batch_size)[self.step :]
-        batches = [distributed.share(batch) for batch in whole]
+        whole = torch.split(plan.order[: steps * self.images_per_step], self.images_per_step)[self.step :]
+        batches = [self._own(images) for images in whole]
         checked = time.perf_counter()
         read = each("reading", shown(self.train, recipe, self.network.task, epoch).batches(batches))
         for indices, pixels in zip(batches, read, strict=True):
@@ -111,6 +108,10 @@ class Trainer:
             yield Step(epoch, self.step, steps, self.meter)
         yield self._finish(epoch)
 
+    def _own(self, images: Tensor) -> Tensor:
+        """This process's share of each batch of a step, one after the other."""
+        return torch.cat([distributed.share(batch) for batch in torch.split(images, self.recipe.batch_size)])
+
     def _do(self, indices: Tensor, pixels: Tensor) -> None:
         with phase("training"), fastest_convs():
             lr = self.recipe.learning_rate(self._done, self.steps_per_epoch)
@@ -120,7 +121,7 @@ class Trainer:
             else:
                 self.training_step()
         self.step += 1
-        self.meter.batches += 1
+        self.meter.batches += self.recipe.accumulate
 
     def _finish(self, epoch: int) -> Epoch:
         lr, speed = self._learning_rate(), self.meter.images_per_second()
@@ -155,6 +156,19 @@ class Trainer:
     def _scales(self) -> list[float]:
         last = self.steps_per_epoch * self.recipe.epochs - 1
         return self.recipe.gradient_scales(len(self.training_step.step_downs), self._done / max(1, last))
+
+
+def check_images(recipe: Recipe, images: int) -> None:
+    """Raises TrainingError if there are too few images for one step."""
+    if images < recipe.batch_size:
+        raise TrainingError(
+            f"a batch of {recipe.batch_size} is more than the {images} training images: lower --batch-size"
+        )
+    if images < recipe.batch_size * recipe.accumulate:
+        raise TrainingError(
+            f"a step of {recipe.accumulate} batches of {recipe.batch_size} is more than the {images} "
+            "training images: lower --accumulate"
+        )
 
 
 def check_shares(batch_size: int, held_out: int) -> None:

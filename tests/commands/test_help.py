@@ -78,4 +78,4 @@ def test_a_printed_recipe_is_a_file_for_the_option_recipe(cnsn, tmp_path, name):
     assert ("# without exits: weight_decay = 0.006" in path.read_text()) == (name == "paper")
     path.write_text('# Größe\nextends = "fast"\nepochs = 7')
     assert tomllib.loads(cnsn("recipes", path).out)["epochs"] == 7
-    assert cnsn("recipes", "papr").err.startswith("cnsn: no recipe 'papr': choose best, fast, paper, quick")
+    assert cnsn("recipes", "papr").err.startswith("cnsn: no recipe 'papr': choose best, fast, finetune, pap")

@@ -20,7 +20,9 @@ def test_the_average_by_hand_and_its_statistics(image_folder, quick):
     network = build_network(registry.find(TINY), (1, 4), dataset.task, recipe)
     trainer = Trainer(network, dataset.train, dataset.test, recipe)
     seen = [network.head[1].weight.detach().clone()]
-    trainer.optimizer.register_step_post_hook(lambda *_: seen.append(network.head[1].weight.detach().clone()))
+    trainer.optimizer.parts[0].register_step_post_hook(
+        lambda *_: seen.append(network.head[1].weight.detach().clone())
+    )
     list(trainer.run())
     average, *weights = seen
     for step, weight in enumerate(weights, 1):

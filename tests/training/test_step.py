@@ -32,6 +32,9 @@ RECIPES = {
     "no momentum": {"momentum": 0.0},
     "no augmentation": {"flip": "none", "crop_padding": 0},
     "shared statistics": {"bn": "shared"},
+    "adamw": {"optimizer": "adamw", "lr": 0.001},
+    "muon": {"optimizer": "muon", "lr": 0.001},
+    "accumulated and clipped": {"accumulate": 2, "clip_norm": 1.0},
 }
 
 
@@ -60,8 +63,9 @@ def prepare(step: TrainingStep, number: int) -> None:
     generator = torch.Generator().manual_seed(number)
     if number in (0, 10):
         step.begin(plan_epoch(SAMPLES, step.recipe, 1 + number, CPU))
-    pixels = torch.randint(256, (BATCH, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    indices = torch.randperm(SAMPLES, generator=generator)[:BATCH]
+    images = len(step.indices)
+    pixels = torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    indices = torch.randperm(SAMPLES, generator=generator)[:images]
     step.set(indices, pixels, 0.01 / (1 + number), step.recipe.gradient_scales(2, number / 30), number)
 
 
@@ -122,7 +126,7 @@ def test_a_replayed_step_on_a_frozen_base_model():
 def test_a_number_in_the_step_would_be_noticed(frozen, monkeypatch):
     def set_number(self, *arguments: object) -> None:
         self.scales = torch.as_tensor(self.scales)
-        group = self.optimizer.param_groups[0]
+        group = self.optimizer.parts[0].param_groups[0]
         group["lr"] = torch.as_tensor(group["lr"])
         given(self, *arguments)
         if frozen == "a learning rate":

@@ -165,7 +165,9 @@ def test_the_schedule_goes_on_over_epochs(dataset):
         network(dataset), dataset.train, epochs=3, batch_size=32, lr=1e-3, milestones=(1, 2), gamma=0.5
     )
     seen = []
-    ours.optimizer.register_step_pre_hook(lambda sgd, *_: seen.append(float(sgd.param_groups[0]["lr"])))
+    ours.optimizer.parts[0].register_step_pre_hook(
+        lambda sgd, *_: seen.append(float(sgd.param_groups[0]["lr"]))
+    )
     list(ours.run())
     assert seen == pytest.approx([1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4, 2.5e-4])
 
