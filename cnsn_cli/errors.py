@@ -12,6 +12,7 @@ CnsnError
 ├── BudgetError         limits that no model keeps
 ├── DeviceError         a device that this machine does not have
 ├── ExportError         a network that cannot be exported, or an export whose logits differ
+├── HubError            a repository on the Hub that is missing, closed or out of reach, or a wrong address
 ├── ExtraError          an optional library that is not installed
 ├── OutputError         a file or folder that would be overwritten, or cannot be written
 ├── ProcessError        a process that has ended or does not answer
@@ -59,6 +60,10 @@ class DeviceError(CnsnError):
 
 class ExportError(CnsnError):
     """A network that cannot be exported, or an export whose logits differ."""
+
+
+class HubError(CnsnError):
+    """A repository on the Hub that is missing, closed or out of reach, or an address that is wrong."""
 
 
 class ExtraError(CnsnError):

@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 from torch import nn
 
@@ -27,6 +28,7 @@ from cnsn_cli.training import resume_state
 from cnsn_cli.training.description import describe
 from cnsn_cli.training.recipe import Recipe, load_recipe
 from cnsn_cli.training.run import train
+from tests.hub import Repository
 
 STAGE = re.compile(r"^(\w.*): [\d,.]+ s\n", re.M)
 TINY = "vgg11:width=0.0625"  # 4 to 32 channels
@@ -126,6 +128,14 @@ def write_unchecked(path: Path, tensors: dict[str, torch.Tensor], state: resume_
     """Write a state that cnsn would not write, because it could not read it again."""
     with patch.object(resume_state, "read_state", lambda path: None):
         resume_state.write_state(path, tensors, state)
+
+
+@pytest.fixture
+def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
+    """The repository `user/repo` of the Hub, empty, in a cache of its own; there is no network."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return Repository(tmp_path / "cache", "user/repo")
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ FACE = "__init__"  # imports from any room, when a public name is used
 # Modules that commands without torch import: no heavy library at module level.
 LIGHT = {"backbones/arch_string", "backbones/architecture", "backbones/plugins", "backbones/registry"}
 LIGHT |= {"files/tensor_file", "files/temporary", "files/writer", "files/metadata", "files/model_file"}
-LIGHT |= {"files/onnx_texts"}
+LIGHT |= {"files/onnx_texts", "files/hub"}
 LIGHT |= {
     "training/arguments",
     "training/metrics",
@@ -46,6 +46,7 @@ LIGHT |= {
 LIGHT |= {"deploy/budget", "deploy/card", "deploy/copying", "deploy/detach"}
 HEAVY = {
     "torch", "torchvision", "timm", "fvcore", "sklearn", "numpy", "PIL", "onnx", "onnxruntime", "matplotlib",
+    "huggingface_hub",
 }  # fmt: skip
 ONLY_IN = {
     "typer": {"main", "commands"},
@@ -56,6 +57,7 @@ ONLY_IN = {
     "onnxruntime": {"files", "deploy"},
     "matplotlib": {"training", "evaluation"},
     "yaml": {"deploy"},
+    "huggingface_hub": {"files", "deploy"},
 }
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnsn_cli.commands.options import Json, Plugin, parse_counts
+from cnsn_cli.commands.options import Json, Plugin, model_file, parse_counts
 from cnsn_cli.commands.output import COLUMNS, print_json, print_table
 from cnsn_cli.commands.signals import ended_by_signals
 from cnsn_cli.exits import Exit
@@ -19,7 +19,7 @@ HEADINGS = ("model", "runtime", "batch", "threads", "p50 ms", "p95 ms", "images/
 
 
 def bench(
-    files: Annotated[list[Path], typer.Argument(help="Networks, detached models, exported .onnx files.")],
+    files: Annotated[list[Path], model_file("Networks, detached models, exported .onnx files.")],
     batch_sizes: Annotated[str, typer.Option(help="Numbers of images in a batch, such as 1,32.")] = "1",
     threads: Annotated[str, typer.Option(help="Numbers of threads, such as 1,2.")] = "1",
     rounds: Annotated[int, typer.Option(min=1, help="How often each model is timed, in turns.")] = 50,

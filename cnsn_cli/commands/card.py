@@ -5,19 +5,17 @@ from typing import Annotated
 
 import typer
 
-from cnsn_cli.commands.options import Force
+from cnsn_cli.commands.options import Force, License, model_file
 from cnsn_cli.commands.output import printable
 
 
 def card(
-    file: Annotated[Path, typer.Argument(help="A network, or a detached model.")],
+    file: Annotated[Path, model_file("A network, or a detached model.")],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Write a folder with the file and its card, ready for upload."),
     ] = None,
-    license_name: Annotated[
-        str, typer.Option("--license", help="The license as hubs spell it, such as apache-2.0.")
-    ] = "unknown",
+    license_name: License = "unknown",
     force: Force = False,
 ) -> None:
     """Show the model card of a file, or write the folder that model hubs want."""

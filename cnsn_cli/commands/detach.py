@@ -17,6 +17,7 @@ from cnsn_cli.commands.options import (
     Plugin,
     Recalibrate,
     limits,
+    model_file,
 )
 from cnsn_cli.commands.output import print_comparison, print_json, printable
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def detach(
-    checkpoint: Annotated[Path, typer.Argument(help="A network, as cnsn train writes it.")],
+    checkpoint: Annotated[Path, model_file("A network, as cnsn train writes it.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write; a folder with --all.")],
     submodel: Annotated[str | None, typer.Option(help="A number such as 1, or base.")] = None,
     max_macs: MaxMacs = None,

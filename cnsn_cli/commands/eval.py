@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnsn_cli.commands.options import Data, DataDir, Device, Force, Json, Plugin, Recalibrate, SkipBad
+from cnsn_cli.commands.options import (
+    Data,
+    DataDir,
+    Device,
+    Force,
+    Json,
+    Plugin,
+    Recalibrate,
+    SkipBad,
+    model_file,
+)
 from cnsn_cli.commands.output import (
     print_json,
     print_models,
@@ -22,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="A network, a detached model, or an exported .onnx.")],
+    checkpoint: Annotated[Path, model_file("A network, a detached model, or an exported .onnx.")],
     data: Data = None,
     data_dir: DataDir = Path("data"),
     device: Device = "auto",

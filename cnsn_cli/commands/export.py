@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cnsn_cli.choices import ExportFormat, Quantization
-from cnsn_cli.commands.options import Data, DataDir, Force, Json, Plugin, Submodel
+from cnsn_cli.commands.options import Data, DataDir, Force, Json, Plugin, Submodel, model_file
 from cnsn_cli.commands.output import print_comparison, print_json, printable
 from cnsn_cli.stages import stage
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def export(
-    file: Annotated[Path, typer.Argument(help="A network, or a detached model.")],
+    file: Annotated[Path, model_file("A network, or a detached model.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write; a folder with --all.")],
     to: Annotated[ExportFormat, typer.Option(help="The format: ONNX, or .pt2 of torch.export.")],
     submodel: Submodel = None,

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from cnsn_cli.commands.options import Json
+from cnsn_cli.commands.options import Json, model_file
 from cnsn_cli.commands.output import print_json, print_models, printable
 
 if TYPE_CHECKING:
@@ -13,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def info(
-    file: Annotated[Path, typer.Argument(help="A network, a detached model, or an exported .onnx.")],
+    file: Annotated[Path, model_file("A network, a detached model, or an exported .onnx.")],
     json: Json = False,
 ) -> None:
     """Show what a file says about its models, without reading the weights."""

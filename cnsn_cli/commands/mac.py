@@ -10,7 +10,7 @@ import typer
 from cnsn_cli.backbones.registry import find_typed
 from cnsn_cli.choices import StepDown
 from cnsn_cli.commands.mac_plan import print_plan
-from cnsn_cli.commands.options import Json, MaxBytes, MaxMacs, Plugin, limits, parse_exits
+from cnsn_cli.commands.options import Json, MaxBytes, MaxMacs, Plugin, limits, model_file, parse_exits
 from cnsn_cli.commands.output import print_doubts, print_json, print_models, print_table
 from cnsn_cli.deploy.budget import Candidate, Choice, choose
 from cnsn_cli.task import LARGEST_IMAGE, Task
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def mac(
-    checkpoint: Annotated[Path | None, typer.Argument(help="A network, or a detached model.")] = None,
+    checkpoint: Annotated[Path | None, model_file("A network, or a detached model.")] = None,
     arch: Annotated[str | None, typer.Option(help="An architecture, such as vgg16:width=0.5.")] = None,
     exits: Annotated[
         str | None,

@@ -13,6 +13,7 @@ import typer
 from cnsn_cli.backbones import registry
 from cnsn_cli.commands.options import parse_exit
 from cnsn_cli.errors import DataError
+from cnsn_cli.files.hub import path_of
 
 if TYPE_CHECKING:
     from cnsn_cli.backbones.architecture import Architecture
@@ -48,9 +49,9 @@ def asked_of(
     if drop is not None and freeze_base is not None:
         raise typer.BadParameter("--drop trains a sub-model alone: there is no base-model to freeze")
     if freeze_base is not None:
-        known = _metadata(Path(freeze_base))
+        known = _metadata(path_of(freeze_base))
         arch = arch or registry.find(known.arch, known.provider)
-        data = _data_of(Path(freeze_base), known) if data is None else data
+        data = _data_of(path_of(freeze_base), known) if data is None else data
     data = DATA if data is None else data
     if arch is None or (exits is None) == (drop is None):
         raise typer.BadParameter("give --arch and --exits, --arch and --drop, or --resume")

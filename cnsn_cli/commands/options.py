@@ -6,7 +6,7 @@ This module does not know what the commands do with the values.
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +14,7 @@ from cnsn_cli.backbones.plugins import use_plugin
 from cnsn_cli.deploy.budget import Budget, Quantity
 from cnsn_cli.errors import DetachPointError
 from cnsn_cli.exits import Exit, read_exit
+from cnsn_cli.files.hub import path_of
 from cnsn_cli.task import LARGEST_IMAGE
 from cnsn_cli.training.arguments import help_of
 
@@ -88,6 +89,11 @@ def limits(
     return budget
 
 
+def model_file(kinds: str) -> Any:
+    """An argument that names a file of one of these `kinds`, here or on the Hub."""
+    return typer.Argument(help=f"{kinds} Also hf://user/repo/file.", parser=path_of, show_default=False)
+
+
 def _use(plugins: list[str] | None) -> list[str] | None:
     for plugin in plugins or ():
         use_plugin(plugin)
@@ -113,6 +119,7 @@ Data = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
 Force = Annotated[bool, typer.Option("--force", help=help_of("force"))]
+License = Annotated[str, typer.Option("--license", help="The license as hubs spell it, such as apache-2.0.")]
 Submodel = Annotated[
     str | None, typer.Option(help="A model of a network: a number such as 1, or base.", show_default="base")
 ]

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from cnsn_cli.commands.options import Force
+from cnsn_cli.commands.options import Force, model_file
 from cnsn_cli.commands.output import printable
 
 
 def plot(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; or checkpoints, which have no curves.")],
+    runs: Annotated[list[Path], model_file("Run folders; or checkpoints, which have no curves.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The file to write; it ends in .png or .svg.")
     ],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnsn_cli.commands.options import Device, Json, Plugin, SkipBad, Submodel
+from cnsn_cli.commands.options import Device, Json, Plugin, SkipBad, Submodel, model_file
 from cnsn_cli.commands.output import print_json, print_notes, print_skipped, print_table, printable
 from cnsn_cli.commands.signals import ended_by_signals
 
@@ -19,7 +19,7 @@ HEADINGS = ("image", "class", "probability")
 
 
 def predict(
-    file: Annotated[Path, typer.Argument(help="A network, a detached model, or an exported .onnx.")],
+    file: Annotated[Path, model_file("A network, a detached model, or an exported .onnx.")],
     images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
     submodel: Submodel = None,
     top: Annotated[int, typer.Option(min=1, help="The number of classes to show for each picture.")] = 5,

@@ -80,6 +80,7 @@ def _option(argument: "Field[Any]") -> Parameter:
         show_default=said.get("default", True),
         min=said.get("ge"),
         max=said.get("le"),
+        parser=said.get("parser"),
     )
     return option(argument.name, Annotated[kind, shown], argument.default)
 

@@ -12,6 +12,7 @@ from cnsn_cli.deploy.budget import Budget, Candidate, Choice, choose
 from cnsn_cli.deploy.changes import UNCHANGED, Changes
 from cnsn_cli.deploy.copying import copy_model, read_whole
 from cnsn_cli.errors import OutputError
+from cnsn_cli.files.hub import path_of
 from cnsn_cli.files.metadata import Metadata
 from cnsn_cli.files.tensor_file import TensorFile
 from cnsn_cli.files.writer import check_output, filling
@@ -43,7 +44,7 @@ def detach(
     the checkpoint is damaged, DataError for the images, OutputError if `output` may not be written.
     """
     changes = Changes(fold_bn, recalibrate, data, data_dir)
-    with TensorFile(Path(checkpoint)) as file:
+    with TensorFile(path_of(checkpoint)) as file:
         return detach_from(file, submodel, Path(output), force, changes)
 
 
@@ -69,7 +70,7 @@ def detach_all(
     Returns path -> metadata of each new file. Raises the errors of `detach`.
     """
     folder = Path(folder)
-    with TensorFile(Path(checkpoint)) as file:
+    with TensorFile(path_of(checkpoint)) as file:
         outputs = {folder / f"{model.name}.safetensors": model.name for model in read_whole(file).models}
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder} is a file: --all writes into a folder")
@@ -101,7 +102,7 @@ def choose_model(checkpoint: str | Path, budget: Budget) -> Choice:
     If the budget limits latency, the models are timed on this machine: one image, one thread. Raises
     BudgetError if no model fits.
     """
-    with TensorFile(Path(checkpoint)) as file:
+    with TensorFile(path_of(checkpoint)) as file:
         return choose_from(file, budget)
 
 

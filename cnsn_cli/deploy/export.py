@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from cnsn_cli.choices import ExportFormat
 from cnsn_cli.data.pixels import normalise
 from cnsn_cli.errors import ExportError, OutputError, one_line
+from cnsn_cli.files.hub import path_of
 from cnsn_cli.files.metadata import KEY, Metadata
 from cnsn_cli.files.model_file import open_weights
 from cnsn_cli.files.onnx_model import OnnxModel, require_onnx
@@ -84,7 +85,7 @@ def export(
     CheckpointError for `file`, ExportError if the network cannot be exported or the logits differ,
     OutputError if `output` may not be written, ExtraError if the libraries for ONNX are not installed.
     """
-    file, output = Path(file), Path(output)
+    file, output = path_of(file), Path(output)
     check_export_target(output, to, force)
     model, metadata = open_for_export(file, submodel)
     return write_checked(model, metadata, to, output, with_preprocess, force)

@@ -23,6 +23,7 @@ from cnsn_cli.deploy.export import (
     write_checked,
 )
 from cnsn_cli.evaluation.accuracy import evaluate_models
+from cnsn_cli.files.hub import path_of
 from cnsn_cli.files.onnx_model import OnnxModel
 from cnsn_cli.files.temporary import marked
 from cnsn_cli.files.writer import replacing
@@ -51,7 +52,7 @@ def export_int8(
     The other arguments are those of `export`. Raises the errors of `export`, and DataError if the images are
     not there.
     """
-    file, output = Path(file), Path(output)
+    file, output = path_of(file), Path(output)
     check_export_target(output, "onnx", force)
     model, metadata = open_for_export(file, submodel)
     recorded = (metadata.task, metadata.data)

@@ -20,6 +20,7 @@ from cnsn_cli.backbones.backbone import Backbone
 from cnsn_cli.backbones.narrowing import leading, narrow_backbones, narrowed
 from cnsn_cli.errors import CheckpointError, CnsnError, one_line
 from cnsn_cli.files.agreement import DTYPES, MOST_PARAMETERS, check_blocks, check_tensors, not_larger_than
+from cnsn_cli.files.hub import path_of
 from cnsn_cli.files.metadata import KEY, Metadata, metadata_in, read_metadata
 from cnsn_cli.files.tensor_file import Entry, Header, TensorFile, header_in, new_header, read_header
 from cnsn_cli.files.writer import NewFile, read_back, replacing
@@ -117,7 +118,7 @@ class Opened(NamedTuple):
 def load(path: str | Path) -> Cnsn | Model:
     """Read a whole network or a detached model, and return it in eval mode on the CPU.
 
-    path: a file that `cnsn train` or `cnsn detach` wrote.
+    path: a file that `cnsn train` or `cnsn detach` wrote; as a text also its address, `hf://user/repo/file`.
 
     A whole network (`Cnsn`) returns the logits of all its models, a detached one (`Model`) its own. Weights
     are float32 even if the file holds float16 or bfloat16, in the memory format that is fastest for a few
@@ -125,7 +126,7 @@ def load(path: str | Path) -> Cnsn | Model:
     afterwards. Raises CheckpointError if the file is missing, damaged, not written by cnsn or holds weights
     that are not finite, ArchitectureError if the architecture is not installed.
     """
-    return open_network(Path(path)).network
+    return open_network(path_of(path)).network
 
 
 def open_network(path: Path, known: Architecture | None = None) -> Opened:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from cnsn_cli.choices import Compile, Precision
+from cnsn_cli.files.hub import path_of
 from cnsn_cli.task import LARGEST_IMAGE
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ R = TypeVar("R")
 def about(description: str, **more: Any) -> dict[str, Any]:
     """The metadata of an argument: its help text, and some of the keys that follow.
 
-    `ge` and `le` are the limits of its values, `flags` the names of its option if they are not `--name`, and
-    `default` says what the default None means: only for fields that Request declares again, as pydantic
-    has a `default` of its own.
+    `ge` and `le` are the limits of its values, and `parser` makes a value from the text of its option.
+    `flags` are the names of the option if they are not `--name`. `default` says what the default None means:
+    only for fields that Request declares again, as pydantic has a `default` of its own.
     """
     return {"description": description, **more}
 
@@ -47,13 +48,18 @@ class Options:
     )
     freeze_base: str | Path | None = field(
         default=None,
-        metadata=about("A file whose base-model stays unchanged; only new sub-models are trained."),
+        metadata=about(
+            "A file, or hf://user/repo/file, whose base-model stays unchanged; only new sub-models are "
+            "trained.",
+            parser=path_of,
+        ),
     )
     init: str | Path | None = field(
         default=None,
         metadata=about(
-            "A .safetensors file with weights of the original network, to start from; "
-            "all names may have a prefix such as module."
+            "A .safetensors file with weights of the original network, to start from, or "
+            "hf://user/repo/file; all names may have a prefix such as module.",
+            parser=path_of,
         ),
     )
     pretrained: bool = field(

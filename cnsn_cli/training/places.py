@@ -9,6 +9,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from cnsn_cli.data.sources import NAMED
+from cnsn_cli.errors import HubError
+from cnsn_cli.files.hub import Address, path_of
 from cnsn_cli.training.request import Request
 
 PLACES = ("data", "data_dir", "freeze_base")  # what a resumed run reads
@@ -27,10 +29,23 @@ def working_folder() -> str | None:
 def located(request: Request, folder: str | None, given: Collection[str] = ()) -> Request:
     """The request, with each relative name that leads to something in `folder` made absolute.
 
-    All other names are looked for in the working folder, as are the names of values that were `given` now.
+    All other names are looked for in the working folder, as are the names of values that were `given` now. An
+    address of the Hub that was not given now becomes its copy in the cache, for a name that a file records is
+    never fetched. Raises HubError if there is no copy.
     """
+    request = _without_network(request, given)
     if folder is None:
         return request
     names = {name: getattr(request, name) for name in PLACES if name not in given}
     places = {name: Path(folder, value) for name, value in names.items() if value and value not in NAMED}
     return request.with_changes({name: str(place) for name, place in places.items() if place.exists()})
+
+
+def _without_network(request: Request, given: Collection[str]) -> Request:
+    base = path_of(request.freeze_base or "")
+    if not isinstance(base, Address) or "freeze_base" in given:
+        return request
+    try:
+        return request.with_changes({"freeze_base": base.cached})
+    except HubError as error:
+        raise HubError(f"{error}: to fetch it again, give --freeze-base {base}") from error

@@ -115,7 +115,8 @@ def _read_epochs(path: Path, names: list[str]) -> list[Line]:
 
 def _names(paths: Sequence[Path]) -> list[str]:
     """The name of each folder, and folder/name of each file; whole paths if two names are equal."""
-    ends = [path.resolve().parts[-1 if path.is_dir() else -2 :] for path in paths]
+    # The text of an Address has the names that people know; its copy in the cache has digests for names.
+    ends = [Path(str(path)).resolve().parts[-1 if path.is_dir() else -2 :] for path in paths]
     unique = len(set(ends)) == len(ends)
     return [escaped("/".join(end) if unique else str(path)) for end, path in zip(ends, paths, strict=True)]
 

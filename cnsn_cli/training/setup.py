@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ from cnsn_cli.data.sources import NAMED
 from cnsn_cli.data.split import Split
 from cnsn_cli.errors import DataError, ImageSizeError, RecipeError
 from cnsn_cli.exits import check_statistics, widths
+from cnsn_cli.files.hub import path_of
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
@@ -64,7 +64,7 @@ def prepare(
     if request.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
         torch.use_deterministic_algorithms(True)
-    base = load_base(Path(request.freeze_base), arch) if request.freeze_base else None
+    base = load_base(path_of(request.freeze_base), arch) if request.freeze_base else None
     with phase("reading"):
         dataset = _data(request, base)
     if dataset.task.num_classes == 1 and not check:
@@ -188,8 +188,9 @@ def _start(request: Request, arch: Architecture, dataset: Dataset) -> Start | No
             return from_publisher(arch, dataset.task)
     if not request.init:
         return None
-    with stage(f"opening {Path(request.init).name}"):
-        return from_file(Path(request.init))
+    path = path_of(request.init)
+    with stage(f"opening {path.name}"):
+        return from_file(path)
 
 
 def _for_base(dataset: Dataset, base: Model, request: Request) -> Dataset:
