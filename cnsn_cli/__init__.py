@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cnsn_cli.data.datasets import load_dataset, load_test
     from cnsn_cli.deploy.detach import detach
     from cnsn_cli.deploy.export import export
+    from cnsn_cli.deploy.push import push
     from cnsn_cli.errors import CnsnError
     from cnsn_cli.evaluation.accuracy import evaluate
     from cnsn_cli.evaluation.costs import count_macs
@@ -64,6 +65,7 @@ _HOMES = {
     "load_recipe": "training.recipe",
     "load_test": "data.datasets",
     "multi_model_loss": "network.loss",
+    "push": "deploy.push",
     "resume": "training.run",
     "train": "training.run",
     "use_plugin": "backbones.plugins",
@@ -89,6 +91,7 @@ __all__ = [
     "load_recipe",
     "load_test",
     "multi_model_loss",
+    "push",
     "resume",
     "train",
     "use_plugin",

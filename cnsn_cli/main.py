@@ -26,6 +26,7 @@ from cnsn_cli.commands.mac import mac
 from cnsn_cli.commands.output import printable, shortened
 from cnsn_cli.commands.plot import plot
 from cnsn_cli.commands.predict import predict
+from cnsn_cli.commands.push import push
 from cnsn_cli.commands.recipes import recipes
 from cnsn_cli.commands.train import TrainCommand, train
 from cnsn_cli.errors import CnsnError, lack
@@ -42,6 +43,7 @@ app.command("predict", cls=Command)(predict)
 app.command("plot", cls=Command)(plot)
 app.command("bench", cls=Command)(bench)
 app.command("card", cls=Command)(card)
+app.command("push", cls=Command)(push)
 app.command("mac", cls=Command)(mac)
 app.command("archs", cls=Command)(archs)
 app.command("recipes", cls=Command)(recipes)

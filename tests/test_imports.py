@@ -128,7 +128,8 @@ def test_public_names():
     assert cnsn_cli.__all__ == [
         "Backbone", "Cnsn", "CnsnError", "DetachPoint", "Model", "Recipe", "Task", "__version__",
         "count_macs", "detach", "detach_points", "dry_run", "evaluate", "export", "load", "load_dataset",
-        "load_recipe", "load_test", "multi_model_loss", "resume", "train", "use_plugin",
+        "load_recipe", "load_test", "multi_model_loss", "push", "resume", "train",
+        "use_plugin",
     ]  # fmt: skip
     assert all(getattr(cnsn_cli, name) is not None for name in cnsn_cli.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):

@@ -1,7 +1,7 @@
 """Model cards: a description of a file for people who find it on a hub, and fields for the hub's programs.
 
-`cnsn card` calls this module. It reads the metadata of a file, and no weights. The fields are those of
-https://huggingface.co/docs/hub/model-cards, which other hubs read too.
+`cnsn card` and `push` call this module. It reads the metadata of a file, and no weights. The fields are those
+of https://huggingface.co/docs/hub/model-cards, which other hubs read too.
 """
 
 import json
@@ -21,7 +21,7 @@ WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 def card(path: Path, license_name: str) -> str:
     """The card, in Markdown, of a network or a detached model. Raises CheckpointError."""
-    return _card(metadata_in(path), license_name)
+    return card_of(metadata_in(path), license_name)
 
 
 def write_folder(path: Path, folder: Path, license_name: str, force: bool = False) -> None:
@@ -41,7 +41,7 @@ def _write_folder(file: TensorFile, folder: Path, license_name: str, force: bool
         raise OutputError(f"no folder {folder.parent}: create it first")
     if (folder / WEIGHTS).exists() and (folder / WEIGHTS).samefile(file.path):
         raise OutputError(f"{folder / WEIGHTS} is the file itself: give another folder")
-    texts = {CONFIG: json.dumps(config(metadata), indent=2) + "\n", CARD: _card(metadata, license_name)}
+    texts = {CONFIG: json.dumps(config(metadata), indent=2) + "\n", CARD: card_of(metadata, license_name)}
     with filling(folder) as written:
         for name in (WEIGHTS, *texts):
             check_output(folder / name, force)
@@ -108,7 +108,8 @@ def _flag(name: str, value: Any) -> list[str]:
     return [f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
 
 
-def _card(metadata: Metadata, license_name: str) -> str:
+def card_of(metadata: Metadata, license_name: str, name: str = WEIGHTS) -> str:
+    """Like `card`, from the metadata of a file, which readers of the card load under `name`."""
     import yaml
 
     fields = yaml.safe_dump(_fields(metadata, license_name), sort_keys=False)
@@ -119,7 +120,7 @@ def _card(metadata: Metadata, license_name: str) -> str:
             title,
             _opening(metadata),
             _table(metadata),
-            _usage(metadata),
+            _usage(metadata, name),
             _origin(metadata),
         ]
     )
@@ -192,7 +193,7 @@ def _table(metadata: Metadata) -> str:
     return text
 
 
-def _usage(metadata: Metadata) -> str:
+def _usage(metadata: Metadata, name: str) -> str:
     model = "model" if metadata.kind == "detached" else "model.base"
     return f"""## Use
 
@@ -200,7 +201,7 @@ def _usage(metadata: Metadata) -> str:
 import cnsn_cli
 from PIL import Image
 
-model = cnsn_cli.load("{WEIGHTS}")
+model = cnsn_cli.load("{name}")
 logits = {model}(model.preprocess(Image.open("picture.png"))[None])
 print(model.task.class_names[logits.argmax()])
 ```"""
