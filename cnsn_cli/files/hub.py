@@ -103,26 +103,11 @@ def _fetched(uri: "HfUri", cache_only: bool = False) -> str:
         return get(uri.path_in_repo)
     try:
         return get(USUAL)
-    except LocalEntryNotFoundError:  # the Hub was not asked, or did not answer
-        if not (names := _names_in_cache(uri)):
-            raise
+    except LocalEntryNotFoundError:
+        raise  # the Hub was not asked, or did not answer: nobody knows which files the repository has
     except EntryNotFoundError:
         names = HfApi().list_repo_files(uri.id, revision=uri.revision)
     return get(_only(uri, [name for name in names if name.endswith(SUFFIX)]))
-
-
-def _names_in_cache(uri: "HfUri") -> list[str]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    wanted = f"*{SUFFIX}"
-    try:
-        folder = snapshot_download(
-            uri.id, revision=uri.revision, local_files_only=True, allow_patterns=wanted
-        )
-    except LocalEntryNotFoundError:
-        return []
-    return [str(path.relative_to(folder)) for path in Path(folder).rglob(wanted)]
 
 
 def _only(uri: "HfUri", names: list[str]) -> str:
@@ -168,6 +153,8 @@ def _reason(error: Exception) -> str:
             return f"no such repository, or a private one: check the name, or {LOG_IN}"
         case errors.RevisionNotFoundError():
             return "no such revision: name a branch, a tag or a commit after @"
+        case errors.LocalEntryNotFoundError(__cause__=errors.HfHubHTTPError() as answer):
+            return _reason(answer)
         case errors.LocalEntryNotFoundError():
             cause = f" ({one_line(error.__cause__)})" if error.__cause__ else ""
             return f"the Hub cannot be reached, and there is no copy in the cache{cause}"

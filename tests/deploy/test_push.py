@@ -190,7 +190,7 @@ def test_no_token(cnsn, hub, small):
 
 def test_a_file_of_the_hub_can_be_pushed_to_another_repository(cnsn, hub, repo, small):
     repo.add(small, "sub/small.safetensors")
-    assert cnsn("push", "hf://user/repo", "user/repo").out == f"pushed: {ADDRESS}\n"
+    assert cnsn("push", "hf://user/repo/sub/small.safetensors", "user/repo").out == f"pushed: {ADDRESS}\n"
     assert hub.files["small.safetensors"] == small.read_bytes()
 
 
