@@ -6,6 +6,7 @@
     cnsn_cli.detach("runs/demo/best.safetensors", "submodel1", "small.safetensors")
     small = cnsn_cli.load("small.safetensors")
     logits = small(small.preprocess(image)[None])
+    cnsn_cli.predict("small.safetensors", "pictures/")      # also: evaluate, bench, plot, card, export
 
 A name is imported when it is first used, because importing torch takes seconds.
 
@@ -31,29 +32,39 @@ if TYPE_CHECKING:
     from cnsn_cli.backbones.detach_points import DetachPoint, detach_points
     from cnsn_cli.backbones.plugins import use_plugin
     from cnsn_cli.data.datasets import load_dataset, load_test
+    from cnsn_cli.deploy.card import card
     from cnsn_cli.deploy.detach import detach
     from cnsn_cli.deploy.export import export
     from cnsn_cli.deploy.push import push
     from cnsn_cli.errors import CnsnError
     from cnsn_cli.evaluation.accuracy import evaluate
     from cnsn_cli.evaluation.costs import count_macs
+    from cnsn_cli.evaluation.latency import bench
+    from cnsn_cli.evaluation.prediction import predict
     from cnsn_cli.files.checkpoint import load
     from cnsn_cli.network.loss import multi_model_loss
     from cnsn_cli.network.model import Model
     from cnsn_cli.network.network import Cnsn
     from cnsn_cli.task import Task
     from cnsn_cli.training.dry_run import dry_run
+    from cnsn_cli.training.metrics import Epoch, Step
+    from cnsn_cli.training.plot import plot
     from cnsn_cli.training.recipe import Recipe, load_recipe
-    from cnsn_cli.training.run import resume, train
+    from cnsn_cli.training.run import Started, resume, train
 
 _HOMES = {
     "Backbone": "backbones.backbone",
     "Cnsn": "network.network",
     "CnsnError": "errors",
     "DetachPoint": "backbones.detach_points",
+    "Epoch": "training.metrics",
     "Model": "network.model",
     "Recipe": "training.recipe",
+    "Started": "training.run",
+    "Step": "training.metrics",
     "Task": "task",
+    "bench": "evaluation.latency",
+    "card": "deploy.card",
     "count_macs": "evaluation.costs",
     "detach": "deploy.detach",
     "detach_points": "backbones.detach_points",
@@ -65,6 +76,8 @@ _HOMES = {
     "load_recipe": "training.recipe",
     "load_test": "data.datasets",
     "multi_model_loss": "network.loss",
+    "plot": "training.plot",
+    "predict": "evaluation.prediction",
     "push": "deploy.push",
     "resume": "training.run",
     "train": "training.run",
@@ -76,10 +89,15 @@ __all__ = [
     "Cnsn",
     "CnsnError",
     "DetachPoint",
+    "Epoch",
     "Model",
     "Recipe",
+    "Started",
+    "Step",
     "Task",
     "__version__",
+    "bench",
+    "card",
     "count_macs",
     "detach",
     "detach_points",
@@ -91,6 +109,8 @@ __all__ = [
     "load_recipe",
     "load_test",
     "multi_model_loss",
+    "plot",
+    "predict",
     "push",
     "resume",
     "train",

@@ -3,6 +3,7 @@
 Every module raises them, and `main` prints them. This module imports nothing of cnsn.
 
 CnsnError
+├── ArgumentError       a value that an argument of a function cannot have
 ├── ArchitectureError   an architecture that is unknown or broken
 │   └── ImageSizeError  images of a size that the architecture cannot take
 ├── DetachPointError    exits that are not legal detach points
@@ -24,6 +25,10 @@ import re
 
 class CnsnError(Exception):
     """The root of everything that cnsn raises on purpose."""
+
+
+class ArgumentError(CnsnError):
+    """A value that an argument of a function cannot have."""
 
 
 class ArchitectureError(CnsnError):

@@ -34,7 +34,7 @@ FACE = "__init__"  # imports from any room, when a public name is used
 # Modules that commands without torch import: no heavy library at module level.
 LIGHT = {"backbones/arch_string", "backbones/architecture", "backbones/plugins", "backbones/registry"}
 LIGHT |= {"files/tensor_file", "files/temporary", "files/writer", "files/metadata", "files/model_file"}
-LIGHT |= {"files/onnx_texts", "files/hub"}
+LIGHT |= {"files/onnx_texts", "files/hub", "files/paths"}
 LIGHT |= {
     "training/arguments",
     "training/metrics",
@@ -126,10 +126,10 @@ def test_architectures_import_what_users_import(path):
 
 def test_public_names():
     assert cnsn_cli.__all__ == [
-        "Backbone", "Cnsn", "CnsnError", "DetachPoint", "Model", "Recipe", "Task", "__version__",
-        "count_macs", "detach", "detach_points", "dry_run", "evaluate", "export", "load", "load_dataset",
-        "load_recipe", "load_test", "multi_model_loss", "push", "resume", "train",
-        "use_plugin",
+        "Backbone", "Cnsn", "CnsnError", "DetachPoint", "Epoch", "Model", "Recipe", "Started", "Step", "Task",
+        "__version__", "bench", "card", "count_macs", "detach", "detach_points", "dry_run", "evaluate",
+        "export", "load", "load_dataset", "load_recipe", "load_test", "multi_model_loss", "plot", "predict",
+        "push", "resume", "train", "use_plugin",
     ]  # fmt: skip
     assert all(getattr(cnsn_cli, name) is not None for name in cnsn_cli.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):

@@ -22,7 +22,7 @@ from cnsn_cli.task import Task
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = ("options", "deploy", "plugins", "RESULTS")
+PAGES = ("options", "deploy", "plugins", "python", "RESULTS")
 SHOWN = "".join([README, *((ROOT / "docs" / f"{name}.md").read_text() for name in PAGES)])
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", SHOWN, re.M | re.S)
 
@@ -36,11 +36,53 @@ def test_the_python_example_and_the_accuracy_of_quick(tmp_path, monkeypatch):
     """On the digits every model of a quarter-width VGG-16 reaches 90 % within 4 epochs."""
     monkeypatch.chdir(tmp_path)
     names = {"image": Image.new("RGB", (50, 40))}
-    exec(block("python", "import cnsn_cli"), names)
+    exec(block("python", "cnsn_cli.dry_run"), names)
     assert names["recipe"].epochs == 4
     assert [model.name for model in names["run"].models] == ["base", "submodel0", "submodel1"]
     assert min(model.accuracy for model in names["run"].models) >= 0.9
     assert names["logits"].shape == (1, 10)
+
+
+def test_a_function_of_the_user_follows_a_run_and_the_files_are_used(tmp_path, monkeypatch, capsys):
+    """The examples of docs/python.md, one after the other, against the files that they leave."""
+    monkeypatch.chdir(tmp_path)
+    exec(block("python", "def watch"), {})
+    lines = [json.loads(line) for line in Path("watched/metrics.jsonl").read_text().splitlines()]
+    shown = [", ".join(f"{r['name']} {r['accuracy']:.1%}" for r in line["results"]) for line in lines]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("500 images, 15 steps an epoch, on ")
+    assert [line for line in printed if line[0] == "e"] == [f"epoch {n}: {shown[n - 1]}" for n in (1, 2)]
+    assert len(printed) == 1 + 2 * (15 // 5 + 1)
+
+    Path("pictures").mkdir()
+    photo(Path("pictures/one.png"), (40, 32), "L")
+    exec(block("python", "cnsn_cli.predict"), {})
+    printed = capsys.readouterr().out.splitlines()
+    models = ["base", "submodel0", "submodel1"]
+    assert [line.split()[0] for line in printed] == ["pictures/one.png"] * 2 + models * 2
+    assert Path("watched.png").stat().st_size > 0
+    assert "license: apache-2.0" in Path("card.md").read_text()
+
+    exec(block("python", "cnsn_cli.evaluate"), {})
+    best = max(lines, key=lambda line: sum(r["accuracy"] for r in line["results"]))
+    expected = [f"{r['name']} {r['accuracy']:.2%} {r['loss']:.3f}" for r in best["results"]]
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_the_notebook_runs_from_end_to_end(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((ROOT / "docs/tutorial.ipynb").read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    names: dict[str, Any] = {}
+    for cell in cells:
+        exec("".join(cell["source"]), names)
+    assert min(result.accuracy for result in names["run"].models) > 0.9
+    small, pixels = names["small"], names["pixels"][:3]
+    with torch.inference_mode():
+        expected = [small.task.class_names[number] for number in small.logits(pixels).argmax(1)]
+    assert [prediction.guesses[0].class_name for prediction in names["predictions"].images] == expected
+    assert "small.safetensors  submodel1" in capsys.readouterr().out.splitlines()[-1]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
 
 
 def photo(path: Path, size: tuple[int, int], mode: str, orientation: int = 1) -> Path:
@@ -151,7 +193,8 @@ def test_executorch_answers_as_predict(checkpoint, cnsn, shown_modules, capsys):
 
 
 TESTED = (
-    "import cnsn_cli", "def read_pixels", "import onnxruntime", "network = torch.export.load",
+    "cnsn_cli.dry_run", "def watch", "cnsn_cli.predict", "cnsn_cli.evaluate", "def read_pixels",
+    "import onnxruntime", "network = torch.export.load",
     "to_edge_transform_and_lower", "from executorch.runtime", "import openvino", "def twins", "def plain",
 )  # fmt: skip
 

@@ -17,9 +17,7 @@ def plot(
     force: Force = False,
 ) -> None:
     """Draw accuracy against MACs of all models, and accuracy over the epochs."""
-    from cnsn_cli.files.writer import check_output
-    from cnsn_cli.training.plot import draw
+    from cnsn_cli.training.plot import plot as draw
 
-    check_output(output, force)
     draw(runs, output, force)
     print(f"written: {printable(str(output))}")

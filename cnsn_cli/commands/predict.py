@@ -34,10 +34,10 @@ def predict(
     """Show the most likely classes of pictures."""
     if csv and json:
         raise typer.BadParameter("give --csv or --json, not both")
-    from cnsn_cli.evaluation.prediction import predict_images
+    from cnsn_cli.evaluation.prediction import predict as most_likely
 
     with ended_by_signals(file):
-        found = predict_images(file, images, submodel, top, device, skip_bad)
+        found = most_likely(file, images, submodel, top, device, skip_bad)
     print_notes(found.notes)
     print_skipped(found.skipped)
     if json:

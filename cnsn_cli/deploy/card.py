@@ -1,7 +1,7 @@
 """Model cards: a description of a file for people who find it on a hub, and fields for the hub's programs.
 
-`cnsn card` and `push` call this module. It reads the metadata of a file, and no weights. The fields are those
-of https://huggingface.co/docs/hub/model-cards, which other hubs read too.
+Python users, `cnsn card` and `push` call this module. It reads the metadata of a file, and no weights. The
+fields are those of https://huggingface.co/docs/hub/model-cards, which other hubs read too.
 """
 
 import json
@@ -19,9 +19,16 @@ LISTED = 20  # class names in the card
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 
-def card(path: Path, license_name: str) -> str:
-    """The card, in Markdown, of a network or a detached model. Raises CheckpointError."""
-    return card_of(metadata_in(path), license_name)
+def card(path: str | Path, license_name: str = "unknown") -> str:
+    """The card, in Markdown, of a network or a detached model: what it is, what it costs, how it is used.
+
+    Arguments:
+        path: A file that `cnsn train` or `cnsn detach` wrote.
+        license_name: The license as hubs spell it, such as `apache-2.0`.
+
+    Raises CheckpointError for the file.
+    """
+    return card_of(metadata_in(path_of(path)), license_name)
 
 
 def write_folder(path: Path, folder: Path, license_name: str, force: bool = False) -> None:

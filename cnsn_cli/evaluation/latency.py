@@ -1,7 +1,8 @@
 """The latency of models on this machine.
 
-`cnsn bench` times files with it; `deploy` times models that are open already. The models take turns, so that
-a slow moment of the machine slows all of them alike. It does not know which library computes a model.
+Python users and `cnsn bench` time files with it; `deploy` times models that are open already. The models
+take turns, so that a slow moment of the machine slows all of them alike. It does not know which library
+computes a model.
 """
 
 import math
@@ -16,8 +17,9 @@ from typing import TypeVar
 import torch
 
 from cnsn_cli.device import choose_device
-from cnsn_cli.errors import CheckpointError
+from cnsn_cli.errors import ArgumentError, CheckpointError
 from cnsn_cli.files.model_file import Classifier, is_exported, open_file
+from cnsn_cli.files.paths import Paths, listed
 from cnsn_cli.stages import stage
 
 ROUNDS = 50
@@ -28,7 +30,8 @@ Name = TypeVar("Name", bound=Hashable)
 class Speed:
     """The time that a model takes for a batch, in seconds: `p50` is the median, `p95` the 95th percentile.
 
-    `drops`, `width`, `macs` and `accuracy` are read from the metadata of the file.
+    `batch` is the number of images in the batch, `threads` the number of threads, `runtime` the library that
+    computed. `drops`, `width`, `macs` and `accuracy` are read from the metadata of the file.
     """
 
     file: Path
@@ -45,31 +48,48 @@ class Speed:
 
     @property
     def images_per_second(self) -> float:
+        """Images that the model takes a second at its median speed."""
         return self.batch / self.p50
 
 
 def bench(
-    files: Sequence[Path],
+    files: Paths,
     batch_sizes: Sequence[int] = (1,),
     threads: Sequence[int] = (1,),
     rounds: int = ROUNDS,
     device: str = "cpu",
 ) -> list[Speed]:
-    """Time every model in `files`, for each batch size and each number of threads. PyTorch runs eagerly.
+    """Time every model in some files on random images, for each batch size and each number of threads.
 
-    Raises CheckpointError, also for an exported file on another device than the CPU, DeviceError, and
-    ExtraError for an ONNX file if ONNX Runtime is not installed.
+    Arguments:
+        files: One or several: whole networks, detached models, exported ONNX files.
+        batch_sizes: Numbers of images in a batch.
+        threads: Numbers of threads.
+        rounds: How often each model is timed. The models take turns.
+        device: `auto` (the fastest one), `cpu`, `cuda` or `mps`. PyTorch runs eagerly there.
+
+    Returns a Speed for each batch size, number of threads and model, in this order. Raises CheckpointError
+    for a file, also for an exported one on another device than the CPU, DeviceError for `device`, ExtraError
+    for an ONNX file if ONNX Runtime is not installed, ArgumentError for a number below 1.
     """
-    chosen = choose_device(device)
-    for file in files:
+    paths, chosen = listed(files, "files"), choose_device(device)
+    _check_counts(batch_sizes=batch_sizes, threads=threads, rounds=(rounds,))
+    for file in paths:
         if is_exported(file) and chosen.type != "cpu":
             raise CheckpointError(f"{file} is exported and runs on the CPU here: give --device cpu")
     return [
         speed
         for batch in batch_sizes
         for count in threads
-        for speed in _bench_together(files, batch, count, rounds, chosen)
+        for speed in _bench_together(paths, batch, count, rounds, chosen)
     ]
+
+
+def _check_counts(**counts: Sequence[int]) -> None:
+    for name, numbers in counts.items():
+        if not numbers or not all(isinstance(number, int) and number >= 1 for number in numbers):
+            given = ", ".join(map(repr, numbers)) or "empty"
+            raise ArgumentError(f"{name} is {given}: give whole numbers of at least 1")
 
 
 def _bench_together(

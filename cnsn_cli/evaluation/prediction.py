@@ -1,4 +1,4 @@
-"""The classes that a model predicts for pictures without labels. `cnsn predict` calls it."""
+"""The classes that a model predicts for pictures without labels. Python users and `cnsn predict` call it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,9 +6,10 @@ from pathlib import Path
 from cnsn_cli.data.datasets import open_images, readable
 from cnsn_cli.data.image_folder import SUFFIXES, images_below, left_out_note
 from cnsn_cli.device import choose_device
-from cnsn_cli.errors import DataError
+from cnsn_cli.errors import ArgumentError, DataError
 from cnsn_cli.evaluation.accuracy import all_logits
 from cnsn_cli.files.model_file import open_file
+from cnsn_cli.files.paths import Paths, listed
 from cnsn_cli.stages import counted, stage
 
 
@@ -42,32 +43,41 @@ class Predictions:
     notes: tuple[str, ...]
 
 
-def predict_images(
-    file: Path,
-    paths: list[Path],
+def predict(
+    file: str | Path,
+    images: Paths,
     submodel: str | None = None,
     top: int = 5,
     device: str = "auto",
     skip_bad: bool = False,
 ) -> Predictions:
-    """For every picture its `top` most likely classes.
+    """The most likely classes of pictures.
 
-    `paths` are pictures and folders of pictures. `skip_bad` reads all pictures first, and leaves out those
-    that cannot be read. Raises CheckpointError for `file`, DataError for a picture that cannot be read,
-    DeviceError for `device`.
+    Arguments:
+        file: A whole network, a detached model, or an exported ONNX file.
+        images: One or several: pictures, and folders of pictures.
+        submodel: `base`, `submodel0`, ..., or the number of a sub-model; None: the first model of the file.
+        top: The number of classes for each picture.
+        device: `auto` (the fastest one), `cpu`, `cuda` or `mps`.
+        skip_bad: Read all pictures first, and leave out those that cannot be read.
+
+    Raises CheckpointError for `file`, DataError for a picture that cannot be read, DeviceError for `device`,
+    ArgumentError if `top` is below 1 or there is no picture.
     """
+    if top < 1:
+        raise ArgumentError(f"top is {top}: give a number of at least 1")
     chosen = choose_device(device)
-    images, notes = pictures(paths)
-    model = open_file(file, chosen).find(submodel)
-    images, skipped = readable(images) if skip_bad else (images, ())
-    split = open_images(images, model.task)
-    with stage(f"predicting {counted(len(images), 'image')}"):
+    found, notes = pictures(listed(images, "images"))
+    model = open_file(Path(file), chosen).find(submodel)
+    found, skipped = readable(found) if skip_bad else (found, ())
+    split = open_images(found, model.task)
+    with stage(f"predicting {counted(len(found), 'image')}"):
         (logits,) = all_logits([model], split)
     shares, classes = logits.double().softmax(1).sort(stable=True, dim=1, descending=True)
     names = model.task.class_names
     predictions = [
         Prediction(image, [Guess(names[i], p) for i, p in zip(numbers[:top], row[:top], strict=True)])
-        for image, numbers, row in zip(images, classes.tolist(), shares.tolist(), strict=True)
+        for image, numbers, row in zip(found, classes.tolist(), shares.tolist(), strict=True)
     ]
     return Predictions(model.name, predictions, skipped, tuple(notes))
 

@@ -1,8 +1,8 @@
 """Pictures of runs: accuracy against MACs, and accuracy over the epochs.
 
-`run` draws every finished run, and `cnsn plot` draws several runs into one picture. Colour-blind people can
-tell the colours apart (Okabe & Ito, https://jfly.uni-koeln.de/color/), and markers and dashes differ as well.
-This module reads files; it does not know networks, and does not import torch.
+`run` draws every finished run; Python users and `cnsn plot` draw several runs into one picture. Colour-blind
+people can tell the colours apart (Okabe & Ito, https://jfly.uni-koeln.de/color/), and markers and dashes
+differ as well. This module reads files; it does not know networks, and does not import torch.
 """
 
 import warnings
@@ -15,8 +15,9 @@ from pydantic import ValidationError
 
 from cnsn_cli.errors import CheckpointError, OutputError, escaped
 from cnsn_cli.files.metadata import Metadata, ModelRecord, read_metadata
+from cnsn_cli.files.paths import Paths, listed
 from cnsn_cli.files.tensor_file import read_header
-from cnsn_cli.files.writer import replacing
+from cnsn_cli.files.writer import check_output, replacing
 from cnsn_cli.training.metrics import Line, parse_lines
 from cnsn_cli.training.run_folder import BEST, METRICS
 
@@ -64,17 +65,24 @@ class Story(NamedTuple):
         return self.metadata.kind == "network" and not self.metadata.exits
 
 
-def draw(paths: Sequence[Path], output: Path, force: bool = True) -> None:
-    """Draw run folders and checkpoints into one .png or .svg; checkpoints have no training curves.
+def plot(runs: Paths, output: str | Path, force: bool = False) -> None:
+    """Draw accuracy against MACs of all models, and accuracy over the epochs, into one picture.
 
-    Raises CheckpointError if a path is neither, OutputError if `output` cannot be written, or exists and
-    `force` is False.
+    Arguments:
+        runs: One or several run folders; or checkpoints, which have no training curves.
+        output: The file to write; it ends in `.png` or `.svg`.
+        force: Replace `output` if it exists.
+
+    Raises CheckpointError if a path is neither a run folder nor a checkpoint, or has no accuracies,
+    OutputError if `output` cannot be written, ArgumentError if there is no run.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    paths, output = listed(runs, "runs"), Path(output)
     if output.suffix not in FORMATS:
         raise OutputError(f"{output} is not the name of a picture: end it in {' or '.join(FORMATS)}")
+    check_output(output, force)
     stories = [read_story(path, name) for path, name in zip(paths, _names(paths), strict=True)]
     with rc_context(STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # matplotlib warns about letters that the font lacks

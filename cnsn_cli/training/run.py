@@ -29,7 +29,7 @@ from cnsn_cli.training.data_record import check_data
 from cnsn_cli.training.hint import learnt_nothing
 from cnsn_cli.training.metrics import Epoch, Step
 from cnsn_cli.training.places import located
-from cnsn_cli.training.plot import draw
+from cnsn_cli.training.plot import plot
 from cnsn_cli.training.profiling import traced
 from cnsn_cli.training.recorder import Recorder, with_results
 from cnsn_cli.training.request import Request, decide
@@ -189,7 +189,7 @@ def _finished(folder: Path, state: State) -> Run:
 
 @distributed.first_only
 def _draw(folder: Path) -> None:
-    draw([folder], folder / PLOT)
+    plot(folder, folder / PLOT, force=True)
 
 
 def _provider(folder: Path) -> str | None:
@@ -289,5 +289,5 @@ def _conclude(recorder: Recorder, dataset: Dataset) -> list[ModelResult] | None:
             fill(network, recorder.folder / BEST)
             results = evaluate(network, dataset.test)
     with stage(f"drawing {PLOT}"):
-        draw([recorder.folder], recorder.folder / PLOT)
+        plot(recorder.folder, recorder.folder / PLOT, force=True)
     return results

@@ -7,6 +7,7 @@ import shlex
 import pytest
 import yaml
 
+import cnsn_cli
 from cnsn_cli.deploy.card import card, training_command
 from cnsn_cli.deploy.detach import detach
 from cnsn_cli.errors import CnsnError
@@ -134,3 +135,8 @@ def test_bad_input_for_card(cnsn, small, tmp_path):
     assert cnsn("card", small, "-o", folder, "--force").code == 0
     message = one_line(cnsn("card", folder / "model.safetensors", "-o", folder, "--force"))
     assert "is the file itself" in message
+
+
+def test_python_users_get_what_the_command_prints(cnsn, small):
+    assert cnsn_cli.card(str(small)) == cnsn("card", small).out
+    assert cnsn_cli.card(small, "mit") == cnsn("card", small, "--license", "mit").out

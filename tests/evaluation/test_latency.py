@@ -6,7 +6,9 @@ import json
 import pytest
 import torch
 
+import cnsn_cli
 from cnsn_cli.deploy.export import export
+from cnsn_cli.errors import ArgumentError
 from cnsn_cli.evaluation.latency import bench, interleave
 from cnsn_cli.files.metadata import read_metadata
 from cnsn_cli.files.tensor_file import read_header
@@ -78,3 +80,32 @@ def test_exported_models_are_timed_on_the_cpu_only(cnsn, tmp_path, monkeypatch):
         monkeypatch.setattr(f"cnsn_cli.{module}.choose_device", lambda name: torch.device("cuda"))
     message = one_line(cnsn("bench", tmp_path / "a.onnx", "--device", "cuda"))
     assert message == f"{tmp_path / 'a.onnx'} is exported and runs on the CPU here: give --device cpu"
+
+
+def test_python_users_time_one_file_or_several(checkpoint):
+    text, path, several = (
+        cnsn_cli.bench(f, rounds=1) for f in (str(checkpoint), checkpoint, [str(checkpoint)] * 2)
+    )
+    shown = [[(s.file, s.name, s.batch, s.threads) for s in speeds] for speeds in (text, path, several)]
+    names = ("base", "submodel0", "submodel1")
+    assert shown[0] == shown[1] == [(checkpoint, name, 1, 1) for name in names]
+    assert shown[2] == shown[0] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"rounds": 0}, "rounds is 0"),
+        ({"batch_sizes": ()}, "batch_sizes is empty"),
+        ({"batch_sizes": (8, 2.5)}, "batch_sizes is 8, 2.5"),
+        ({"threads": (1, 0)}, "threads is 1, 0"),
+    ],
+)
+def test_numbers_below_one_are_refused_before_a_file_is_opened(arguments, said):
+    with pytest.raises(ArgumentError, match=f"^{said}: give whole numbers of at least 1$"):
+        cnsn_cli.bench("never.safetensors", **arguments)
+
+
+def test_no_file_is_an_error():
+    with pytest.raises(ArgumentError, match=r"^files is empty: give at least one path$"):
+        cnsn_cli.bench([])

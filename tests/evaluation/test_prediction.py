@@ -10,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+import cnsn_cli
 from cnsn_cli.deploy.detach import detach
 from cnsn_cli.deploy.export import export
+from cnsn_cli.errors import ArgumentError
 from cnsn_cli.evaluation.accuracy import evaluate_file
 from cnsn_cli.files.checkpoint import load
 from tests.commands.test_cli import one_line
@@ -98,3 +100,32 @@ def test_bad_pictures_are_left_out(cnsn, checkpoint, image_folder, tmp_path):
     assert str(bad) in content["skipped"][0]
     assert done.err.startswith("images skipped: 1\n")
     assert "none of 1 images can be read" in one_line(cnsn("predict", checkpoint, bad, "--skip-bad"))
+
+
+def test_python_users_name_one_picture_or_several(checkpoint, image_folder):
+    """Every form gives the probabilities of the model itself."""
+    folder = image_folder / "test" / "dark"
+    model = load(checkpoint).model("submodel1")
+    with torch.inference_mode():
+        expected = [
+            model(model.preprocess(Image.open(folder / f"{n:02}.png"))[None])[0].softmax(0).max().item()
+            for n in range(8)
+        ]
+    one, several, below = (
+        cnsn_cli.predict(str(checkpoint), images, submodel="1", top=1)
+        for images in (str(folder / "00.png"), [folder / "00.png", str(folder / "01.png")], folder)
+    )
+    assert one.model == "submodel1"
+    for found, count in ((one, 1), (several, 2), (below, 8)):
+        assert [p.image for p in found.images] == [folder / f"{n:02}.png" for n in range(count)]
+        assert all(len(p.guesses) == 1 for p in found.images)
+        assert [p.guesses[0].probability for p in found.images] == pytest.approx(expected[:count], rel=1e-5)
+
+
+def test_what_python_users_cannot_ask_for(checkpoint):
+    with pytest.raises(ArgumentError, match=r"^top is 0: give a number of at least 1$"):
+        cnsn_cli.predict(checkpoint, "x.png", top=0)
+    with pytest.raises(ArgumentError, match=r"^images is empty: give at least one path$"):
+        cnsn_cli.predict(checkpoint, ())
+    with pytest.raises(cnsn_cli.CnsnError, match=r"^no image or folder cat\.jpg$"):
+        cnsn_cli.predict(checkpoint, "cat.jpg")

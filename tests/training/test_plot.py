@@ -9,8 +9,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from cnsn_cli.training import plot
-from cnsn_cli.training.plot import draw, read_story
+from cnsn_cli.errors import ArgumentError, OutputError
+from cnsn_cli.training import plot as pictures
+from cnsn_cli.training.plot import plot, read_story
 from cnsn_cli.training.recipe import Recipe
 from cnsn_cli.training.run import train
 from tests.commands.test_cli import one_line
@@ -44,7 +45,7 @@ def test_one_run_shows_its_models(cnsn, checkpoint, tmp_path):
         assert word in shown
     assert "1" in shown  # the only epoch, not 0.96 and 0.98
     assert "accuracy on the test images, %" in shown
-    draw([checkpoint.parent], tmp_path / "b.svg")
+    plot([checkpoint.parent], tmp_path / "b.svg")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
@@ -60,10 +61,10 @@ def test_several_runs_and_a_baseline(cnsn, checkpoint, baseline, tmp_path):
 
 def test_a_model_looks_the_same_in_every_run(checkpoint, baseline):
     stories = [read_story(baseline, "plain"), read_story(checkpoint.parent, "ours")]
-    ranks = [[plot._rank(stories, model) for model in story.metadata.models] for story in stories]
+    ranks = [[pictures._rank(stories, model) for model in story.metadata.models] for story in stories]
     assert ranks == [[0], [0, 1, 2]]
-    colours = [[plot._colour(stories, n, rank) for rank in ranks[n]] for n in (0, 1)]
-    assert colours == [["#000000"], [plot.COLOURS[1]] * 3]
+    colours = [[pictures._colour(stories, n, rank) for rank in ranks[n]] for n in (0, 1)]
+    assert colours == [["#000000"], [pictures.COLOURS[1]] * 3]
 
 
 def test_twelve_models_and_twelve_runs_look_different(checkpoint):
@@ -76,19 +77,19 @@ def test_twelve_models_and_twelve_runs_look_different(checkpoint):
     ]
     wide = story._replace(metadata=metadata, epochs=epochs)
     points, curves = Figure().subplots(1, 2)
-    plot._draw_trade_off(points, [wide])
-    plot._draw_curves(curves, [wide])
+    pictures._draw_trade_off(points, [wide])
+    pictures._draw_curves(curves, [wide])
     keys = [axes.get_legend().legend_handles for axes in (points, curves)]
     for handles in keys:
         assert len({handle.get_color() for handle in handles}) == 12
     assert len({handle.get_marker() for handle in keys[0]}) == 12
     assert len({str(handle._unscaled_dash_pattern) for handle in keys[1]}) == 12
     runs = [story._replace(name=str(number)) for number in range(12)]
-    assert len({plot._colour(runs, number, 0) for number in range(12)}) == 12
+    assert len({pictures._colour(runs, number, 0) for number in range(12)}) == 12
 
 
 def test_a_checkpoint_has_no_curves(checkpoint, tmp_path):
-    draw([checkpoint], tmp_path / "a.svg")
+    plot([checkpoint], tmp_path / "a.svg")
     assert "epoch" not in texts(tmp_path / "a.svg").splitlines()
 
 
@@ -117,3 +118,17 @@ def test_bad_input_for_plot(cnsn, checkpoint, baseline, tmp_path):
     assert not target.exists()
     target.write_text("mine")
     assert "give --force" in refused(checkpoint, "-o", target)
+
+
+def test_python_users_draw_one_run_or_several(checkpoint, baseline, tmp_path):
+    run = str(checkpoint.parent)
+    for name, runs in (("a.svg", run), ("b.svg", [checkpoint.parent]), ("c.svg", (run, baseline))):
+        plot(runs, str(tmp_path / name))
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert f"{baseline.name} (baseline)" in texts(tmp_path / "c.svg").splitlines()
+    with pytest.raises(OutputError, match=r"a\.svg exists"):
+        plot(run, tmp_path / "a.svg")
+    plot(baseline, tmp_path / "a.svg", force=True)
+    assert "k=4" not in texts(tmp_path / "a.svg").splitlines()
+    with pytest.raises(ArgumentError, match=r"^runs is empty: give at least one path$"):
+        plot([], tmp_path / "d.svg")
