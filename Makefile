@@ -2,17 +2,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
 
-.PHONY: help install test long faults cuda gpu-wheels demo bench clean
+.PHONY: help install test long faults cuda gpu-wheels demo docs bench clean
 
 help:
 	@echo "make demo   install into .venv, then train, evaluate, detach and export on the digits (a minute after the install)"
 	@echo "make test   install into .venv, then run ruff, mypy and pytest"
 	@echo "make long   install into .venv, then run the tests that take minutes: exports of every family, all of torchvision"
+	@echo "make docs   install into .venv, then build the documentation as a site; open site/index.html"
 	@echo "make faults install into .venv, then test a million broken files and every fault of a disk (an hour)"
 	@echo "make cuda   install into .venv, then run the tests that need CUDA"
 	@echo "make gpu-wheels  fill gpu-wheels/, from which benchmarks/gpu.sh installs on a machine without a network"
 	@echo "make bench  install into .venv, then time steps, start-up and inference (10 minutes)"
-	@echo "make clean  remove .venv and $(DEMO)"
+	@echo "make clean  remove .venv, $(DEMO) and site"
 
 install: .venv/installed
 
@@ -47,10 +48,14 @@ demo: install
 	$(BIN)/cnsn export $(DEMO)/small.safetensors --to onnx -o $(DEMO)/small.onnx --force
 	$(BIN)/cnsn eval $(DEMO)/small.onnx
 
+docs: install
+	$(BIN)/pip install --quiet -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 bench: install
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/inference.py
 
 clean:
-	rm -rf .venv $(DEMO)
+	rm -rf .venv $(DEMO) site

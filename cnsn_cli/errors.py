@@ -2,22 +2,22 @@
 
 Every module raises them, and `main` prints them. This module imports nothing of cnsn.
 
-CnsnError
-├── ArgumentError       a value that an argument of a function cannot have
-├── ArchitectureError   an architecture that is unknown or broken
-│   └── ImageSizeError  images of a size that the architecture cannot take
-├── DetachPointError    exits that are not legal detach points
-├── RecipeError         a hyper-parameter that is unknown or out of range
-├── DataError           a data set that is missing, empty or unreadable
-├── CheckpointError     a file that is missing, broken, or not written by cnsn
-├── BudgetError         limits that no model keeps
-├── DeviceError         a device that this machine does not have
-├── ExportError         a network that cannot be exported, or an export whose logits differ
-├── HubError            a repository on the Hub that is missing, closed or out of reach, or a wrong address
-├── ExtraError          an optional library that is not installed
-├── OutputError         a file or folder that would be overwritten, or cannot be written
-├── ProcessError        a process that has ended or does not answer
-└── TrainingError       a training run that cannot continue
+    CnsnError
+    ├── ArgumentError       a value that an argument of a function cannot have
+    ├── ArchitectureError   an architecture that is unknown or broken
+    │   └── ImageSizeError  images of a size that the architecture cannot take
+    ├── DetachPointError    exits that are not legal detach points
+    ├── RecipeError         a hyper-parameter that is unknown or out of range
+    ├── DataError           a data set that is missing, empty or unreadable
+    ├── CheckpointError     a file that is missing, broken, or not written by cnsn
+    ├── BudgetError         limits that no model keeps
+    ├── DeviceError         a device that this machine does not have
+    ├── ExportError         a network that cannot be exported, or an export whose logits differ
+    ├── HubError            a repository on the Hub that is missing, closed or out of reach, or a wrong address
+    ├── ExtraError          an optional library that is not installed
+    ├── OutputError         a file or folder that would be overwritten, or cannot be written
+    ├── ProcessError        a process that has ended or does not answer
+    └── TrainingError       a training run that cannot continue
 """
 
 import re

@@ -152,6 +152,12 @@ def test_the_three_lists_of_public_names_agree():
         assert getattr(import_module(home), name) is getattr(cnsn_cli, name)
 
 
+def test_the_api_reference_has_every_public_name():
+    """CnsnError and its subclasses are there as members of cnsn_cli.errors."""
+    shown = re.findall(r"^::: cnsn_cli\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.M)
+    assert sorted([*shown, "CnsnError", "__version__"]) == sorted([*cnsn_cli.__all__, "errors"])
+
+
 def test_every_package_is_installed():
     """pyproject.toml lists packages one by one, because architectures/ is outside of cnsn_cli/."""
     listed = set(re.findall(r'^    "(cnsn_cli[\w.]*)",$', (ROOT / "pyproject.toml").read_text(), re.M))

@@ -66,14 +66,15 @@ def load_dataset(
 ) -> Dataset:
     """Read the training and test images of a data set, and define their task.
 
-    data: `cifar10`, `cifar100`, `digits`, or an image folder with `train/` and with `test/` or `val/`.
-    data_dir: the folder that CIFAR is read from, or else downloaded into.
-    image_size: the side of images in pixels; None: the shorter side of the first image, up to 224.
-    in_channels: 3 for RGB, 1 for grey.
-    skip_bad: read all images first, and leave out those that cannot be read.
-    limit_images: the most images of each split, at least one of each class; None: all of them.
-    crop_pct: an image is the middle of a picture, with this share of its shorter side.
-    keep: hold the training images in memory if they fit; else they are read whenever they are needed.
+    Arguments:
+        data: `cifar10`, `cifar100`, `digits`, or an image folder with `train/` and with `test/` or `val/`.
+        data_dir: the folder that CIFAR is read from, or else downloaded into.
+        image_size: the side of images in pixels; None: the shorter side of the first image, up to 224.
+        in_channels: 3 for RGB, 1 for grey.
+        skip_bad: read all images first, and leave out those that cannot be read.
+        limit_images: the most images of each split, at least one of each class; None: all of them.
+        crop_pct: an image is the middle of a picture, with this share of its shorter side.
+        keep: hold the training images in memory if they fit; else they are read whenever they are needed.
 
     The mean and standard deviation of the task come from the training images. Raises DataError if the data
     set is missing or incomplete, or, without `skip_bad`, if an image cannot be read.

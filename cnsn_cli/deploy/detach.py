@@ -30,14 +30,15 @@ def detach(
 ) -> Metadata:
     """Write one model of a network as a file of its own, and return the metadata of that file.
 
-    checkpoint: a whole network, as `cnsn train` writes it.
-    submodel: `base`, `submodel0`, `submodel1`, ..., or the number of a sub-model.
-    output: the file to write.
-    force: replace `output` if it exists.
-    fold_bn: make BN part of the convs before it; a BN whose input is not the output of a conv stays.
-    recalibrate: recompute the BN statistics from this number of batches of training images; 0 keeps them.
-    data: the data set of these images; None: the one that the network was trained on.
-    data_dir: the folder of downloaded data sets.
+    Arguments:
+        checkpoint: a whole network, as `cnsn train` writes it.
+        submodel: `base`, `submodel0`, `submodel1`, ..., or the number of a sub-model.
+        output: the file to write.
+        force: replace `output` if it exists.
+        fold_bn: make BN part of the convs before it; a BN whose input is not the output of a conv stays.
+        recalibrate: recompute the BN statistics from this number of batches of training images; 0 keeps them.
+        data: the data set of these images; None: the one that the network was trained on.
+        data_dir: the folder of downloaded data sets.
 
     Without `fold_bn` and `recalibrate`, only the bytes of the model are read, and copied unchanged. With
     either, torch is imported and the whole file is read. Raises CheckpointError if there is no such model or

@@ -73,13 +73,14 @@ def export(
 ) -> Export:
     """Write one model for ONNX runtimes or torch.export; the new file does not need cnsn.
 
-    file: a whole network or a detached model, as `cnsn train` or `cnsn detach` writes it.
-    to: `onnx` or `pt2` (torch.export).
-    output: the file to write; its name ends in `.onnx` or `.pt2`.
-    submodel: `base`, `submodel0`, ..., or the number of a sub-model; None: the first model of the file.
-    with_preprocess: the new file takes pixels uint8 (N, C, H, W); by default it takes images normalised to
-        float32 (N, C, H, W).
-    force: replace `output` if it exists.
+    Arguments:
+        file: a whole network or a detached model, as `cnsn train` or `cnsn detach` writes it.
+        to: `onnx` or `pt2` (torch.export).
+        output: the file to write; its name ends in `.onnx` or `.pt2`.
+        submodel: `base`, `submodel0`, ..., or the number of a sub-model; None: the first model of the file.
+        with_preprocess: the new file takes pixels uint8 (N, C, H, W); by default it takes images normalised
+            to float32 (N, C, H, W).
+        force: replace `output` if it exists.
 
     The new file takes batches of any size N. It is loaded again, and its logits must equal PyTorch's. Raises
     CheckpointError for `file`, ExportError if the network cannot be exported or the logits differ,

@@ -117,8 +117,9 @@ def _with_weights(file: ModelFile) -> Cnsn | Model:
 def evaluate(network: Cnsn | Model, split: Split) -> list[ModelResult]:
     """Accuracy and loss of every model in a network, in the order of `network.models()`.
 
-    network: a whole network or a detached model, as `load` returns it.
-    split: images with labels: one part of a data set, such as `load_dataset(...).test`.
+    Arguments:
+        network: a whole network or a detached model, as `load` returns it.
+        split: images with labels: one part of a data set, such as `load_dataset(...).test`.
 
     Each model runs by itself, in eval mode, on the device of the network. Accuracy is 0..1; the loss is the
     mean cross-entropy over the images. Raises DataError if an image cannot be read.

@@ -81,11 +81,12 @@ def count_macs(
 ) -> list[ModelCost]:
     """The costs of the base-model and of its sub-models for one image, counted without weights.
 
-    arch: the architecture, such as `vgg16` or `vgg16:width=0.5`.
-    exits: the sub-models, such as (2, 7, "@0.5"), as for `Cnsn`; None: every detach point, and the
-        sub-models are called `drop<k>`.
-    task: the size and channels of the images, and the classes; None: 3 x 32 x 32 pixels, 10 classes.
-    step_down: the kind of the step-down convs, `patch` (one conv) or `stem` (several 3x3 convs).
+    Arguments:
+        arch: the architecture, such as `vgg16` or `vgg16:width=0.5`.
+        exits: the sub-models, such as (2, 7, "@0.5"), as for `Cnsn`; None: every detach point, and the
+            sub-models are called `drop<k>`.
+        task: the size and channels of the images, and the classes; None: 3 x 32 x 32 pixels, 10 classes.
+        step_down: the kind of the step-down convs, `patch` (one conv) or `stem` (several 3x3 convs).
 
     Raises ArchitectureError if the architecture is unknown or cannot take the images, DetachPointError if
     `exits` are not legal detach points.

@@ -118,7 +118,9 @@ class Opened(NamedTuple):
 def load(path: str | Path) -> Cnsn | Model:
     """Read a whole network or a detached model, and return it in eval mode on the CPU.
 
-    path: a file that `cnsn train` or `cnsn detach` wrote; as a text also its address, `hf://user/repo/file`.
+    Arguments:
+        path: a file that `cnsn train` or `cnsn detach` wrote; as a text also its address,
+            `hf://user/repo/file`.
 
     A whole network (`Cnsn`) returns the logits of all its models, a detached one (`Model`) its own. Weights
     are float32 even if the file holds float16 or bfloat16, in the memory format that is fastest for a few

@@ -32,11 +32,12 @@ def multi_model_loss(
 ) -> tuple[Tensor, Tensor]:
     """Eq. 1 of the paper: the loss of the base-model plus the mean loss of the sub-models.
 
-    logits: (N, classes) of the base-model, sub-model 0, 1, ...
-    targets: class numbers (N,) or probabilities (N, classes).
-    label_smoothing: the share of the target that is spread over all classes, 0..1; 0 by default.
-    distillation: how sub-models learn from a teacher; None: from the labels alone.
-    scales: one weight for the loss of each sub-model; None: 1 each.
+    Arguments:
+        logits: (N, classes) of the base-model, sub-model 0, 1, ...
+        targets: class numbers (N,) or probabilities (N, classes).
+        label_smoothing: the share of the target that is spread over all classes, 0..1; 0 by default.
+        distillation: how sub-models learn from a teacher; None: from the labels alone.
+        scales: one weight for the loss of each sub-model; None: 1 each.
 
     Returns the weighted total (a scalar), and the loss of each model without weights (models,).
     """

@@ -40,13 +40,14 @@ Network = TypeVar("Network", bound="Cnsn | Model")
 class Cnsn(nn.Module):
     """A base-model with a sub-model for each of the `exits`; all weights but the step-down convs are shared.
 
-    backbone: the units and the head. The network takes them over; do not use them for anything else.
-    exits: the sub-models, such as (2, 7, "@0.5", "7@0.5"); () for the base-model alone. Widths fall, and
-        within one width depths ascend.
-    task: the classes, and the size and channels of the images.
-    bn: `private` gives each model its own BN statistics, `shared` gives all models one set.
-    step_down: the kind of the step-down convs, `patch` (one conv) or `stem` (several 3x3 convs).
-    narrow: the backbone of each width below 1; only the shapes of its tensors count.
+    Arguments:
+        backbone: the units and the head. The network takes them over; do not use them for anything else.
+        exits: the sub-models, such as (2, 7, "@0.5", "7@0.5"); () for the base-model alone. Widths fall, and
+            within one width depths ascend.
+        task: the classes, and the size and channels of the images.
+        bn: `private` gives each model its own BN statistics, `shared` gives all models one set.
+        step_down: the kind of the step-down convs, `patch` (one conv) or `stem` (several 3x3 convs).
+        narrow: the backbone of each width below 1; only the shapes of its tensors count.
 
     Raises DetachPointError if `exits` are not legal, ArchitectureError for too small images, or if a width
     has no backbone.

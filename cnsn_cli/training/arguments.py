@@ -177,6 +177,7 @@ def called_like(arguments: Callable[P, A]) -> Callable[[Callable[[A], R]], Calla
         returned = inspect.signature(function).return_annotation
         call.__signature__ = signature.replace(return_annotation=returned)  # type: ignore[attr-defined]
         call.__doc__ = f"{inspect.getdoc(function)}\n{_described(names)}"
+        del call.__wrapped__  # tools would show its signature and docstring in place of these
         return call
 
     return decorate
