@@ -13,7 +13,7 @@ Every module raises them, and `main` prints them. This module imports nothing of
     ├── BudgetError         limits that no model keeps
     ├── DeviceError         a device that this machine does not have
     ├── ExportError         a network that cannot be exported, or an export whose logits differ
-    ├── HubError            a repository on the Hub that is missing, closed or out of reach, or a wrong address
+    ├── HubError            a repository or file on the Hub that cannot be had or named
     ├── ExtraError          an optional library that is not installed
     ├── OutputError         a file or folder that would be overwritten, or cannot be written
     ├── ProcessError        a process that has ended or does not answer

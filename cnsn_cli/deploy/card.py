@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cnsn_cli.errors import OutputError
+from cnsn_cli.files.hub import path_of
 from cnsn_cli.files.metadata import Metadata, ModelRecord, metadata_in, read_metadata
 from cnsn_cli.files.tensor_file import TensorFile
 from cnsn_cli.files.writer import check_output, filling, replacing, write_text

@@ -13,9 +13,11 @@ Paths = str | Path | Iterable[str | Path]
 
 
 def listed(paths: Paths, what: str) -> list[Path]:
-    """`paths` as a list. Raises ArgumentError if there is none; `what` names the argument."""
-    given = [paths] if isinstance(paths, str | Path) else paths
-    found = [path_of(path) for path in given]
-    if not found:
-        raise ArgumentError(f"{what} is empty: give at least one path")
-    return found
+    """`paths` as a list; `what` names the argument. A text may be an address of the Hub.
+
+    Raises ArgumentError if there is none, or an empty text, which would be the working folder.
+    """
+    given = [paths] if isinstance(paths, str | Path) else list(paths)
+    if not given or "" in given:
+        raise ArgumentError(f"{what} is empty or has an empty path: give at least one path")
+    return [path_of(path) for path in given]

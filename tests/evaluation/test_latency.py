@@ -107,5 +107,6 @@ def test_numbers_below_one_are_refused_before_a_file_is_opened(arguments, said):
 
 
 def test_no_file_is_an_error():
-    with pytest.raises(ArgumentError, match=r"^files is empty: give at least one path$"):
-        cnsn_cli.bench([])
+    for files in ([], "", ["a.onnx", ""]):
+        with pytest.raises(ArgumentError, match=r"^files is empty or has an empty path: give at least one"):
+            cnsn_cli.bench(files)
