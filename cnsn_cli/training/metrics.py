@@ -5,7 +5,6 @@ lines. This module does not import torch, because `plot` works without torch.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -48,7 +47,8 @@ class Epoch:
     """Event: an epoch is over.
 
     `train` are the results on training images during the epoch, `results` the results on the held-out images
-    after it. `pulls` are measured in the last step, one for each sub-model.
+    after it. `pulls` are measured in the last step, one for each sub-model. `phases` are the seconds of each
+    phase since the epoch before, or since `train` or `resume` was called.
     """
 
     epoch: int
@@ -58,6 +58,19 @@ class Epoch:
     train: "list[ModelResult]"
     results: "list[ModelResult]"
     pulls: list[Pull]
+    phases: dict[str, float]
+
+    def numbers(self) -> dict[str, float]:
+        """All numbers but the epoch's own, by names such as `lr` and `results/accuracy/submodel0`.
+
+        The first part of a name is the field of the line in metrics.jsonl; `_` stands for spaces.
+        """
+        found = {"lr": self.lr, "seconds": self.seconds, "images_per_second": self.images_per_second}
+        for part in ("train", "results", "pulls"):
+            for values in map(asdict, getattr(self, part)):
+                model = values.pop("name")
+                found |= {f"{part}/{quantity}/{model}": value for quantity, value in values.items()}
+        return found | {f"phases/{name.replace(' ', '_')}": value for name, value in self.phases.items()}
 
 
 class Result(BaseModel):
@@ -71,8 +84,7 @@ class Result(BaseModel):
 class Line(BaseModel):
     """A line of metrics.jsonl: an Epoch. `selection` says which images its `results` were measured on.
 
-    `phases` are the seconds of each phase since the line before, or since `train` or `resume` was called;
-    older lines have none.
+    Older lines have no `phases`.
     """
 
     epoch: int
@@ -95,8 +107,8 @@ class Line(BaseModel):
         return json.dumps(self.model_dump()) + "\n"
 
 
-def line_of(epoch: Epoch, selection: Selection, phases: Mapping[str, float]) -> Line:
-    return Line(**asdict(epoch), selection=selection, phases=dict(phases))
+def line_of(epoch: Epoch, selection: Selection) -> Line:
+    return Line(**asdict(epoch), selection=selection)
 
 
 def parse_lines(text: str) -> list[Line]:

@@ -17,7 +17,7 @@ from cnsn_cli.evaluation.accuracy import ModelResult
 from cnsn_cli.files.checkpoint import check_readable
 from cnsn_cli.files.metadata import BestEpoch, ModelRecord
 from cnsn_cli.files.writer import remove_leftovers, write_text
-from cnsn_cli.phases import phase, taken
+from cnsn_cli.phases import phase
 from cnsn_cli.training.bundle import Bundle, Models, copied
 from cnsn_cli.training.data_record import DataRecord
 from cnsn_cli.training.description import describe
@@ -125,7 +125,7 @@ class Recorder:
             write_text(self.folder / METRICS, self.metrics)
 
     def _record(self, epoch: Epoch) -> None:
-        line = line_of(epoch, self.trainer.recipe.selection, taken())
+        line = line_of(epoch, self.trainer.recipe.selection)
         is_best = self.best is None or line.mean_accuracy > self.best.mean_accuracy
         self.best = line if is_best else self.best
         self.metrics += line.to_json()

@@ -21,7 +21,7 @@ from cnsn_cli.evaluation.accuracy import ModelResult, evaluate
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.network.recalibration import recalibrate
-from cnsn_cli.phases import each, phase
+from cnsn_cli.phases import each, phase, taken
 from cnsn_cli.training.augmentation import plan_epoch
 from cnsn_cli.training.meter import finite
 from cnsn_cli.training.metrics import Epoch, Pull, Step
@@ -131,7 +131,7 @@ class Trainer:
         with phase("evaluating"):
             results = finite(self._evaluate(), epoch, lr)
         self.epoch, self.step = epoch, 0
-        return Epoch(epoch, lr, self.meter.seconds(), speed, train, results, self.pulls)
+        return Epoch(epoch, lr, self.meter.seconds(), speed, train, results, self.pulls, taken())
 
     def _evaluate(self) -> list[ModelResult]:
         distributed.copy_buffers(self.network)
