@@ -15,6 +15,7 @@ Every module raises them, and `main` prints them. This module imports nothing of
     ├── ExportError         a network that cannot be exported, or an export whose logits differ
     ├── HubError            a repository or file on the Hub that cannot be had or named
     ├── ExtraError          an optional library that is not installed
+    ├── TrackerError        a tracker that is unknown or cannot be imported
     ├── OutputError         a file or folder that would be overwritten, or cannot be written
     ├── ProcessError        a process that has ended or does not answer
     └── TrainingError       a training run that cannot continue
@@ -73,6 +74,10 @@ class HubError(CnsnError):
 
 class ExtraError(CnsnError):
     """An optional library that is not installed."""
+
+
+class TrackerError(CnsnError):
+    """A tracker that is unknown or cannot be imported."""
 
 
 class OutputError(CnsnError):

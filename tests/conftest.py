@@ -150,14 +150,15 @@ def install(
     name: str,
     modules: dict[str, str],
     entry_points: dict[str, str],
+    group: str = "cnsn.architectures",
 ) -> None:
-    """Install a made-up distribution: source of modules by name, and entry points by name."""
+    """Install a made-up distribution: source of modules by name, and entry points of `group` by name."""
     site = folder / f"site-{name}"
     info = site / f"{name}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     lines = [f"{key} = {value}" for key, value in entry_points.items()]
-    (info / "entry_points.txt").write_text("\n".join(["[cnsn.architectures]", *lines]))
+    (info / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines]))
     for module, source in modules.items():
         (site / f"{module}.py").write_text(source)
         monkeypatch.delitem(sys.modules, module, raising=False)

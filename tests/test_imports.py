@@ -43,10 +43,13 @@ LIGHT |= {
     "training/run_folder",
     "training/plot",
 }
+TRACKERS = ("tracking", "installed", "tensorboard", "mlflow", "wandb", "trackio")
+LIGHT |= {f"training/trackers/{name}" for name in TRACKERS}
 LIGHT |= {"deploy/budget", "deploy/card", "deploy/copying", "deploy/detach"}
 HEAVY = {
     "torch", "torchvision", "timm", "fvcore", "sklearn", "numpy", "PIL", "onnx", "onnxruntime", "matplotlib",
     "huggingface_hub",
+    "tensorboard", "mlflow", "wandb", "trackio",
 }  # fmt: skip
 ONLY_IN = {
     "typer": {"main", "commands"},
@@ -58,6 +61,10 @@ ONLY_IN = {
     "matplotlib": {"training", "evaluation"},
     "yaml": {"deploy"},
     "huggingface_hub": {"files", "deploy"},
+    "tensorboard": {"training"},
+    "mlflow": {"training"},
+    "wandb": {"training"},
+    "trackio": {"training"},
 }
 
 

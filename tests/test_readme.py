@@ -19,10 +19,12 @@ from cnsn_cli.data.pixels import to_pixels
 from cnsn_cli.deploy.export import export
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
+from cnsn_cli.training.run import train
+from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = ("options", "deploy", "plugins", "python", "RESULTS")
+PAGES = ("options", "trackers", "deploy", "plugins", "python", "RESULTS")
 SHOWN = "".join([README, *((ROOT / "docs" / f"{name}.md").read_text() for name in PAGES)])
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", SHOWN, re.M | re.S)
 
@@ -196,6 +198,7 @@ TESTED = (
     "cnsn_cli.dry_run", "def watch", "cnsn_cli.predict", "cnsn_cli.evaluate", "def read_pixels",
     "import onnxruntime", "network = torch.export.load",
     "to_edge_transform_and_lower", "from executorch.runtime", "import openvino", "def twins", "def plain",
+    "def notes",
 )  # fmt: skip
 
 
@@ -233,6 +236,19 @@ def test_the_plugin_examples(distribution):
     for arch, exits in (("plain:depth=8", (2, 4)), ("twins:channels=24", (1, 2))):
         network = Cnsn(registry.find(arch).build(task), exits, task)
         assert [logits.shape for logits in network(torch.randn(2, 3, 32, 32))] == [(2, 10)] * 3
+
+
+def test_the_tracker_of_ones_own(distribution, image_folder, tmp_path, quick):
+    """The package of docs/trackers.md, in twelve lines, notes the accuracy of every epoch."""
+    package, source = tomllib.loads(block("toml", "my-trackers")), block("python", "def notes")
+    assert sum(map(bool, source.splitlines())) <= 12
+    group, entry_points = next(iter(package["project"]["entry-points"].items()))
+    distribution(package["project"]["name"], {"my_trackers": source}, entry_points, group)
+    run = train(TINY, (1,), str(image_folder), quick, tmp_path / "run", track=("notes",))
+    picture = tmp_path / "run" / "plot.png"
+    assert picture.exists()
+    noted = (tmp_path / "run" / "notes.txt").read_text()
+    assert noted == f"1 {run.models[0].accuracy}\ndrawn in {picture}\n"
 
 
 LINES = SHOWN.splitlines()

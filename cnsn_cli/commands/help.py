@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 ARGUMENTS, OTHERS = "Arguments", "Options"
-LISTS = {"exits", "milestones", "gradient_scale", "final_scale"}  # parameters whose value may be empty
+# Parameters whose value may be empty.
+LISTS = {"exits", "milestones", "gradient_scale", "final_scale", "track"}
 NARROW = 60  # below it, the meaning of an option stands under the option, not beside it
 
 

@@ -12,13 +12,14 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from cnsn_cli.commands.output import print_notes, print_skipped
+from cnsn_cli.commands.output import print_notes, print_skipped, printable, shortened
 from cnsn_cli.commands.waiting import Clock, finished
 from cnsn_cli.evaluation.accuracy import ModelResult
 from cnsn_cli.stages import Stage, told
 from cnsn_cli.training.metrics import Epoch, Step
 from cnsn_cli.training.recipe import Recipe
-from cnsn_cli.training.run import Started, Watch
+from cnsn_cli.training.run import Event, Started, Watch
+from cnsn_cli.training.trackers.tracking import TrackerFailed
 
 LOOK_EVERY = 0.5  # seconds between two looks at the results; each look waits for the device
 OTHER_COLUMNS = 30  # the width of the words and numbers beside the bar
@@ -65,7 +66,7 @@ class _Watcher:
             self.clock.end()
             self.live.console.print(finished(stage))
 
-    def __call__(self, event: Started | Step | Epoch) -> None:
+    def __call__(self, event: Event) -> None:
         if isinstance(event, Started):
             self.steps = event.steps_per_epoch
             total = self.steps * self.recipe.epochs
@@ -73,7 +74,7 @@ class _Watcher:
             self.live.update(Group(self.bars, self.models, self.clock))
         elif isinstance(event, Epoch):
             self._show(event.epoch, self.steps, event.train, event.images_per_second)
-        elif time.monotonic() - self.shown > LOOK_EVERY:
+        elif isinstance(event, Step) and time.monotonic() - self.shown > LOOK_EVERY:
             self._show(event.epoch, event.step, event.meter.results(), event.meter.images_per_second())
         _print_event(self.bars.console, event, self.recipe)
 
@@ -85,7 +86,7 @@ class _Watcher:
         self.shown = time.monotonic()
 
 
-def _print_event(console: Console, event: Started | Step | Epoch, recipe: Recipe) -> None:
+def _print_event(console: Console, event: Event, recipe: Recipe) -> None:
     if isinstance(event, Started):
         print_notes(event.notes)
         print_skipped(event.skipped)
@@ -94,6 +95,12 @@ def _print_event(console: Console, event: Started | Step | Epoch, recipe: Recipe
         console.print(
             f"epoch {event.epoch}/{recipe.epochs}  {_models(event.results)}  "
             f"{event.images_per_second:,.0f} images/s  {event.seconds:.0f} s  lr {event.lr:.2g}",
+            soft_wrap=not console.is_terminal,
+        )
+    elif isinstance(event, TrackerFailed):
+        reason = shortened(printable(event.reason))
+        console.print(
+            f"warning: tracker {event.name} has failed and records no more: {reason}",
             soft_wrap=not console.is_terminal,
         )
 

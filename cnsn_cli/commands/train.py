@@ -47,6 +47,7 @@ PANELS = {
         "force",
         "dry_run",
         "save_every",
+        "track",
         "profile",
         "resume",
         "override",
@@ -74,6 +75,8 @@ def _option(argument: "Field[Any]") -> Parameter:
         kind = Path | None
     elif kind == int | str | None:
         kind = str | None
+    elif kind == tuple[str, ...]:
+        kind = list[str]
     shown = typer.Option(
         *flags.split(),
         help=said["description"],
@@ -134,7 +137,10 @@ def train(
     """Train a network together with its sub-models, and write a run folder."""
     architecture = None if arch is None else registry.find_typed(arch)
     overrides = given_hyperparameters(hyperparameters)
-    options = {name: str(value) if isinstance(value, Path) else value for name, value in listed.items()}
+    options: dict[str, Any] = {
+        name: str(value) if isinstance(value, Path) else value for name, value in listed.items()
+    }
+    options["track"] = _trackers(listed["track"])
     cuts = None if exits is None else parse_exits(exits)
     if resume is None:
         asked = asked_of(architecture, cuts, data, recipe, out, options, overrides)
@@ -152,6 +158,16 @@ def train(
         print(f"time: {', '.join(took)}", file=sys.stderr)
     if run.hint:
         print(f"hint: {printable(run.hint)}", file=sys.stderr)
+
+
+def _trackers(names: list[str]) -> tuple[str, ...]:
+    """The names of trackers; an empty one, which ends the tracking of a resumed run, is none.
+
+    Raises TrackerError or ExtraError, before a run would raise it after PyTorch is loaded.
+    """
+    from cnsn_cli.training.trackers import installed
+
+    return tuple(installed.find([name for name in names if name]))
 
 
 def _start(asked: Asked, options: dict[str, Any]) -> "Run":

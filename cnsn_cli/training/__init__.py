@@ -17,6 +17,7 @@ trainer             the training loop, which yields events
   ema               averaged weights
   meter             losses, accuracies and speed of an epoch
   metrics           the events, and the lines of metrics.jsonl
+trackers            records of a run in TensorBoard, MLflow and others
 recorder            keeps what epochs leave behind, and saves it when it is time
   bundle            models, metrics and state that are written together
   writer_thread     writes bundles while the run trains on

@@ -114,6 +114,13 @@ class Options:
         default="10m",
         metadata=about("Also save within an epoch, after steps (500) or minutes (10m)."),
     )
+    track: tuple[str, ...] = field(
+        default=(),
+        metadata=about(
+            "Also record the run with tensorboard, mlflow, wandb, trackio or a tracker of your own; can be "
+            "given several times.",
+        ),
+    )
 
 
 def ignore(event: object) -> None:
@@ -142,7 +149,8 @@ class Arguments(Options):
         default=False, metadata=about("Write trace.json, a trace of some steps that ui.perfetto.dev opens.")
     )
     watch: "Watch" = field(
-        default=ignore, metadata=about("A function that is called with every event: Started, Step, Epoch.")
+        default=ignore,
+        metadata=about("A function that is called with every event: Started, Step, Epoch, TrackerFailed."),
     )
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from torch import Tensor
 
@@ -36,7 +37,7 @@ class Recorder:
     """Writes the state of a run before its first step, and later together with the models of its epochs.
 
     `before` is the state that a resumed `trainer` goes on from, `data` the record of its data. `best` is the
-    best epoch so far.
+    best epoch so far, `id` a name that no other run has.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Recorder:
         epochs = before.epochs() if before else []
         self.best = max(epochs, key=lambda epoch: epoch.mean_accuracy, default=None)
         self.data = data
+        self.id = (before.id if before else None) or uuid4().hex
         self.started_in = (before.started_in if before else None) or working_folder()
         self.interval = request.interval()
         self.steps, self.saved = 0, time.monotonic()
@@ -161,6 +163,7 @@ class Recorder:
             data=self.data,
             started_in=self.started_in,
             drawn=trainer.drawn,
+            id=self.id,
         )
 
 

@@ -49,9 +49,10 @@ class State(BaseModel):
 
     `epoch` epochs of `request` are done, and `step` steps of the next epoch; these steps took `seconds`.
     `environment` is where they were done. `metrics` is the text of metrics.jsonl, with a line for each epoch.
-    `pulls` were measured in the newest epoch whose steps are all done. `data` describes the data, and
-    `started_in` is the working folder of the start; older states have neither. `drawn` names parameters that
-    started at random, although others were pretrained. `sha256` holds a digest for each tensor.
+    `pulls` were measured in the newest epoch whose steps are all done. `data` describes the data,
+    `started_in` is the working folder of the start, and `id` is what trackers know the run by; older states
+    have none of the three. `drawn` names parameters that started at random, although others were pretrained.
+    `sha256` holds a digest for each tensor.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -66,6 +67,7 @@ class State(BaseModel):
     data: DataRecord | None = None
     started_in: str | None = None
     drawn: tuple[str, ...] = ()
+    id: str | None = None
     sha256: dict[str, str] = {}
 
     @model_validator(mode="after")

@@ -34,10 +34,21 @@ from cnsn_cli.training.profiling import traced
 from cnsn_cli.training.recorder import Recorder, with_results
 from cnsn_cli.training.request import Request, decide
 from cnsn_cli.training.resume_state import State, differences, environment, open_state, restore
-from cnsn_cli.training.run_folder import BEST, LAST, PLOT, STATE, TRACE, locked, refuse_existing
+from cnsn_cli.training.run_folder import (
+    BEST,
+    LAST,
+    PLOT,
+    STATE,
+    TRACE,
+    discard_events,
+    locked,
+    refuse_existing,
+)
 from cnsn_cli.training.setup import Prepared, prepare
 from cnsn_cli.training.signals import Stopped, listening
 from cnsn_cli.training.step import TrainingStep
+from cnsn_cli.training.trackers import installed
+from cnsn_cli.training.trackers.tracking import TrackedRun, TrackerFailed, tracked
 
 # What a resumed run cannot change: the tensors of the network, and the meaning of a saved step.
 FIXED = (
@@ -89,7 +100,8 @@ class Run:
     phases: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
-Watch = Callable[[Started | Step | Epoch], None]
+Event = Started | Step | Epoch | TrackerFailed
+Watch = Callable[[Event], None]
 
 
 @called_like(Arguments)
@@ -105,6 +117,7 @@ def train(asked: Arguments) -> Run:
     """
     request = decide(asked)
     with distributed.joined(), collected(), begun(request, asked, locked) as (recorder, prepared):
+        discard_events(recorder.folder)
         return _run(recorder, prepared, asked.watch, asked.profile)
 
 
@@ -119,6 +132,7 @@ def begun(
     folder = Path(asked.out)
     refuse_existing(folder, asked.force)
     request.interval()
+    installed.find(request.track)
     arch = registry.find(asked.arch)
     prepared = prepare(request, arch)
     found = prepared.dataset.task.num_classes
@@ -148,7 +162,7 @@ def resume(
         folder: The run folder.
         changes: New values for arguments of `train` and settings of its recipe, by name. Default: none.
         override: Go on even if something differs. Default: False.
-        watch: A function that is called with every event: Started, Step, Epoch.
+        watch: A function that is called with every event: Started, Step, Epoch, TrackerFailed.
     """
     folder = Path(folder)
     if not (folder / STATE).exists():  # locking would make a folder
@@ -162,6 +176,7 @@ def resume(
         _check_differences(folder, state.request, request, differences(state.environment, here), override)
         if state.epoch >= request.recipe.epochs and request.recipe.selection == "test":
             return _finished(folder, state)
+        installed.find(request.track)
         arch = registry.find(request.arch, _provider(folder))
         found = located(request, state.started_in, changes or ())
         prepared = prepare(
@@ -199,7 +214,7 @@ def _provider(folder: Path) -> str | None:
 
 
 def _check_differences(folder: Path, old: Request, new: Request, elsewhere: str, override: bool) -> None:
-    before, after = ({**request.flat(), "save_every": None} for request in (old, new))
+    before, after = ({**request.flat(), "save_every": None, "track": None} for request in (old, new))
     if fixed := differences(*({key: flat[key] for key in FIXED} for flat in (before, after))):
         raise TrainingError(f"{folder} cannot go on with {fixed}: start another run with --out")
     changed = ", ".join(filter(None, (differences(before, after), elsewhere)))
@@ -208,13 +223,15 @@ def _check_differences(folder: Path, old: Request, new: Request, elsewhere: str,
 
 
 def _run(recorder: Recorder, prepared: Prepared, watch: Watch, profile: bool = False) -> Run:
-    trainer = prepared.trainer
-    watch(started(prepared, recorder.request))
-    if trainer.epoch < trainer.recipe.epochs:
-        with _traced(recorder) if profile and distributed.is_first() else nullcontext(lambda: None) as trace:
-            _train(recorder, watch, trace)
-    distributed.leave()
-    return _finish(recorder, prepared.dataset)
+    trainer, request = prepared.trainer, recorder.request
+    run = TrackedRun(recorder.folder, recorder.id, request.flat(), trainer.epoch)
+    with tracked(run, installed.find(request.track), watch) as tell:
+        tell(started(prepared, request))
+        if trainer.epoch < trainer.recipe.epochs:
+            with _traced(recorder, profile) as trace:
+                _train(recorder, tell, trace)
+        distributed.leave()
+        return _finish(recorder, prepared.dataset)
 
 
 def started(prepared: Prepared, request: Request) -> Started:
@@ -246,8 +263,10 @@ def _remarks(step: TrainingStep, device: torch.device) -> Iterator[str]:
         yield f"no instructions for bf16 here: a conv takes {slower:.1f} times as long as in fp32"
 
 
-def _traced(recorder: Recorder) -> AbstractContextManager[Callable[[], None]]:
+def _traced(recorder: Recorder, profile: bool) -> AbstractContextManager[Callable[[], None]]:
     trainer = recorder.trainer
+    if not profile or not distributed.is_first():
+        return nullcontext(lambda: None)
     return traced(recorder.folder / TRACE, trainer.steps_per_epoch * trainer.recipe.epochs)
 
 

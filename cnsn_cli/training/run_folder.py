@@ -17,6 +17,7 @@ from cnsn_cli.files.writer import check_output, create_folder, remove_empty, rem
 
 BEST, LAST, STATE = "best.safetensors", "last.safetensors", "state.safetensors"
 METRICS, RECIPE, PLOT, TRACE = "metrics.jsonl", "recipe.toml", "plot.png", "trace.json"
+TENSORBOARD = "tensorboard"  # a folder of event files
 FILES = (BEST, LAST, STATE, METRICS, RECIPE, PLOT, TRACE)
 LOCK = ".lock"
 SMALL_FILES = 2**20  # bytes: metrics, recipe and headers
@@ -29,12 +30,26 @@ def refuse_existing(folder: Path, force: bool) -> None:
     """Raises OutputError if `folder` holds a run and `force` is False, or something that is not a file."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file: give --out another name")
-    if not force and any((folder / name).exists() for name in FILES):
+    if not force and (_event_files(folder) or any((folder / name).exists() for name in FILES)):
         raise OutputError(
             f"{folder} holds a run already: give --force to replace it, or --out another folder"
         )
     for name in FILES if folder.exists() else ():
         check_output(folder / name, force)
+
+
+def _event_files(folder: Path) -> list[Path]:
+    return list((folder / TENSORBOARD).glob("events.out.tfevents.*"))
+
+
+@distributed.first_only
+def discard_events(folder: Path) -> None:
+    """Remove what TensorBoard knows of the run that a new run replaces. Raises OutputError."""
+    for path in _event_files(folder):
+        try:
+            path.unlink()
+        except OSError as error:
+            raise OutputError(f"cannot remove {path}: {error.strerror}") from error
 
 
 @contextmanager

@@ -18,7 +18,7 @@ KEYWORDS = {
     "drop": None, "freeze_base": None, "init": None, "pretrained": False, "data_dir": "data",
     "image_size": None, "in_channels": 3, "classes": None, "device": "auto", "precision": None,
     "compiled": "auto", "capture": True, "deterministic": False, "save_every": "10m", "force": False,
-    "skip_bad": False, "limit_images": None, "profile": False,
+    "skip_bad": False, "limit_images": None, "profile": False, "track": (),
 }  # fmt: skip
 
 
@@ -55,7 +55,14 @@ def test_an_unknown_argument_is_refused_in_one_line():
 
 
 @pytest.mark.parametrize(
-    "words", [("--image-size", "64"), ("--drop", "2"), ("--save-every", "5"), ("--compile", "on")]
+    "words",
+    [
+        ("--image-size", "64"),
+        ("--drop", "2"),
+        ("--save-every", "5"),
+        ("--compile", "on"),
+        ("--track", "mlflow"),
+    ],
 )
 @pytest.mark.parametrize(("function", "flags"), [("run.train", ()), ("dry_run.dry_run", ("--dry-run",))])
 def test_the_command_line_and_python_ask_for_the_same(cnsn, monkeypatch, words, function, flags):
