@@ -8,6 +8,7 @@ from cnsn_cli.data.image_folder import SUFFIXES, images_below, left_out_note
 from cnsn_cli.device import choose_device
 from cnsn_cli.errors import ArgumentError, DataError
 from cnsn_cli.evaluation.accuracy import all_logits
+from cnsn_cli.files.hub import path_of
 from cnsn_cli.files.model_file import open_file
 from cnsn_cli.files.paths import Paths, listed
 from cnsn_cli.stages import counted, stage
@@ -68,7 +69,7 @@ def predict(
         raise ArgumentError(f"top is {top}: give a number of at least 1")
     chosen = choose_device(device)
     found, notes = pictures(listed(images, "images"))
-    model = open_file(Path(file), chosen).find(submodel)
+    model = open_file(path_of(file), chosen).find(submodel)
     found, skipped = readable(found) if skip_bad else (found, ())
     split = open_images(found, model.task)
     with stage(f"predicting {counted(len(found), 'image')}"):
