@@ -45,6 +45,7 @@ LIGHT |= {
 }
 TRACKERS = ("tracking", "installed", "tensorboard", "mlflow", "wandb", "trackio")
 LIGHT |= {f"training/trackers/{name}" for name in TRACKERS}
+LIGHT |= {"data/columns", "data/origin", "data/table"}
 LIGHT |= {"deploy/budget", "deploy/card", "deploy/copying", "deploy/detach"}
 HEAVY = {
     "torch", "torchvision", "timm", "fvcore", "sklearn", "numpy", "PIL", "onnx", "onnxruntime", "matplotlib",

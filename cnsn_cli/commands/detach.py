@@ -11,7 +11,9 @@ from cnsn_cli.commands.options import (
     Data,
     DataDir,
     Force,
+    ImageColumn,
     Json,
+    LabelColumn,
     MaxBytes,
     MaxMacs,
     Plugin,
@@ -20,6 +22,7 @@ from cnsn_cli.commands.options import (
     model_file,
 )
 from cnsn_cli.commands.output import print_comparison, print_json, printable
+from cnsn_cli.data.origin import Origin
 
 if TYPE_CHECKING:
     from cnsn_cli.deploy.budget import Budget, Choice
@@ -54,6 +57,8 @@ def detach(
     ] = None,
     data: Data = None,
     data_dir: DataDir = Path("data"),
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     force: Force = False,
     plugin: Plugin = None,
     json: Json = False,
@@ -71,7 +76,8 @@ def detach(
     from cnsn_cli.deploy.detach import detach_all
 
     measured: list[Recalibration] = []
-    changes = Changes(fold_bn, recalibrate, data, data_dir, measured.append)
+    origin = Origin(data, data_dir, image_column, label_column)
+    changes = Changes(fold_bn, recalibrate, origin, measured.append)
     if all_models:
         _report(detach_all(checkpoint, output, force, changes), measured, None, None, json)
         return

@@ -11,7 +11,9 @@ from cnsn_cli.commands.options import (
     DataDir,
     Device,
     Force,
+    ImageColumn,
     Json,
+    LabelColumn,
     Plugin,
     Recalibrate,
     SkipBad,
@@ -26,6 +28,7 @@ from cnsn_cli.commands.output import (
     printable,
 )
 from cnsn_cli.commands.signals import ended_by_signals
+from cnsn_cli.data.origin import Origin
 
 if TYPE_CHECKING:
     from cnsn_cli.evaluation.accuracy import Report
@@ -35,6 +38,8 @@ def evaluate(
     checkpoint: Annotated[Path, model_file("A network, a detached model, or an exported .onnx.")],
     data: Data = None,
     data_dir: DataDir = Path("data"),
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     device: Device = "auto",
     per_class: Annotated[bool, typer.Option(help="Also show precision and recall of every class.")] = False,
     confusion: Annotated[
@@ -58,10 +63,9 @@ def evaluate(
 
     if output is not None:
         check_picture(output, force)
+    origin = Origin(data, data_dir, image_column, label_column)
     with ended_by_signals(checkpoint):
-        report = evaluate_file(
-            checkpoint, data, data_dir, device, per_class, recalibrate, skip_bad, confusion
-        )
+        report = evaluate_file(checkpoint, origin, device, per_class, recalibrate, skip_bad, confusion)
     print_notes(report.notes)
     print_skipped(report.skipped)
     if output is not None:

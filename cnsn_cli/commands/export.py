@@ -7,8 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cnsn_cli.choices import ExportFormat, Quantization
-from cnsn_cli.commands.options import Data, DataDir, Force, Json, Plugin, Submodel, model_file
+from cnsn_cli.commands.options import (
+    Data,
+    DataDir,
+    Force,
+    ImageColumn,
+    Json,
+    LabelColumn,
+    Plugin,
+    Submodel,
+    model_file,
+)
 from cnsn_cli.commands.output import print_comparison, print_json, printable
+from cnsn_cli.data.origin import Origin
 from cnsn_cli.stages import stage
 
 if TYPE_CHECKING:
@@ -36,6 +47,8 @@ def export(
     ] = 256,
     data: Data = None,
     data_dir: DataDir = Path("data"),
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     force: Force = False,
     plugin: Plugin = None,
     json: Json = False,
@@ -58,7 +71,8 @@ def export(
         from cnsn_cli.deploy.int8 import export_int8
 
         chosen = (file, output, submodel, with_preprocess, force)
-        written, comparison = export_int8(*chosen, calibrate, data, data_dir)
+        origin = Origin(data, data_dir, image_column, label_column)
+        written, comparison = export_int8(*chosen, calibrate, origin)
     else:
         written = exporting.export(file, to, output, submodel, with_preprocess, force)
     _report(output, written, comparison, json)

@@ -12,6 +12,7 @@ import typer
 
 from cnsn_cli.backbones import registry
 from cnsn_cli.commands.options import parse_exit
+from cnsn_cli.data.origin import is_table
 from cnsn_cli.errors import DataError
 from cnsn_cli.files.hub import path_of
 
@@ -25,13 +26,14 @@ DATA = "cifar10"  # without --data
 
 
 class Asked(NamedTuple):
-    """The positional arguments of `cnsn_cli.train`."""
+    """The arguments of `cnsn_cli.train`: five that have a position, and `options` by name."""
 
     arch: "Architecture"
     exits: tuple[int | str, ...]
     data: str
     recipe: "Recipe"
     out: Path
+    options: dict[str, Any]
 
 
 def asked_of(
@@ -51,14 +53,15 @@ def asked_of(
     if freeze_base is not None:
         known = _metadata(path_of(freeze_base))
         arch = arch or registry.find(known.arch, known.provider)
-        data = _data_of(path_of(freeze_base), known) if data is None else data
+        if data is None:
+            data, options = _data_of(path_of(freeze_base), known, options)
     data = DATA if data is None else data
     if arch is None or (exits is None) == (drop is None):
         raise typer.BadParameter("give --arch and --exits, --arch and --drop, or --resume")
     from cnsn_cli.training.recipe import load_recipe
 
     chosen = load_recipe(recipe, overrides, baseline=not exits and not shortened)
-    return Asked(arch, exits or (), data, chosen, out or default_folder(arch.text, data))
+    return Asked(arch, exits or (), data, chosen, out or default_folder(arch.text, data), options)
 
 
 def _metadata(checkpoint: Path) -> "Metadata":
@@ -68,16 +71,21 @@ def _metadata(checkpoint: Path) -> "Metadata":
     return read_metadata(checkpoint, read_header(checkpoint))
 
 
-def _data_of(checkpoint: Path, metadata: "Metadata") -> str:
-    """The data that a network was trained on. Raises DataError if they are unknown, or not in their place."""
-    from cnsn_cli.data.sources import NAMED
+def _data_of(checkpoint: Path, metadata: "Metadata", options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The data that a network was trained on, and `options` with their columns.
 
-    data = metadata.data
-    if data is None:
+    Raises DataError if the data are unknown, or not in their place.
+    """
+    origin = metadata.origin
+    if origin.data is None:
         raise DataError(f"{checkpoint} does not name its training data: give --data")
-    if data not in NAMED and not Path(data).is_dir():
-        raise DataError(f"{checkpoint} was trained on {data}, and there is no such folder: give --data")
-    return data
+    if not origin.is_here():
+        kind = "file" if is_table(origin.data) else "folder"
+        raise DataError(
+            f"{checkpoint} was trained on {origin.data}, and there is no such {kind}: give --data"
+        )
+    columns = {name: options[name] or column for name, column in origin.columns().items()}
+    return origin.data, {**options, **columns}
 
 
 def default_folder(arch: str, data: str) -> Path:

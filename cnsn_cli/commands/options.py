@@ -115,8 +115,12 @@ MaxBytes = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Option(help="cifar10, cifar100, digits or a folder; default: the data of the training."),
+    typer.Option(
+        help="cifar10, cifar100, digits, a folder or a table.csv; default: the data of the training."
+    ),
 ]
+ImageColumn = Annotated[str | None, typer.Option(help=help_of("image_column"))]
+LabelColumn = Annotated[str | None, typer.Option(help=help_of("label_column"))]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
 Force = Annotated[bool, typer.Option("--force", help=help_of("force"))]
 License = Annotated[str, typer.Option("--license", help="The license as hubs spell it, such as apache-2.0.")]

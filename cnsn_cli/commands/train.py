@@ -39,7 +39,18 @@ if TYPE_CHECKING:
 NOT_WITH_RESUME = {"out", "force", "classes", "profile", "dry_run"}
 PANELS = {
     "Network": ("arch", "exits", "drop", "plugin"),
-    "Data": ("data", "data_dir", "image_size", "in_channels", "classes", "skip_bad", "limit_images"),
+    "Data": (
+        "data",
+        "image_column",
+        "label_column",
+        "test_data",
+        "data_dir",
+        "image_size",
+        "in_channels",
+        "classes",
+        "skip_bad",
+        "limit_images",
+    ),
     "Start": ("freeze_base", "init", "pretrained"),
     "Recipe": ("recipe", *OPTIONS),
     "Output and resume": (
@@ -106,7 +117,7 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help="cifar10, cifar100, digits, or a folder with train/ and test/ or val/.",
+            help="cifar10, cifar100, digits, a folder with train/ and test/ or val/, or a table.csv.",
             show_default=f"{DATA}; with --freeze-base, the data of its file",
         ),
     ] = None,
@@ -145,9 +156,9 @@ def train(
     if resume is None:
         asked = asked_of(architecture, cuts, data, recipe, out, options, overrides)
         if dry_run:
-            print_forecast(_try(asked, options), json)
+            print_forecast(_try(asked), json)
             return
-        run = _start(asked, options)
+        run = _start(asked)
     else:
         given = _given(context)
         own = {"arch": arch, "exits": cuts, "data": data, **options}
@@ -170,22 +181,22 @@ def _trackers(names: list[str]) -> tuple[str, ...]:
     return tuple(installed.find([name for name in names if name]))
 
 
-def _start(asked: Asked, options: dict[str, Any]) -> "Run":
+def _start(asked: Asked) -> "Run":
     """Start a new run."""
     with stage("loading PyTorch"):
         from cnsn_cli.training.run import train as run
 
     with _watched(asked.out, asked.recipe) as watch:
-        return run(*asked, watch=watch, **options)
+        return run(*asked[:5], watch=watch, **asked.options)
 
 
-def _try(asked: Asked, options: dict[str, Any]) -> "Forecast":
+def _try(asked: Asked) -> "Forecast":
     with stage("loading PyTorch"):
         from cnsn_cli.commands.progress import progress
         from cnsn_cli.training.dry_run import dry_run
 
     with progress(asked.recipe) as watch:
-        return dry_run(*asked, watch=watch, **options)
+        return dry_run(*asked[:5], watch=watch, **asked.options)
 
 
 def _given(context: typer.Context) -> set[str]:

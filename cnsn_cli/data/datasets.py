@@ -3,6 +3,7 @@
 Training, evaluation, int8 and `predict` get images here. This module knows no network and no recipe.
 """
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,9 @@ from PIL import Image
 from cnsn_cli.choices import SplitName
 from cnsn_cli.data.image_files import read_image, without_decoder_warnings
 from cnsn_cli.data.limit import limited
+from cnsn_cli.data.origin import NAMED, RECORDED, Origin
 from cnsn_cli.data.skipping import tried
-from cnsn_cli.data.sources import NAMED, Source, image_source, open_source, take
+from cnsn_cli.data.sources import Source, image_source, open_source, take
 from cnsn_cli.data.split import Split, from_files, in_memory
 from cnsn_cli.data.views import Middle, pixels_of
 from cnsn_cli.errors import DataError
@@ -63,11 +65,15 @@ def load_dataset(
     limit_images: int | None = None,
     crop_pct: float = 1.0,
     keep: bool = True,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    test_data: str | None = None,
 ) -> Dataset:
     """Read the training and test images of a data set, and define their task.
 
     Arguments:
-        data: `cifar10`, `cifar100`, `digits`, or an image folder with `train/` and with `test/` or `val/`.
+        data: `cifar10`, `cifar100`, `digits`, an image folder with `train/` and with `test/` or `val/`, or a CSV
+            file of images and classes.
         data_dir: the folder that CIFAR is read from, or else downloaded into.
         image_size: the side of images in pixels; None: the shorter side of the first image, up to 224.
         in_channels: 3 for RGB, 1 for grey.
@@ -75,43 +81,56 @@ def load_dataset(
         limit_images: the most images of each split, at least one of each class; None: all of them.
         crop_pct: an image is the middle of a picture, with this share of its shorter side.
         keep: hold the training images in memory if they fit; else they are read whenever they are needed.
+        image_column, label_column: the columns of a table; None: they have usual names.
+        test_data: a table of the test images, if `data` is a table without the column `split`.
 
     The mean and standard deviation of the task come from the training images. Raises DataError if the data
     set is missing or incomplete, or, without `skip_bad`, if an image cannot be read.
     """
     if in_channels not in (1, 3):
         raise DataError(f"images are read with 1 or 3 channels, not {in_channels}")
-    source, bad = _sound(limited(open_source(data, "train", data_dir), limit_images, data), skip_bad)
+    origin = Origin(data, data_dir, image_column, label_column, test_data)
+    source, bad = _sound(limited(open_source(origin, "train"), limit_images, data), skip_bad)
     for number in set(range(len(source.class_names))) - set(source.labels):
         raise DataError(f"no image of class {source.class_names[number]!r} in {data} can be read")
     size, sized_by = (image_size, None) if image_size else _default_size(data, source)
     train = _split(source, Middle(size, in_channels, crop_pct), keep)
     mean, std = channel_statistics(train)
     task = Task(source.class_names, size, in_channels, mean, std, crop_pct)
-    test = _read_split(data, "test", task, data_dir, skip_bad, limit_images)
+    test = _read_split(origin, "test", task, skip_bad, limit_images)
     return Dataset(train, test.split, task, bad + test.skipped, source.notes + test.notes, sized_by)
 
 
-def load_test(data: str, task: Task, data_dir: str | Path = "data") -> Split:
-    """Read the test images; labels are class numbers of `task`. Raises DataError for unknown classes."""
-    return _read_split(data, "test", task, data_dir).split
+def load_test(
+    data: str,
+    task: Task,
+    data_dir: str | Path = "data",
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Split:
+    """Read the test images; labels are class numbers of `task`. Raises DataError for unknown classes.
+
+    All images of a table without the column `split` are test images. The arguments are those of
+    `load_dataset`.
+    """
+    return _read_split(Origin(data, data_dir, image_column, label_column), "test", task).split
 
 
 @without_decoder_warnings()
 def _read_split(
-    data: str,
+    origin: Origin,
     split: SplitName,
     task: Task,
-    data_dir: str | Path,
     skip_bad: bool = False,
     limit_images: int | None = None,
 ) -> Loaded:
-    source, bad = _sound(limited(open_source(data, split, data_dir), limit_images, data), skip_bad)
+    place = origin.place(split)
+    source, bad = _sound(limited(open_source(origin, split), limit_images, place), skip_bad)
     numbers = {name: number for number, name in enumerate(task.class_names)}
     for name in source.class_names:
         if name not in numbers:
             raise DataError(
-                f"class {name!r} of the {SPLIT_WORDS[split]} images in {data} is none of the "
+                f"class {name!r} of the {SPLIT_WORDS[split]} images in {place} is none of the "
                 f"{task.num_classes} classes of the task: {_listed(task.class_names)}"
             )
     labels = [numbers[source.class_names[label]] for label in source.labels]
@@ -120,26 +139,21 @@ def _read_split(
 
 
 def load_recorded(
-    split: SplitName,
-    task: Task,
-    recorded: str | None,
-    data: str | None = None,
-    data_dir: str | Path = "data",
-    skip_bad: bool = False,
+    split: SplitName, task: Task, recorded: Origin, given: Origin = RECORDED, skip_bad: bool = False
 ) -> Loaded:
-    """Read a split of `data`, or else of the data set `recorded` that the models of a file were trained on.
+    """Read a split of the data `given`, or else of the data `recorded`, which trained the models of a file.
 
     Raises DataError.
     """
-    name = data or recorded
-    if name is None:
+    origin = given.or_recorded(recorded)
+    if not origin.data:
         raise DataError("the file does not name its training data: give --data")
     try:
-        return _read_split(name, split, task, data_dir, skip_bad)
+        return _read_split(origin, split, task, skip_bad)
     except DataError as error:
-        if name != recorded or name in NAMED:
+        if given.data or origin.data in NAMED:
             raise
-        raise DataError(f"{error} (trained on {name}; give another place with --data)") from error
+        raise DataError(f"{error} (trained on {origin.data}; give another place with --data)") from error
 
 
 def open_images(paths: list[Path], task: Task) -> Split:
@@ -148,17 +162,23 @@ def open_images(paths: list[Path], task: Task) -> Split:
     return _split_for(task, source)
 
 
-def sample_train(data: str, task: Task, count: int, data_dir: str | Path = "data") -> Split:
+def sample_train(origin: Origin, task: Task, count: int) -> Split:
     """Read `count` training images at even distances, or all if there are fewer. Raises DataError."""
-    source = open_source(data, "train", data_dir)
+    source = open_source(origin, "train")
     total = len(source.labels)
     chosen = [number * total // count for number in range(count)] if count < total else list(range(total))
     return _split_for(task, take(source, chosen))
 
 
 def _sound(source: Source, skip_bad: bool) -> tuple[Source, tuple[str, ...]]:
-    """With `skip_bad`, the images that can be read, and the error of each other image."""
+    """With `skip_bad`, the images that can be read, and the error of each other image.
+
+    Without it, a file that is missing ends the command now, and not after hours of training.
+    """
     if not skip_bad:
+        for number, path in enumerate(source.files):
+            if not os.path.isfile(path):
+                source.read(number)  # raises the error that names the image
         return source, ()
     with stage(f"trying {counted(len(source.labels), 'image')}"):
         sound, bad = tried(source.read, len(source.labels))

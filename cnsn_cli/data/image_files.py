@@ -63,7 +63,7 @@ def _too_large(image: Image.Image) -> str:
 def _decoded(path: str, view: View | None) -> tuple[Image.Image, Box]:
     """The upright picture, and where its edges are. `view` has chosen its part when this returns."""
     if not os.path.isfile(path):  # a pipe would wait forever
-        raise ValueError("it is no ordinary file")
+        raise ValueError("it is no ordinary file" if os.path.lexists(path) else "there is no such file")
     if os.path.getsize(path) == 0:
         raise ValueError("it is empty")
     # Not Image.open(path): Pillow then maps some TIFFs into memory, and garbles those that lie on their side.

@@ -1,10 +1,12 @@
-"""Where images come from: a data set that has a name, or an image folder. Nothing is decoded here yet.
+"""Where images come from: a data set that has a name, an image folder, or a table of images.
 
-datasets.py makes splits from these sources. This module knows no task and no image size.
+Nothing is decoded here yet. datasets.py makes splits from these sources. This module knows no task and no
+image size.
 """
 
+import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +17,8 @@ from PIL import Image
 from cnsn_cli.choices import SplitName
 from cnsn_cli.data.image_files import read_image
 from cnsn_cli.data.image_folder import find_images, split_folder
+from cnsn_cli.data.origin import KINDS, NAMED, Origin, is_table
+from cnsn_cli.data.table import Row, Table, read_table, rows_of
 from cnsn_cli.data.views import Reader, View, seen
 from cnsn_cli.errors import DataError
 from cnsn_cli.stages import stage
@@ -22,7 +26,6 @@ from cnsn_cli.stages import stage
 if TYPE_CHECKING:
     from numpy import ndarray
 
-NAMED = ("cifar10", "cifar100", "digits")
 DOWNLOAD_PATIENCE = 30  # seconds to wait for a server that sends nothing
 
 
@@ -40,13 +43,42 @@ class Source(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def open_source(data: str, split: SplitName, data_dir: str | Path) -> Source:
-    """Find the images of one split without reading them."""
-    if data == "digits":
+def open_source(origin: Origin, split: SplitName) -> Source:
+    """Find the images of one split without reading them. Raises DataError."""
+    _check_options(origin)
+    place = origin.place(split)
+    if is_table(place):
+        return _from_table(origin, split)
+    if place == "digits":
         return _digits(split)
-    if data in NAMED:
-        return _cifar(data, split, Path(data_dir))
-    return _folder(data, split)
+    if place in NAMED:
+        return _cifar(place, split, Path(origin.data_dir))
+    return _folder(place, split)
+
+
+def _check_options(origin: Origin) -> None:
+    """Raises DataError for options that only tables have, and for test images that are in no table."""
+    options = {
+        "--test-data": origin.test_data,
+        "--image-column": origin.image_column,
+        "--label-column": origin.label_column,
+    }
+    for option, given in options.items():
+        if given is not None and not is_table(origin.data or ""):
+            raise DataError(f"{option} goes with a table.csv, and {origin.data} is none: leave it out")
+    if origin.test_data is not None and not is_table(origin.test_data):
+        raise DataError(f"--test-data {origin.test_data} is no table.csv")
+
+
+def contents(origin: Origin, split: SplitName) -> Iterator[tuple[str, str]]:
+    """The files of one split: a name that stays the same when the data move, and the path."""
+    place = origin.place(split)
+    if is_table(place):
+        table, rows = _rows(origin, split)
+        yield from ((f"{row.image}\0{row.label}", table.image(row)) for row in rows)
+    elif place not in NAMED:
+        for path in open_source(origin, split).files:
+            yield path.removeprefix(f"{Path(place)}{os.sep}"), path
 
 
 def take(source: Source, chosen: list[int]) -> Source:
@@ -101,10 +133,7 @@ def _existing_or_downloaded(kind: Any, data_dir: Path, train: bool) -> Any:
 
 def _folder(data: str, split: SplitName) -> Source:
     if not data or not Path(data).is_dir():
-        raise DataError(
-            f"no data set or folder {data!r}: choose {', '.join(NAMED)} or an image folder "
-            "with train/ and test/ or val/"
-        )
+        raise DataError(f"no data set or folder {data!r}: choose {KINDS}")
     folder, notes = split_folder(data, split)
     class_names, samples, left_out = find_images(folder)
     if not samples:
@@ -114,6 +143,19 @@ def _folder(data: str, split: SplitName) -> Source:
     if empty and split == "train":
         raise DataError("; ".join([f"no images of class {class_names[min(empty)]!r} in {folder}", *left_out]))
     return image_source(class_names, samples, notes + left_out)
+
+
+def _from_table(origin: Origin, split: SplitName) -> Source:
+    table, rows = _rows(origin, split)
+    class_names = sorted({row.label for row in rows})
+    numbers = {name: number for number, name in enumerate(class_names)}
+    source = image_source(tuple(class_names), [(table.image(row), numbers[row.label]) for row in rows])
+    return source._replace(read=partial(_read_row, table, rows))
+
+
+def _rows(origin: Origin, split: SplitName) -> tuple[Table, list[Row]]:
+    table = read_table(origin.place(split), origin.image_column, origin.label_column)
+    return table, rows_of(table, split, origin.test_data)
 
 
 def image_source(
@@ -131,3 +173,10 @@ def _from_array(pixels: "ndarray[Any, Any]", number: int, view: View | None = No
 
 def _read(paths: list[str], number: int, view: View | None = None) -> Image.Image:
     return read_image(paths[number], view)
+
+
+def _read_row(table: Table, rows: list[Row], number: int, view: View | None = None) -> Image.Image:
+    try:
+        return read_image(table.image(rows[number]), view)
+    except DataError as error:
+        raise DataError(f"row {rows[number].number} of {table.path}: {error}") from error

@@ -92,12 +92,20 @@ def training_command(metadata: Metadata) -> str | None:
         return None
     task = metadata.task
     words = ["cnsn", "train", "--arch", metadata.arch, *cuts, "--data", Path(metadata.data).name]
+    words += _columns(metadata)
     words += ["--image-size", str(task.image_size)]
     words += ["--pretrained"] * (metadata.started_from == "published")
     words += ["--in-channels", str(task.in_channels), "--precision", metadata.precision]
     for key, value in metadata.recipe.items():
         words += _flag(key.replace("_", "-"), value)
     return shlex.join(words)
+
+
+def _columns(metadata: Metadata) -> list[str]:
+    """The options that say where a table has its images and classes, and which table has the test images."""
+    test_data = metadata.test_data and Path(metadata.test_data).name
+    named = {**metadata.origin.columns(), "test_data": test_data}
+    return [word for name, value in named.items() if value for word in _flag(name.replace("_", "-"), value)]
 
 
 def _cuts(metadata: Metadata) -> list[str] | None:

@@ -1,8 +1,9 @@
 """What is recomputed in a detached model, as a value that `detach` and `recompute` pass on."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
+
+from cnsn_cli.data.origin import RECORDED, Origin
 
 
 class Recalibration(NamedTuple):
@@ -22,8 +23,7 @@ class Changes(NamedTuple):
 
     fold_bn: bool = False
     recalibrate: int = 0
-    data: str | None = None
-    data_dir: str | Path = "data"
+    data: Origin = RECORDED
     watch: Callable[[Recalibration], object] | None = None
 
     @property

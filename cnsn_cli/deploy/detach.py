@@ -8,6 +8,7 @@ not know the file format.
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from cnsn_cli.data.origin import Origin
 from cnsn_cli.deploy.budget import Budget, Candidate, Choice, choose
 from cnsn_cli.deploy.changes import UNCHANGED, Changes
 from cnsn_cli.deploy.copying import copy_model, read_whole
@@ -27,6 +28,8 @@ def detach(
     recalibrate: int = 0,
     data: str | None = None,
     data_dir: str | Path = "data",
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> Metadata:
     """Write one model of a network as a file of its own, and return the metadata of that file.
 
@@ -39,12 +42,13 @@ def detach(
         recalibrate: recompute the BN statistics from this number of batches of training images; 0 keeps them.
         data: the data set of these images; None: the one that the network was trained on.
         data_dir: the folder of downloaded data sets.
+        image_column, label_column: the columns of a table; None: the usual ones, or those of the training.
 
     Without `fold_bn` and `recalibrate`, only the bytes of the model are read, and copied unchanged. With
     either, torch is imported and the whole file is read. Raises CheckpointError if there is no such model or
     the checkpoint is damaged, DataError for the images, OutputError if `output` may not be written.
     """
-    changes = Changes(fold_bn, recalibrate, data, data_dir)
+    changes = Changes(fold_bn, recalibrate, Origin(data, data_dir, image_column, label_column))
     with TensorFile(path_of(checkpoint)) as file:
         return detach_from(file, submodel, Path(output), force, changes)
 

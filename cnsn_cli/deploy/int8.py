@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from cnsn_cli.data.datasets import load_recorded, sample_train
+from cnsn_cli.data.origin import RECORDED, Origin
 from cnsn_cli.data.split import Split
 from cnsn_cli.deploy.comparison import Comparison, compare, remeasured
 from cnsn_cli.deploy.export import (
@@ -40,14 +41,12 @@ def export_int8(
     with_preprocess: bool = False,
     force: bool = False,
     images: int = CALIBRATION_IMAGES,
-    data: str | None = None,
-    data_dir: str | Path = "data",
+    data: Origin = RECORDED,
 ) -> tuple[Export, Comparison]:
     """Like `export` to ONNX, in int8. Returns the export, and the comparison with float32 on test images.
 
     images: the number of training images that the ranges of activations are measured on.
-    data: the data set of the training and test images; None: the one that the network was trained on.
-    data_dir: the folder of downloaded data sets.
+    data: the data set of the training and test images; RECORDED: the one that the network was trained on.
 
     The other arguments are those of `export`. Raises the errors of `export`, and DataError if the images are
     not there.
@@ -55,9 +54,8 @@ def export_int8(
     file, output = path_of(file), Path(output)
     check_export_target(output, "onnx", force)
     model, metadata = open_for_export(file, submodel)
-    recorded = (metadata.task, metadata.data)
-    split = load_recorded("test", *recorded, data, data_dir).split
-    sample = sample_train(data or str(metadata.data), metadata.task, images, data_dir)
+    split = load_recorded("test", metadata.task, metadata.origin, data).split
+    sample = sample_train(data.or_recorded(metadata.origin), metadata.task, images)
     with TemporaryDirectory() as folder, marked(Path(folder)):
         whole, small = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         write_checked(model, metadata, "onnx", whole, with_preprocess, force)
@@ -65,7 +63,7 @@ def export_int8(
             quantize(whole, small, sample)
         with stage(f"evaluating both on {counted(len(split), 'test image')}"):
             results = evaluate_models([OnnxModel(path) for path in (whole, small)], split)
-        own = results[1] if data is None else None
+        own = results[1] if data.data is None else None
         metadata = remeasured(metadata, "int8", tensor_bytes(small), own)
         _relabel(small, output, labels(metadata, with_preprocess), force)
         exported = Export(metadata, output.stat().st_size, read_opset(output), None)

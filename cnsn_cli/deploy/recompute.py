@@ -72,7 +72,7 @@ def half_from(
     rounded = cast_weights(copy.deepcopy(half), torch.float32)
     split = _test_images(metadata, changes)
     results = _results(split, model, rounded)
-    own = results[1] if results and changes.data is None else None
+    own = results[1] if results and changes.data.data is None else None
     metadata = save(output, half, remeasured(metadata, dtype, tensor_bytes, own), force)
     sizes = size, output.stat().st_size
     return metadata, compare((model, rounded), sizes, results, len(split) if split else 0)
@@ -87,7 +87,7 @@ def _recomputed(opened: Opened, file: TensorFile, submodel: str, changes: Change
     model.width = 1.0  # its file holds an ordinary model of the narrow architecture
     metadata = detached_metadata(header, whole, record)
     if changes.recalibrate:
-        train = load_recorded("train", metadata.task, metadata.data, changes.data, changes.data_dir).split
+        train = load_recorded("train", metadata.task, metadata.origin, changes.data).split
         old = model
         model, metadata = _with_new_statistics(model, metadata, train, changes.recalibrate)
         _measure_both(old, model, metadata, changes)
@@ -120,9 +120,9 @@ def _folded(model: Model, metadata: Metadata) -> tuple[Model, Metadata]:
 def _test_images(metadata: Metadata, changes: Changes) -> Split | None:
     """The test images; None if no data set is named and the network's own one is gone."""
     try:
-        return load_recorded("test", metadata.task, metadata.data, changes.data, changes.data_dir).split
+        return load_recorded("test", metadata.task, metadata.origin, changes.data).split
     except DataError:
-        if changes.data is not None:
+        if changes.data.data is not None:
             raise
         return None
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cnsn_cli import distributed
 from cnsn_cli.data.datasets import load_recorded
+from cnsn_cli.data.origin import RECORDED, Origin
 from cnsn_cli.data.pixels import batch_size
 from cnsn_cli.data.split import Split
 from cnsn_cli.device import choose_device
@@ -68,8 +69,7 @@ class Report:
 
 def evaluate_file(
     path: Path,
-    data: str | None = None,
-    data_dir: str | Path = "data",
+    data: Origin = RECORDED,
     device: str = "auto",
     per_class: bool = False,
     recalibrate: int = 0,
@@ -79,8 +79,7 @@ def evaluate_file(
     """Evaluate every model of a file on test images.
 
     path: a whole network, a detached model, or an exported ONNX file.
-    data: the data set; None: the one that the network was trained on.
-    data_dir: where downloaded data sets are.
+    data: the data set; RECORDED: the one that the network was trained on.
     device: `auto` (the fastest one), `cpu`, `cuda` or `mps`.
     per_class: measure precision, recall and F1 of each class too.
     recalibrate: recompute BN statistics from that many batches of training images first; 0: keep them.
@@ -90,20 +89,19 @@ def evaluate_file(
     Raises CheckpointError for the file, DataError for the data, DeviceError for the device.
     """
     file = open_file(path, choose_device(device))
-    recorded = (file.metadata.task, file.metadata.data)
-    split, skipped, notes = load_recorded("test", *recorded, data, data_dir, skip_bad)
+    task, recorded = file.metadata.task, file.metadata.origin
+    split, skipped, notes = load_recorded("test", task, recorded, data, skip_bad)
     models = file.models
     if recalibrate:
-        train, bad, more = load_recorded("train", *recorded, data, data_dir, skip_bad)
+        train, bad, more = load_recorded("train", task, recorded, data, skip_bad)
         models = recalibrated(_with_weights(file).models(), train, recalibrate)
         skipped, notes = bad + skipped, more + notes
     with stage(f"evaluating on {counted(len(split), 'test image')}"):
         classes = {model.name: evaluate_classes(model, split) for model in models} if per_class else {}
         confusions = {model.name: confusion(model, split) for model in models} if confused else {}
         results = evaluate_models(models, split)
-    costs, name = file_costs(file), data or str(file.metadata.data)
-    names = file.metadata.task.class_names
-    return Report(name, len(split), costs, results, classes, skipped, confusions, names, notes)
+    costs, name = file_costs(file), data.or_recorded(recorded).place("test")
+    return Report(name, len(split), costs, results, classes, skipped, confusions, task.class_names, notes)
 
 
 def _with_weights(file: ModelFile) -> Cnsn | Model:

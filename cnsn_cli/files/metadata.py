@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cnsn_cli import choices
+from cnsn_cli.data.origin import Origin
 from cnsn_cli.errors import CheckpointError, OutputError
 from cnsn_cli.exits import Exit
 from cnsn_cli.files.tensor_file import Header, check_json, read_header
@@ -99,6 +100,7 @@ class Metadata(BaseModel):
     precision: the numbers that convs computed with in training.
     dtype: the numbers that weights are stored in.
     data, recipe, selection, versions: how the network was trained.
+    image_column, label_column, test_data: as for `Origin`, if `data` is a table.
     sha256: the digest of each tensor.
     parent: the digest of the header of the file that a model was detached from; it commits to all tensors
         of that file. `parent_exits` are the exits of that network; None: it also has narrow sub-models.
@@ -122,6 +124,9 @@ class Metadata(BaseModel):
     dtype: choices.WeightType = "float32"
     models: list[ModelRecord] = Field(min_length=1)
     data: Text | None = None
+    image_column: Text | None = None
+    label_column: Text | None = None
+    test_data: Text | None = None
     recipe: dict[Text, Scalar | list[Scalar]] = {}
     selection: BestEpoch | None = None
     versions: dict[Text, Text] = {}
@@ -129,6 +134,16 @@ class Metadata(BaseModel):
     parent: Text | None = None
     parent_exits: tuple[Count, ...] | None = None
     narrow: dict[Text, NarrowRecord] | None = None
+
+    @property
+    def origin(self) -> Origin:
+        """The data set that the network was trained on."""
+        return Origin(
+            self.data,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            test_data=self.test_data,
+        )
 
     @property
     def exits(self) -> tuple[Exit, ...]:

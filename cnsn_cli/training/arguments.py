@@ -65,6 +65,15 @@ class Options:
     pretrained: bool = field(
         default=False, metadata=about("Start from the weights that torchvision or timm publish.")
     )
+    image_column: str | None = field(
+        default=None, metadata=about("The column of a table.csv that has the paths of the images.")
+    )
+    label_column: str | None = field(
+        default=None, metadata=about("The column of a table.csv that has the classes.")
+    )
+    test_data: str | Path | None = field(
+        default=None, metadata=about("Another table.csv, with the test images.")
+    )
     data_dir: str | Path = field(
         default="data", metadata=about("The folder that CIFAR is read from or downloaded to.")
     )
@@ -136,7 +145,9 @@ class Arguments(Options):
         metadata=about('The sub-models, such as (2, 7, "@0.5"); () trains the plain baseline.')
     )
     data: str = field(
-        metadata=about("A data set: cifar10, cifar100, digits, or a folder with train/ and test/ or val/.")
+        metadata=about(
+            "A data set: cifar10, cifar100, digits, a folder with train/ and test/ or val/, or a table.csv."
+        )
     )
     recipe: "Recipe" = field(metadata=about("The hyper-parameters, from load_recipe."))
     out: str | Path = field(metadata=about("The run folder."))

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from cnsn_cli import distributed
 from cnsn_cli.choices import SplitName
 from cnsn_cli.data.datasets import Dataset
-from cnsn_cli.data.sources import NAMED, open_source
+from cnsn_cli.data.sources import contents
 from cnsn_cli.data.split import MemorySplit, Split
 from cnsn_cli.errors import TrainingError
 from cnsn_cli.files.checkpoint import digest
@@ -26,8 +26,8 @@ from cnsn_cli.training.request import Request
 class SplitRecord(BaseModel):
     """One split: `counts` are the numbers of images of each class; the other fields are digests.
 
-    `names` is over relative names of files, `sizes` over names and sizes in bytes. `pixels` is over all
-    images if they are in memory, else empty.
+    `names` is over relative names of files, and their classes if a table has them; `sizes` is over names and
+    sizes in bytes. `pixels` is over all images if they are in memory, else empty.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -60,19 +60,19 @@ def record_data(request: Request, dataset: Dataset) -> DataRecord:
 
 
 def _record(name: SplitName, split: Split, classes: int, request: Request) -> SplitRecord:
-    files = [] if request.data in NAMED else list(open_source(request.data, name, request.data_dir).files)
+    parts = list(contents(request.origin, name))
     return SplitRecord(
         counts=tuple(split.labels.bincount(minlength=classes).tolist()),
-        names=_digest_of_files(request.data, files, sizes=False),
-        sizes=_digest_of_files(request.data, files, sizes=True),
+        names=_digest_of_files(parts, sizes=False),
+        sizes=_digest_of_files(parts, sizes=True),
         pixels=digest(split.pixels) if isinstance(split, MemorySplit) else "",
     )
 
 
-def _digest_of_files(folder: str, files: list[str], sizes: bool) -> str:
+def _digest_of_files(parts: list[tuple[str, str]], sizes: bool) -> str:
     summed = hashlib.sha256()
-    for path in files:
-        summed.update(os.fsencode(path.removeprefix(f"{Path(folder)}{os.sep}")))
+    for name, path in parts:
+        summed.update(os.fsencode(name))
         summed.update(f"\0{_size(path) if sizes else ''}\0".encode())
     return summed.hexdigest()
 

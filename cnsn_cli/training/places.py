@@ -8,12 +8,12 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from cnsn_cli.data.sources import NAMED
+from cnsn_cli.data.origin import NAMED
 from cnsn_cli.errors import HubError
 from cnsn_cli.files.hub import Address, path_of
 from cnsn_cli.training.request import Request
 
-PLACES = ("data", "data_dir", "freeze_base")  # what a resumed run reads
+PLACES = ("data", "test_data", "data_dir", "freeze_base")  # what a resumed run reads
 
 
 def working_folder() -> str | None:

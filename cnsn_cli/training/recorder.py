@@ -52,7 +52,9 @@ class Recorder:
         self.folder, self.trainer, self.request = folder, trainer, request
         check_space(folder, file_sizes(trainer))
         metadata = describe(trainer.network, arch, request.data, request.recipe, request.precision)
-        self.metadata = metadata.model_copy(update={"started_from": request.started_from})
+        self.metadata = metadata.model_copy(
+            update={"started_from": request.started_from, **request.origin.columns()}
+        )
         check_readable(folder / BEST, trainer.trained, self.metadata, arch)
         self.metrics = before.metrics if before else ""
         epochs = before.epochs() if before else []

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, ValidationError, field_validator
 from pydantic.dataclasses import dataclass
 
 from cnsn_cli.choices import Precision, StartedFrom
+from cnsn_cli.data.origin import Origin
 from cnsn_cli.device import choose_device, default_precision
 from cnsn_cli.errors import RecipeError, escaped
 from cnsn_cli.exits import Exit, read_exit, read_exits
@@ -82,6 +83,12 @@ class Request(Options):
     def _in_words(cls, value: Any) -> Any:
         """Older states hold true or false."""
         return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+    @property
+    def origin(self) -> Origin:
+        """The data set of the run."""
+        test_data = None if self.test_data is None else str(self.test_data)
+        return Origin(self.data, self.data_dir, self.image_column, self.label_column, test_data)
 
     @property
     def submodels(self) -> tuple[Exit, ...]:

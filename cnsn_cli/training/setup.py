@@ -16,7 +16,7 @@ import torch
 from cnsn_cli import distributed
 from cnsn_cli.backbones.architecture import Architecture
 from cnsn_cli.data.datasets import Dataset, load_dataset
-from cnsn_cli.data.sources import NAMED
+from cnsn_cli.data.origin import NAMED
 from cnsn_cli.data.split import Split
 from cnsn_cli.errors import DataError, ImageSizeError, RecipeError
 from cnsn_cli.exits import check_statistics, widths
@@ -132,6 +132,7 @@ def _data(request: Request, base: Model | None) -> Dataset:
             request.limit_images,
             crop_pct,
             keep=not request.recipe.photo_augmentation,
+            **request.origin.columns(),
         )
 
 
@@ -160,7 +161,7 @@ def _check_start(request: Request) -> None:
     if request.data in NAMED and (changes := request.recipe.photo_augmentation):
         raise RecipeError(
             f"{', '.join(changes)} changes photos while they are read from files, and {request.data} is an "
-            "array of small images: leave it out, or give --data a folder of images"
+            "array of small images: leave it out, or give --data a folder or a table of images"
         )
     if request.freeze_base and (narrow := widths(request.submodels)):
         raise RecipeError(

@@ -18,7 +18,8 @@ KEYWORDS = {
     "drop": None, "freeze_base": None, "init": None, "pretrained": False, "data_dir": "data",
     "image_size": None, "in_channels": 3, "classes": None, "device": "auto", "precision": None,
     "compiled": "auto", "capture": True, "deterministic": False, "save_every": "10m", "force": False,
-    "skip_bad": False, "limit_images": None, "profile": False, "track": (),
+    "skip_bad": False, "limit_images": None, "profile": False, "image_column": None, "label_column": None,
+    "test_data": None, "track": (),
 }  # fmt: skip
 
 
