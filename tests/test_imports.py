@@ -49,8 +49,7 @@ LIGHT |= {"data/columns", "data/origin", "data/table"}
 LIGHT |= {"deploy/budget", "deploy/card", "deploy/copying", "deploy/detach"}
 HEAVY = {
     "torch", "torchvision", "timm", "fvcore", "sklearn", "numpy", "PIL", "onnx", "onnxruntime", "matplotlib",
-    "huggingface_hub",
-    "tensorboard", "mlflow", "wandb", "trackio",
+    "huggingface_hub", "datasets", "tensorboard", "mlflow", "wandb", "trackio",
 }  # fmt: skip
 ONLY_IN = {
     "typer": {"main", "commands"},
@@ -66,6 +65,7 @@ ONLY_IN = {
     "mlflow": {"training"},
     "wandb": {"training"},
     "trackio": {"training"},
+    "datasets": {"data"},
 }
 
 

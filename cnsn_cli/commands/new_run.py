@@ -12,7 +12,7 @@ import typer
 
 from cnsn_cli.backbones import registry
 from cnsn_cli.commands.options import parse_exit
-from cnsn_cli.data.origin import is_table
+from cnsn_cli.data.origin import check_recorded, is_table
 from cnsn_cli.errors import DataError
 from cnsn_cli.files.hub import path_of
 
@@ -79,6 +79,7 @@ def _data_of(checkpoint: Path, metadata: "Metadata", options: dict[str, Any]) ->
     origin = metadata.origin
     if origin.data is None:
         raise DataError(f"{checkpoint} does not name its training data: give --data")
+    check_recorded(origin)
     if not origin.is_here():
         kind = "file" if is_table(origin.data) else "folder"
         raise DataError(

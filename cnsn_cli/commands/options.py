@@ -116,7 +116,8 @@ MaxBytes = Annotated[
 Data = Annotated[
     str | None,
     typer.Option(
-        help="cifar10, cifar100, digits, a folder or a table.csv; default: the data of the training."
+        help="cifar10, cifar100, digits, a folder, a table.csv or hf:NAME-OR-FOLDER; default: the data of "
+        "the training."
     ),
 ]
 ImageColumn = Annotated[str | None, typer.Option(help=help_of("image_column"))]

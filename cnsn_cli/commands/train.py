@@ -117,7 +117,8 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help="cifar10, cifar100, digits, a folder with train/ and test/ or val/, or a table.csv.",
+            help="cifar10, cifar100, digits, a folder with train/ and test/ or val/, a table.csv, or "
+            "hf:NAME-OR-FOLDER of Hugging Face.",
             show_default=f"{DATA}; with --freeze-base, the data of its file",
         ),
     ] = None,

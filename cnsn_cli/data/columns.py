@@ -1,9 +1,9 @@
 """Which column of a data set has the images, and which one the classes: the named one, or the usual one.
 
-`table` calls this module, which reads no data.
+`table` and `hub_datasets` call this module. It reads no data.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from cnsn_cli.errors import DataError
@@ -21,14 +21,19 @@ IMAGE = Wanted("images", "--image-column", ("image", "path", "file", "filename",
 LABEL = Wanted("classes", "--label-column", ("label", "class"))
 
 
-def column(names: Iterable[str], given: str | None, wanted: Wanted, data: str) -> str:
-    """The name of a column of `data`. Raises DataError with the `names` that there are."""
+def column(
+    names: Iterable[str], given: str | None, wanted: Wanted, data: str, typed: Sequence[str] = ()
+) -> str:
+    """The name of a column of `data`: the one `given`, the only one of a fitting type, or one that is usual.
+
+    Raises DataError with the `names` that there are.
+    """
     listed = list(names)
     if given is not None:
         if given in listed:
             return given
         raise DataError(f"{data} has no column {given!r}: choose {wanted.option} from {', '.join(listed)}")
-    found = [name for name in listed if name.lower() in wanted.usual]
+    found = typed or [name for name in listed if name.lower() in wanted.usual]
     if len(found) == 1:
         return found[0]
     problem = f"the columns {' and '.join(found)} may" if found else "no column is known to"

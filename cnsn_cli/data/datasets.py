@@ -15,7 +15,7 @@ from PIL import Image
 from cnsn_cli.choices import SplitName
 from cnsn_cli.data.image_files import read_image, without_decoder_warnings
 from cnsn_cli.data.limit import limited
-from cnsn_cli.data.origin import NAMED, RECORDED, Origin
+from cnsn_cli.data.origin import NAMED, RECORDED, Origin, check_recorded
 from cnsn_cli.data.skipping import tried
 from cnsn_cli.data.sources import Source, image_source, open_source, take
 from cnsn_cli.data.split import Split, from_files, in_memory
@@ -72,8 +72,8 @@ def load_dataset(
     """Read the training and test images of a data set, and define their task.
 
     Arguments:
-        data: `cifar10`, `cifar100`, `digits`, an image folder with `train/` and with `test/` or `val/`, or a CSV
-            file of images and classes.
+        data: `cifar10`, `cifar100`, `digits`, an image folder with `train/` and `test/` or `val/`, a CSV table
+            of images, or `hf:` and the name or the folder of a data set of Hugging Face.
         data_dir: the folder that CIFAR is read from, or else downloaded into.
         image_size: the side of images in pixels; None: the shorter side of the first image, up to 224.
         in_channels: 3 for RGB, 1 for grey.
@@ -81,7 +81,7 @@ def load_dataset(
         limit_images: the most images of each split, at least one of each class; None: all of them.
         crop_pct: an image is the middle of a picture, with this share of its shorter side.
         keep: hold the training images in memory if they fit; else they are read whenever they are needed.
-        image_column, label_column: the columns of a table; None: they have usual names.
+        image_column, label_column: the columns of a table, or of Hugging Face; None: they have usual names.
         test_data: a table of the test images, if `data` is a table without the column `split`.
 
     The mean and standard deviation of the task come from the training images. Raises DataError if the data
@@ -148,6 +148,8 @@ def load_recorded(
     origin = given.or_recorded(recorded)
     if not origin.data:
         raise DataError("the file does not name its training data: give --data")
+    if not given.data:
+        check_recorded(origin)
     try:
         return _read_split(origin, split, task, skip_bad)
     except DataError as error:

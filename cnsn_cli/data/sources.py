@@ -1,4 +1,4 @@
-"""Where images come from: a data set that has a name, an image folder, or a table of images.
+"""Where images come from: a name, an image folder, a table of images, or Hugging Face.
 
 Nothing is decoded here yet. datasets.py makes splits from these sources. This module knows no task and no
 image size.
@@ -15,9 +15,10 @@ from urllib.error import URLError
 from PIL import Image
 
 from cnsn_cli.choices import SplitName
+from cnsn_cli.data import hub_datasets
 from cnsn_cli.data.image_files import read_image
 from cnsn_cli.data.image_folder import find_images, split_folder
-from cnsn_cli.data.origin import KINDS, NAMED, Origin, is_table
+from cnsn_cli.data.origin import KINDS, NAMED, Origin, is_hub, is_table
 from cnsn_cli.data.table import Row, Table, read_table, rows_of
 from cnsn_cli.data.views import Reader, View, seen
 from cnsn_cli.errors import DataError
@@ -49,6 +50,8 @@ def open_source(origin: Origin, split: SplitName) -> Source:
     place = origin.place(split)
     if is_table(place):
         return _from_table(origin, split)
+    if is_hub(place):
+        return _from_hub(origin, split)
     if place == "digits":
         return _digits(split)
     if place in NAMED:
@@ -58,14 +61,16 @@ def open_source(origin: Origin, split: SplitName) -> Source:
 
 def _check_options(origin: Origin) -> None:
     """Raises DataError for options that only tables have, and for test images that are in no table."""
+    data = origin.data or ""
     options = {
         "--test-data": origin.test_data,
         "--image-column": origin.image_column,
         "--label-column": origin.label_column,
     }
     for option, given in options.items():
-        if given is not None and not is_table(origin.data or ""):
-            raise DataError(f"{option} goes with a table.csv, and {origin.data} is none: leave it out")
+        columns = is_table(data) or (is_hub(data) and option != "--test-data")
+        if given is not None and not columns:
+            raise DataError(f"{option} goes with a table.csv, and {data} is none: leave it out")
     if origin.test_data is not None and not is_table(origin.test_data):
         raise DataError(f"--test-data {origin.test_data} is no table.csv")
 
@@ -76,6 +81,8 @@ def contents(origin: Origin, split: SplitName) -> Iterator[tuple[str, str]]:
     if is_table(place):
         table, rows = _rows(origin, split)
         yield from ((f"{row.image}\0{row.label}", table.image(row)) for row in rows)
+    elif is_hub(place):
+        yield from hub_datasets.contents(origin, split)
     elif place not in NAMED:
         for path in open_source(origin, split).files:
             yield path.removeprefix(f"{Path(place)}{os.sep}"), path
@@ -139,9 +146,7 @@ def _folder(data: str, split: SplitName) -> Source:
     if not samples:
         expected = f"expected {folder}/<class>/<image>, one folder a class"
         raise DataError("; ".join([f"no images in {folder}: {expected}", *left_out]))
-    empty = set(range(len(class_names))) - {label for _, label in samples}
-    if empty and split == "train":
-        raise DataError("; ".join([f"no images of class {class_names[min(empty)]!r} in {folder}", *left_out]))
+    _check_classes(class_names, [label for _, label in samples], split, str(folder), left_out)
     return image_source(class_names, samples, notes + left_out)
 
 
@@ -153,9 +158,24 @@ def _from_table(origin: Origin, split: SplitName) -> Source:
     return source._replace(read=partial(_read_row, table, rows))
 
 
+def _from_hub(origin: Origin, split: SplitName) -> Source:
+    found = hub_datasets.open_images(origin, split)
+    _check_classes(found.class_names, found.labels, split, str(origin.data))
+    return Source(found.class_names, found.labels, found.read, notes=found.notes)
+
+
 def _rows(origin: Origin, split: SplitName) -> tuple[Table, list[Row]]:
     table = read_table(origin.place(split), origin.image_column, origin.label_column)
     return table, rows_of(table, split, origin.test_data)
+
+
+def _check_classes(
+    class_names: tuple[str, ...], labels: list[int], split: SplitName, place: str, notes: Sequence[str] = ()
+) -> None:
+    """Raises DataError if a class has no training images."""
+    empty = set(range(len(class_names))) - set(labels)
+    if empty and split == "train":
+        raise DataError("; ".join([f"no images of class {class_names[min(empty)]!r} in {place}", *notes]))
 
 
 def image_source(

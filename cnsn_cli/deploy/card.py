@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from cnsn_cli.data.origin import HUB, hub_name, is_hub, may_be_name
 from cnsn_cli.errors import OutputError
 from cnsn_cli.files.hub import path_of
 from cnsn_cli.files.metadata import Metadata, ModelRecord, metadata_in, read_metadata
@@ -85,13 +86,13 @@ def config(metadata: Metadata) -> dict[str, Any]:
 def training_command(metadata: Metadata) -> str | None:
     """The command that trains such a network, with every hyper-parameter; None if it is not known.
 
-    Of the path of a folder of images, only the last part is shown.
+    Of the path of images, only the last part is shown.
     """
     cuts = _cuts(metadata)
     if metadata.data is None or metadata.base_frozen or metadata.started_from == "file" or cuts is None:
         return None
     task = metadata.task
-    words = ["cnsn", "train", "--arch", metadata.arch, *cuts, "--data", Path(metadata.data).name]
+    words = ["cnsn", "train", "--arch", metadata.arch, *cuts, "--data", _shown(metadata.data)]
     words += _columns(metadata)
     words += ["--image-size", str(task.image_size)]
     words += ["--pretrained"] * (metadata.started_from == "published")
@@ -99,6 +100,14 @@ def training_command(metadata: Metadata) -> str | None:
     for key, value in metadata.recipe.items():
         words += _flag(key.replace("_", "-"), value)
     return shlex.join(words)
+
+
+def _shown(data: str) -> str:
+    """The name of a data set on the Hub, or the last part of a path."""
+    if may_be_name(data):
+        return data
+    last = Path(hub_name(data)).name
+    return f"{HUB}{last}" if is_hub(data) else last
 
 
 def _columns(metadata: Metadata) -> list[str]:
@@ -149,7 +158,7 @@ def _title(metadata: Metadata) -> str:
 
 def _fields(metadata: Metadata, license_name: str) -> dict[str, Any]:
     """The YAML fields at the top. `datasets` holds the name of a data set, or of the folder of images."""
-    data = [Path(metadata.data).name] if metadata.data else []
+    data = [hub_name(_shown(metadata.data))] if metadata.data else []
     results = [
         _result(model, name) for name in data for model in metadata.models if model.accuracy is not None
     ]

@@ -66,10 +66,10 @@ class Options:
         default=False, metadata=about("Start from the weights that torchvision or timm publish.")
     )
     image_column: str | None = field(
-        default=None, metadata=about("The column of a table.csv that has the paths of the images.")
+        default=None, metadata=about("The column that has the images of a table.csv or of hf:.")
     )
     label_column: str | None = field(
-        default=None, metadata=about("The column of a table.csv that has the classes.")
+        default=None, metadata=about("The column that has the classes of a table.csv or of hf:.")
     )
     test_data: str | Path | None = field(
         default=None, metadata=about("Another table.csv, with the test images.")
@@ -146,7 +146,8 @@ class Arguments(Options):
     )
     data: str = field(
         metadata=about(
-            "A data set: cifar10, cifar100, digits, a folder with train/ and test/ or val/, or a table.csv."
+            "A data set: cifar10, cifar100, digits, a folder with train/ and test/ or val/, a table.csv, or "
+            "hf:NAME-OR-FOLDER."
         )
     )
     recipe: "Recipe" = field(metadata=about("The hyper-parameters, from load_recipe."))

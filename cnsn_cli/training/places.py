@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from cnsn_cli.data.origin import NAMED
+from cnsn_cli.data.origin import HUB, NAMED, hub_name, is_hub
 from cnsn_cli.errors import HubError
 from cnsn_cli.files.hub import Address, path_of
 from cnsn_cli.training.request import Request
@@ -37,8 +37,13 @@ def located(request: Request, folder: str | None, given: Collection[str] = ()) -
     if folder is None:
         return request
     names = {name: getattr(request, name) for name in PLACES if name not in given}
-    places = {name: Path(folder, value) for name, value in names.items() if value and value not in NAMED}
-    return request.with_changes({name: str(place) for name, place in places.items() if place.exists()})
+    return request.with_changes({name: _in(folder, value) for name, value in names.items() if value})
+
+
+def _in(folder: str, value: str) -> str:
+    prefix = HUB if is_hub(value) else ""
+    place = Path(folder, hub_name(value))
+    return f"{prefix}{place}" if value not in NAMED and place.exists() else value
 
 
 def _without_network(request: Request, given: Collection[str]) -> Request:

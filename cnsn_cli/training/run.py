@@ -16,6 +16,7 @@ from cnsn_cli import distributed
 from cnsn_cli.backbones import registry
 from cnsn_cli.choices import Precision, Selection
 from cnsn_cli.data.datasets import Dataset
+from cnsn_cli.data.origin import check_recorded
 from cnsn_cli.device import choose_device, emulates_bf16, slowdown_of_bf16
 from cnsn_cli.errors import CheckpointError, DataError, TrainingError
 from cnsn_cli.evaluation.accuracy import ModelResult, evaluate
@@ -179,6 +180,8 @@ def resume(
         installed.find(request.track)
         arch = registry.find(request.arch, _provider(folder))
         found = located(request, state.started_in, changes or ())
+        if "data" not in (changes or ()):
+            check_recorded(found.origin)
         prepared = prepare(
             found, arch, lambda record: check_data(folder, state.data, record, override), state.drawn
         )

@@ -220,7 +220,7 @@ def test_wrong_options_are_refused(cnsn, photos, monkeypatch):
         "--data folder.csv": "folder.csv has no folder train/",
         "--data photos --label-column y": "--label-column goes with a table.csv, and photos is none: leav",
         "--data digits --test-data t.csv": "--test-data goes with a table.csv, and digits is none: leave",
-        "--data train.tsv": "no data set or folder 'train.tsv': choose cifar10, cifar100, digits, an",
+        "--data train.tsv": "no data set or folder 'train.tsv': choose cifar10, cifar100, digits, a f",
     }.items():
         result = cnsn("train", "--arch", TINY, "--exits", 1, *words.split(), "--out", "run")
         assert (result.code, result.err.count("\n")) == (1, 1), words
