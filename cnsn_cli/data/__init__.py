@@ -2,7 +2,11 @@
 
 datasets       training and test images, and the task that they define
   sources      where images and labels come from, before they are read
+  origin       where a data set is, in the words of the user
   image_folder a folder of images, one folder for each class
+  table        a CSV file with a row for each image
+  hub_datasets data sets of Hugging Face
+  columns      which column has the images, and which one the classes
   image_files  reading one picture of a stranger
   jpeg         JPEGs at the scale that is needed
   truncation   pictures that lack rows

@@ -13,13 +13,15 @@ from datasets import Image as Picture
 from cnsn_cli.data import datasets
 from cnsn_cli.data.datasets import load_dataset, load_test
 from cnsn_cli.data.split import FileSplit
-from cnsn_cli.errors import DataError, ExtraError
+from cnsn_cli.errors import DataError, ExtraError, TrainingError
 from cnsn_cli.files.metadata import metadata_in
-from cnsn_cli.training.recipe import load_recipe
+from cnsn_cli.training.data_record import check_data, record_data
+from cnsn_cli.training.request import decide
 from tests.conftest import TINY, built, saved
 from tests.data import test_jpeg
 from tests.data.test_table import photos as photos
 from tests.data.test_table import rows_of, same
+from tests.training.test_arguments import asked
 
 WORDS = (
     "--arch",
@@ -167,7 +169,7 @@ def test_a_picture_that_cannot_be_read_has_a_number(photos, tmp_path):
     assert len(dataset.train) == 6
 
 
-def test_wrong_data_are_refused_in_one_line(cnsn, photos, tmp_path, monkeypatch):
+def test_wrong_data_are_refused_in_one_line(cnsn, photos, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     parquet_of(photos, Path("set"))
     parquet_of(photos, Path("no-test"), "other")
@@ -203,6 +205,7 @@ def test_wrong_data_are_refused_in_one_line(cnsn, photos, tmp_path, monkeypatch)
         assert (result.code, result.out, result.err.count("\n")) == (1, "", 1), result
         assert message in result.err
         assert not Path("run").exists()
+    assert not caplog.records  # the library also logs what is wrong
 
 
 def test_without_the_library_the_command_says_what_to_install(monkeypatch, photos):
@@ -226,8 +229,11 @@ def test_without_the_library_the_command_says_what_to_install(monkeypatch, photo
 def test_commands_use_a_folder_that_a_file_records(cnsn, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     parquet_of(photos, Path("set"), names="x,y")
+    library.enable_progress_bars()  # cnsn hides them, and leaves them as they are for others
     result = cnsn("train", *WORDS, "--data", "hf:set", "--out", "run")
     assert result.code == 0, result.err
+    assert "Generating" not in result.err
+    assert not library.utils.are_progress_bars_disabled()
     best = "run/best.safetensors"
     evaluated = json.loads(cnsn("eval", best, "--json").out)
     assert (evaluated["data"], evaluated["images"]) == ("hf:set", 2)
@@ -283,13 +289,9 @@ def test_a_name_is_fetched_if_it_is_given(cnsn, photos, tmp_path, monkeypatch):
 
 def test_a_revision_of_the_hub_is_part_of_the_record(monkeypatch, photos, tmp_path):
     """On the Hub, the library gives each file an address that has the revision in it."""
-    from cnsn_cli.training.data_record import check_data, record_data
-    from cnsn_cli.training.request import decide
-    from tests.training.test_arguments import asked
-
     parquet_of(photos, tmp_path / "set")
     load = library.load_dataset_builder
-    request = decide(asked()).with_changes({"data": "hf:somebody/photos", "recipe": load_recipe("quick")})
+    request = decide(asked()).with_changes({"data": "hf:somebody/photos"})
     records = []
     for revision in ("1" * 40, "1" * 40, "2" * 40):
 
@@ -305,5 +307,5 @@ def test_a_revision_of_the_hub_is_part_of_the_record(monkeypatch, photos, tmp_pa
         records.append(record_data(request, load_dataset("hf:somebody/photos")))
     first, again, other = records
     check_data(tmp_path, first, again, False)
-    with pytest.raises(Exception, match="training images came, went, or have other names"):
+    with pytest.raises(TrainingError, match="training images came, went, or have other names"):
         check_data(tmp_path, first, other, False)

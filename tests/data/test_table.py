@@ -12,10 +12,13 @@ import torch
 from cnsn_cli.data import datasets
 from cnsn_cli.data.datasets import load_dataset, load_test
 from cnsn_cli.data.split import FileSplit
-from cnsn_cli.errors import DataError
+from cnsn_cli.errors import DataError, TrainingError
 from cnsn_cli.task import Task
+from cnsn_cli.training.data_record import check_data, record_data
+from cnsn_cli.training.request import decide
 from tests.conftest import TINY
 from tests.data.test_datasets import write_image
+from tests.training.test_arguments import asked
 
 HEADINGS = ("image", "label", "split")
 
@@ -246,8 +249,6 @@ def test_commands_evaluate_on_the_table_of_the_training_or_on_another_one(cnsn, 
         return found["data"], found["images"]
 
     assert evaluated() == ("test.csv", 2)
-    assert evaluated("--recalibrate", 1) == ("test.csv", 2)
-    assert evaluated("--data", "train.csv", *columns) == ("train.csv", 6)
     assert evaluated("--data", "more.csv") == ("more.csv", 8)
     assert "choose --image-column from x, y" in cnsn("eval", "run/best.safetensors", "--data", "test.csv").err
     card = cnsn("card", "run/best.safetensors").out
@@ -264,6 +265,19 @@ def test_commands_evaluate_on_the_table_of_the_training_or_on_another_one(cnsn, 
     assert message in cnsn("eval", "run/best.safetensors").err
     shutil.move("train.csv", "gone.csv")
     assert "was trained on train.csv, and there is no such file: give --data" in cnsn("train", *frozen).err
+
+
+def test_a_table_with_other_classes_is_other_data(photos, tmp_path):
+    """A resumed run notices them, although names, sizes, pixels and numbers of images are the same."""
+    rows, records = relative(photos), []
+    others = [(rows[0][0], "b", "train"), *rows[1:5], (rows[5][0], "a", "train"), *rows[6:]]
+    for order in (rows, rows, others):
+        table = str(write_table(photos.parent / "t.csv", order))
+        request = decide(asked()).with_changes({"data": table})
+        records.append(record_data(request, load_dataset(table)))
+    check_data(tmp_path, records[0], records[1], False)
+    with pytest.raises(TrainingError, match="training images came, went, or have other names"):
+        check_data(tmp_path, records[0], records[2], False)
 
 
 def test_a_class_name_that_no_file_can_record_is_refused_before_training(cnsn, photos, monkeypatch):
