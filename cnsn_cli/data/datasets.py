@@ -72,8 +72,8 @@ def load_dataset(
     """Read the training and test images of a data set, and define their task.
 
     Arguments:
-        data: `cifar10`, `cifar100`, `digits`, an image folder with `train/` and `test/` or `val/`, a CSV table
-            of images, or `hf:` and the name or the folder of a data set of Hugging Face.
+        data: `cifar10`, `cifar100`, `digits`, an image folder with `train/` and `test/` or `val/`, a CSV
+            table of images, or `hf:` and the name or the folder of a data set of Hugging Face.
         data_dir: the folder that CIFAR is read from, or else downloaded into.
         image_size: the side of images in pixels; None: the shorter side of the first image, up to 224.
         in_channels: 3 for RGB, 1 for grey.
