@@ -161,7 +161,7 @@ def _check_start(request: Request) -> None:
     if request.data in NAMED and (changes := request.recipe.photo_augmentation):
         raise RecipeError(
             f"{', '.join(changes)} changes photos while they are read from files, and {request.data} is an "
-            "array of small images: leave it out, or give --data a folder or a table of images"
+            "array of small images: leave it out, or give --data a folder of images"
         )
     if request.freeze_base and (narrow := widths(request.submodels)):
         raise RecipeError(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cnsn_cli.data.datasets import load_dataset, sample_train
+from cnsn_cli.data.origin import Origin
 from cnsn_cli.deploy.int8 import export_int8
 from cnsn_cli.evaluation.accuracy import evaluate_file
 from cnsn_cli.files.onnx_model import OnnxModel
@@ -57,12 +58,12 @@ def test_with_preprocessing_inside(checkpoint, tmp_path):
 
 def test_calibration_takes_images_at_even_distances(image_folder):
     dataset = load_dataset(str(image_folder))
-    sample = sample_train(str(image_folder), dataset.task, 4)
+    sample = sample_train(Origin(str(image_folder)), dataset.task, 4)
     assert sample.labels.tolist() == [0, 0, 1, 1]  # images 0, 16, 32 and 48 of 64
     (pixels,) = sample.batches([torch.arange(4)])
     (expected,) = dataset.train.batches([torch.tensor([0, 16, 32, 48])])
     assert torch.equal(pixels, expected)
-    assert len(sample_train(str(image_folder), dataset.task, 1000)) == 64
+    assert len(sample_train(Origin(str(image_folder)), dataset.task, 1000)) == 64
 
 
 def test_bad_input_for_quantize(cnsn, checkpoint, tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from cnsn_cli.data.origin import Origin
 from cnsn_cli.deploy.changes import Changes
 from cnsn_cli.deploy.detach import detach
 from cnsn_cli.deploy.export import export
@@ -119,7 +120,7 @@ def test_a_weight_beyond_float16(tmp_path):
         network.head[1].weight[0, 0] = 1e5
     whole = saved(tmp_path / "whole.safetensors", network, "vgg11:width=0.05")
     with pytest.raises(CheckpointError, match=r"head\.1\.weight has weights above 65504, .* take bfloat16"):
-        detach_half(whole, "0", tmp_path / "half.safetensors", "float16", data_dir=tmp_path)
+        detach_half(whole, "0", tmp_path / "half.safetensors", "float16", data=Origin(data_dir=tmp_path))
     assert not (tmp_path / "half.safetensors").exists()
 
 

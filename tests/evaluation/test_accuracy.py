@@ -8,6 +8,7 @@ from torch import nn
 
 from cnsn_cli.backbones import registry
 from cnsn_cli.data.datasets import load_dataset
+from cnsn_cli.data.origin import Origin
 from cnsn_cli.data.split import MemorySplit
 from cnsn_cli.deploy.detach import detach
 from cnsn_cli.errors import DataError
@@ -94,7 +95,7 @@ def test_when_the_images_are_gone_eval_names_the_option(checkpoint, image_folder
     moved.unlink()
     with pytest.raises(DataError, match=r"no data set or folder .* give another place with --data"):
         evaluate_file(tmp_path / "run" / "best.safetensors")
-    assert evaluate_file(tmp_path / "run" / "best.safetensors", str(image_folder)).images == 16
+    assert evaluate_file(tmp_path / "run" / "best.safetensors", Origin(str(image_folder))).images == 16
 
 
 def test_api_of_the_whole_and_the_detached(checkpoint, image_folder, tmp_path):
