@@ -29,9 +29,9 @@ class Private(nn.Module):
     A sub-model that drops no conv layers has no step-down conv.
     """
 
-    def __init__(self, name: str, exit: Exit, point: DetachPoint, step_down: nn.Module | None) -> None:
+    def __init__(self, number: int, exit: Exit, point: DetachPoint, step_down: nn.Module | None) -> None:
         super().__init__()
-        self.name = name
+        self.number, self.name = number, f"submodel{number - 1}"  # the base-model is number 0
         self.step_down = step_down
         self.drops, self.width = exit
         self.first_unit = point.unit
@@ -68,13 +68,14 @@ def share_norms(
     """
     for name, norm in norms_in(network):
         passing = [submodel for submodel in privates if submodel.keeps(name)]
-        norms = [norm] if with_base else []
+        norms, numbers = ([norm], [0]) if with_base else ([], [])
         for submodel in passing:
             statistics = fresh_statistics(norm) if private else norm
             if private:
                 submodel.register(name, statistics)
             norms.append(with_statistics(norm, statistics))
-        network.set_submodule(name, SharedBatchNorm(norms) if len(norms) > 1 else norms[0])
+            numbers.append(submodel.number)
+        network.set_submodule(name, SharedBatchNorm(norms, numbers) if len(norms) > 1 else norms[0])
 
 
 def norms_in(network: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -101,6 +102,8 @@ def run_joined(
     for number, unit in units.items():
         while waiting and waiting[0][0] <= int(number):
             joined.append(waiting.pop(0)[1])
+        if not joined:
+            continue
         features = torch.cat(joined) if joined[1:] else joined[0]
         joined = [unit(like_weights(features, unit))]
     logits: Tensor = head(joined[0])

@@ -15,7 +15,7 @@ narrowed.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -101,15 +101,15 @@ class Narrow(nn.Module):
         share_norms(self, self.privates, with_base=False)
         self.blocks = _blocks(self, base)
 
-    def logits(self, entered: Sequence[Tensor]) -> list[Tensor]:
-        """The features of each model, after its step-down conv -> the logits (N, classes) of each."""
+    def logits(self, entered: Mapping[Private, Tensor]) -> list[Tensor]:
+        """The features of models, after their step-down convs -> the logits (N, classes) of each."""
         tensors = {block.name: block.cut() for block in self.blocks}
         logits: list[Tensor] = functional_call(self, tensors, (entered,), tie_weights=False)
         return logits
 
-    def forward(self, entered: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, entered: Mapping[Private, Tensor]) -> list[Tensor]:
         """`logits`, once the layers have their blocks."""
-        entering = [(sub.first_unit, features) for sub, features in zip(self.privates, entered, strict=True)]
+        entering = [(private.first_unit, features) for private, features in entered.items()]
         return run_joined(self.units._modules, self.head, entering)
 
     def model(self, position: int, task: Task) -> Model:

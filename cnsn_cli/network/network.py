@@ -12,7 +12,7 @@ Models of one width share one joint pass (`joint_pass`). Narrow models take thei
 it is trained, saved or measured.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from torch import Tensor, nn
@@ -73,16 +73,17 @@ class Cnsn(nn.Module):
         self.units = nn.Sequential(*backbone.units)  # numbered, whatever their names were
         self.head = backbone.head
         self.submodels = nn.ModuleList(
-            Private(
-                f"submodel{index}", exit, point, build(task.image_shape, point.shape) if exit.drops else None
-            )
-            for index, (exit, point) in enumerate(zip(self.exits, points, strict=True))
+            Private(number, exit, point, build(task.image_shape, point.shape) if exit.drops else None)
+            for number, (exit, point) in enumerate(zip(self.exits, points, strict=True), 1)
         )
         share_norms(self, self._privates(1.0), private=bn == "private")
         # A tuple, because torch would register the layers of an attribute. They have no tensors to save.
         self.narrow = tuple(
             Narrow(width, backbones[width], self._privates(width), self) for width in widths(self.exits)
         )
+        every = (module for part in (self, *self.narrow) for module in part.modules())
+        self.shared_norms = tuple(module for module in every if isinstance(module, SharedBatchNorm))
+        self.chosen = tuple(self._privates())
 
     def _privates(self, width: float | None = None) -> list[Private]:
         """The private parts of all sub-models, or of those of one width."""
@@ -93,14 +94,28 @@ class Cnsn(nn.Module):
         return next((narrow for narrow in self.narrow if narrow.width == private.width), None)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Normalised images (N, C, H, W) -> logits (N, classes) of the base-model, sub-model 0, 1, ..."""
+        """Normalised images (N, C, H, W) -> logits (N, classes) of the base-model, sub-model 0, 1, ...
+
+        After `choose`, sub-models that are not chosen are left out.
+        """
         # All models enter before the first unit runs: that of a plug-in may change the images in place.
-        entered = {private: private.enter(images) for private in self._privates()}
-        entering = [(private.first_unit, entered[private]) for private in self._privates(1.0)]
+        entered = {private: private.enter(images) for private in self.chosen}
+        entering = [(private.first_unit, entered[private]) for private in entered if private.width == 1]
         logits = run_joined(self.units._modules, self.head, [(0, images), *entering])
         for narrow in self.narrow:
-            logits += narrow.logits([entered[private] for private in narrow.privates])
+            if own := {private: entered[private] for private in entered if private in narrow.privates}:
+                logits += narrow.logits(own)
         return logits
+
+    def choose(self, numbers: Collection[int]) -> None:
+        """From now on `forward` computes the base-model, and of the sub-models those with these `numbers`.
+
+        The numbers are positions in `models()`. Sub-models that are left out get no gradients.
+        """
+        self.chosen = tuple(private for private in self._privates() if private.number in numbers)
+        passing = {0, *(private.number for private in self.chosen)}
+        for norm in self.shared_norms:
+            norm.choose(passing)
 
     @property
     def base(self) -> Model:

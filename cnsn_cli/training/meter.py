@@ -6,6 +6,7 @@ losses are computed.
 
 import math
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,8 +14,6 @@ from torch import Tensor
 from cnsn_cli import distributed
 from cnsn_cli.errors import TrainingError
 from cnsn_cli.evaluation.accuracy import ModelResult
-from cnsn_cli.network.model import Model
-from cnsn_cli.network.network import Cnsn
 
 
 class Meter:
@@ -24,10 +23,8 @@ class Meter:
     processes has a meter of its own, for its share of every batch.
     """
 
-    def __init__(self, network: Cnsn | Model, batch_size: int) -> None:
-        self.names = [model.name for model in network.models()]
-        self.batch_size = batch_size
-        device = next(network.parameters()).device
+    def __init__(self, names: Sequence[str], batch_size: int, device: torch.device) -> None:
+        self.names, self.batch_size = list(names), batch_size
         self.losses = torch.zeros(len(self.names), device=device)
         self.correct = torch.zeros_like(self.losses)
         self.restart()

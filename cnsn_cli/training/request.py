@@ -5,7 +5,7 @@ know networks and data.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -51,7 +51,8 @@ def parse_interval(text: str) -> Interval:
 class Request(Options):
     """The arguments of `train`, with `device` and `precision` decided for this machine.
 
-    `compiled` is decided before the first step, and stays so when the run is resumed.
+    `compiled` is decided before the first step, and stays so when the run is resumed. `budgets` are numbers
+    of MACs if the run is a search: then `exits` are its candidates, and each step trains some of them.
     """
 
     arch: str
@@ -60,6 +61,7 @@ class Request(Options):
     recipe: Recipe
     device: str = field()
     precision: Precision = field()
+    budgets: tuple[int, ...] = ()
 
     @field_validator("*", mode="before")
     @classmethod
@@ -123,10 +125,14 @@ class Request(Options):
         return {**values, **self.recipe.model_dump()}
 
 
-def decide(asked: Arguments) -> Request:
-    """The request of a new run on this machine. Raises DeviceError, RecipeError for values out of range."""
+def decide(asked: Arguments, budgets: Sequence[int] = ()) -> Request:
+    """The request of a new run on this machine; of a search, if there are `budgets`.
+
+    Raises DeviceError, and RecipeError for values out of range.
+    """
     device = choose_device(asked.device)
     decided = {
+        "budgets": tuple(budgets),
         "arch": asked.arch if isinstance(asked.arch, str) else asked.arch.text,
         "device": device.type,
         "precision": asked.precision or default_precision(device),
@@ -142,7 +148,7 @@ def _may_compile(asked: Arguments, device: "torch.device") -> bool:
 
 def _values(of: Options) -> dict[str, Any]:
     """The values of a request by name."""
-    return {part.name: getattr(of, part.name) for part in fields(Request)}
+    return {part.name: getattr(of, part.name, part.default) for part in fields(Request)}
 
 
 def _valid(values: dict[str, Any]) -> Request:

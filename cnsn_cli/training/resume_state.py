@@ -80,6 +80,8 @@ class State(BaseModel):
         if len(epochs) != self.epoch or numbers != list(range(1, len(epochs) + 1)):
             raise ValueError(f"metrics are not those of {self.epoch} epochs")
         models = ["base", *(f"submodel{number}" for number in range(len(self.request.exits)))]
+        if self.request.budgets:  # a search evaluates its candidates at the end
+            models = ["base"]
         if (
             self.request.drop is not None and read_exit(self.request.drop).drops
         ):  # `@0.5` alone is a base-model

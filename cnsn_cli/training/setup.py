@@ -19,6 +19,7 @@ from cnsn_cli.data.datasets import Dataset, load_dataset
 from cnsn_cli.data.origin import NAMED
 from cnsn_cli.data.split import Split
 from cnsn_cli.errors import DataError, ImageSizeError, RecipeError
+from cnsn_cli.evaluation.costs import model_costs
 from cnsn_cli.exits import check_statistics, widths
 from cnsn_cli.files.hub import path_of
 from cnsn_cli.network.memory_format import place
@@ -33,6 +34,7 @@ from cnsn_cli.training.initial_weights import Start, from_file, from_publisher
 from cnsn_cli.training.recipe import Recipe
 from cnsn_cli.training.rehearsal import rehearse
 from cnsn_cli.training.request import Request
+from cnsn_cli.training.sampling import Sampler
 from cnsn_cli.training.trainer import Trainer
 
 
@@ -93,11 +95,16 @@ def _trainer(
 ) -> Trainer:
     on_cuda = request.device == "cuda"
     ways = (request.precision, request.compiled == "on", request.capture and on_cuda)
-    trainer = Trainer(network, fitted, held_out, request.recipe, *ways, drawn)
+    sampler = _sampler(network, request.recipe.seed) if request.budgets else None
+    trainer = Trainer(network, fitted, held_out, request.recipe, *ways, drawn, sampler)
     if on_cuda:
         with phase("compiling"):
             rehearse(trainer, undecided=request.compiled == "auto" and not request.deterministic)
     return trainer
+
+
+def _sampler(network: Cnsn | Model, seed: int) -> Sampler:
+    return Sampler(tuple(cost.macs for cost in model_costs(network)[1:]), seed)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ class TrainingStep:
     `indices` (n,) and `pixels` uint8 (n, C, H, W) are the samples of the next step: this process's share of
     each of its batches, one after the other. `scales` (sub-models,) are weights of losses. `drawn` names
     parameters that start at random, although others are pretrained. Each step also updates `average` and
-    `meter`.
+    `meter`, which measures only the base-model if the others are `sampled`: if they change between steps.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class TrainingStep:
         precision: Precision = "fp32",
         capture: bool = False,
         drawn: Collection[str] = (),
+        sampled: bool = False,
     ) -> None:
         device, share = labels.device, recipe.batch_size // distributed.size()
         self.network, self.labels, self.recipe, self.precision = network, labels, recipe, precision
@@ -59,7 +60,7 @@ class TrainingStep:
         self.pixels = torch.zeros(images, *network.task.image_shape, dtype=torch.uint8, device=device)
         self.plan: EpochPlan | None = None
         self.step_downs = step_down_parameters(network)
-        self.scales = torch.ones(len(self.step_downs), device=device)
+        self.scales = torch.ones(1 if sampled else len(self.step_downs), device=device)
         self.together = distributed.parallel(network)
         self.eager = eager(self.together)
         self.capture = capture
@@ -67,7 +68,8 @@ class TrainingStep:
         self.loss = _loss(recipe)
         self.optimizer = Optimizer(network, recipe, drawn)
         self.average = Average(network, recipe.ema) if recipe.ema else None
-        self.meter = Meter(network, recipe.batch_size)
+        names = [model.name for model in network.models()]
+        self.meter = Meter(names[:1] if sampled else names, recipe.batch_size, device)
 
     def compile(self, wanted: bool = True) -> None:
         """From now on steps are compiled, or not. A captured step is captured again."""
@@ -148,7 +150,8 @@ class TrainingStep:
         """Add the gradients of a batch to those of the batches before."""
         mean = total / self.recipe.accumulate if self.recipe.accumulate > 1 else total
         mean.backward()  # type: ignore[no-untyped-call]
-        self.meter.add(losses.detach(), correct)
+        measured = len(self.meter.names)
+        self.meter.add(losses.detach()[:measured], correct[:measured])
 
     def _update(self) -> None:
         if self.recipe.scales_gradients:

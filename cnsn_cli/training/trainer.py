@@ -17,7 +17,7 @@ from cnsn_cli.choices import Precision
 from cnsn_cli.data.split import Split
 from cnsn_cli.device import fastest_convs
 from cnsn_cli.errors import TrainingError, one_line
-from cnsn_cli.evaluation.accuracy import ModelResult, evaluate
+from cnsn_cli.evaluation.accuracy import ModelResult, evaluate, evaluate_models
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.network.recalibration import recalibrate
@@ -27,6 +27,7 @@ from cnsn_cli.training.meter import finite
 from cnsn_cli.training.metrics import Epoch, Pull, Step
 from cnsn_cli.training.photos import shown
 from cnsn_cli.training.recipe import Recipe
+from cnsn_cli.training.sampling import Sampler
 from cnsn_cli.training.step import TrainingStep
 
 CHECK_EVERY = 0.5  # seconds between two checks of the losses; each check waits for the device
@@ -39,7 +40,8 @@ class Trainer:
     The network must be on the device to train on. With `precision="bf16"` convs and linear layers compute in
     bf16 in a training step; weights and statistics stay in fp32. `compiled` hands the forward pass to
     torch.compile, and `capture` makes a step on CUDA one graph. Evaluation is always in fp32 and eager.
-    `drawn` names parameters that start at random, although others are pretrained.
+    `drawn` names parameters that start at random, although others are pretrained. With a `sampler`, a step
+    trains the base-model and some of the sub-models, and only the base-model is evaluated.
     Raises TrainingError if there are too few images, and RecipeError if the recipe does not fit the network.
     """
 
@@ -53,6 +55,7 @@ class Trainer:
         compiled: bool = False,
         capture: bool = False,
         drawn: Collection[str] = (),
+        sampler: Sampler | None = None,
     ) -> None:
         check_images(recipe, len(train))
         check_shares(recipe.batch_size, len(held_out))
@@ -64,7 +67,11 @@ class Trainer:
         self.recipe, self.drawn = recipe, tuple(drawn)
         self.images_per_step = recipe.batch_size * recipe.accumulate
         self.steps_per_epoch = len(train) // self.images_per_step  # an incomplete step is dropped
-        self.training_step = TrainingStep(network, self.train.labels, recipe, precision, capture, drawn)
+        self.sampler = sampler
+        sampled = sampler is not None
+        self.training_step = TrainingStep(
+            network, self.train.labels, recipe, precision, capture, drawn, sampled
+        )
         if compiled:
             self.training_step.compile()
         self.optimizer, self.average = self.training_step.optimizer, self.training_step.average
@@ -116,7 +123,11 @@ class Trainer:
         with phase("training"), fastest_convs():
             lr = self.recipe.learning_rate(self._done, self.steps_per_epoch)
             self.training_step.set(indices, pixels, lr, self._scales(), self._done)
-            if self.step + 1 == self.steps_per_epoch:
+            if self.sampler:
+                assert isinstance(self.network, Cnsn)
+                self.network.choose(self.sampler.numbers(self._done))
+                self.training_step()
+            elif self.step + 1 == self.steps_per_epoch:
                 self.pulls = self.training_step.measured()
             else:
                 self.training_step()
@@ -137,6 +148,8 @@ class Trainer:
         distributed.copy_buffers(self.network)
         if self.average:
             self.recalibrate(RECALIBRATION_BATCHES)
+        if self.sampler and isinstance(self.trained, Cnsn):
+            return evaluate_models([self.trained.base.eval()], self.held_out)
         return evaluate(self.trained, self.held_out)
 
     def recalibrate(self, batches: int) -> None:

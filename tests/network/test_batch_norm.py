@@ -14,7 +14,7 @@ CHANNELS, MODELS = 5, 3
 
 def shared(norm: nn.Module) -> SharedBatchNorm:
     views = [with_statistics(norm, fresh_statistics(norm)) for _ in range(MODELS - 1)]
-    return SharedBatchNorm([norm, *views])
+    return SharedBatchNorm([norm, *views], range(MODELS))
 
 
 def result(layer: SharedBatchNorm, forward, features: Tensor) -> dict[str, Tensor]:
