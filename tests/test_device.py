@@ -77,7 +77,7 @@ def test_repeatable_runs_try_no_algorithms():
 
 
 def test_bf16_without_instructions_is_told(cnsn, monkeypatch, image_folder, tmp_path):
-    monkeypatch.setattr("cnsn_cli.training.run.emulates_bf16", lambda device: True)
+    monkeypatch.setattr("cnsn_cli.training.started.emulates_bf16", lambda device: True)
     words = ("--arch", TINY, "--exits", 1, "--data", image_folder, "--recipe", "quick", "--epochs", 1)
     words += ("--batch-size", 16, "--device", "cpu", "--out")
     told = cnsn("train", *words, tmp_path / "bf16", "--precision", "bf16").err

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from cnsn_cli.stages import Stage, stage, told
-from cnsn_cli.training.run import Started, train
+from cnsn_cli.training.run import train
+from cnsn_cli.training.started import Started
 from tests.conftest import TINY
 
 

@@ -18,7 +18,8 @@ from cnsn_cli.evaluation.accuracy import ModelResult
 from cnsn_cli.stages import Stage, told
 from cnsn_cli.training.metrics import Epoch, Step
 from cnsn_cli.training.recipe import Recipe
-from cnsn_cli.training.run import Event, Started, Watch
+from cnsn_cli.training.run import Event, Watch
+from cnsn_cli.training.started import Started
 from cnsn_cli.training.trackers.tracking import TrackerFailed
 
 LOOK_EVERY = 0.5  # seconds between two looks at the results; each look waits for the device

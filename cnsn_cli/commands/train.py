@@ -1,9 +1,7 @@
 """`cnsn train`: trains the base-model and the sub-models in one run, or resumes a run."""
 
-import shlex
 import sys
 from collections.abc import Mapping
-from contextlib import contextmanager
 from dataclasses import Field
 from inspect import Parameter
 from pathlib import Path
@@ -11,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 
 import typer
 
-from cnsn_cli import distributed
 from cnsn_cli.backbones import registry
 from cnsn_cli.commands.forecast import print_forecast
 from cnsn_cli.commands.help import Command
@@ -25,16 +22,14 @@ from cnsn_cli.commands.listed import option, with_listed
 from cnsn_cli.commands.new_run import DATA, Asked, asked_of
 from cnsn_cli.commands.options import Json, Plugin, parse_exits
 from cnsn_cli.commands.output import print_json, print_models, printable
-from cnsn_cli.errors import ProcessError, TrainingError, lack
+from cnsn_cli.commands.watched import watched
+from cnsn_cli.errors import CheckpointError
 from cnsn_cli.stages import stage
 from cnsn_cli.training.arguments import TYPED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from cnsn_cli.training.dry_run import Forecast
-    from cnsn_cli.training.recipe import Recipe
-    from cnsn_cli.training.run import Run, Watch
+    from cnsn_cli.training.run import Run
 
 NOT_WITH_RESUME = {"out", "force", "classes", "profile", "dry_run"}
 PANELS = {
@@ -187,7 +182,7 @@ def _start(asked: Asked) -> "Run":
     with stage("loading PyTorch"):
         from cnsn_cli.training.run import train as run
 
-    with _watched(asked.out, asked.recipe) as watch:
+    with watched(asked.out, asked.recipe) as watch:
         return run(*asked[:5], watch=watch, **asked.options)
 
 
@@ -222,6 +217,8 @@ def _resume(
 
     state = read_state(folder / STATE)
     old = state.request
+    if old.budgets:
+        raise CheckpointError(f"{folder} holds a search: go on with cnsn search --resume {folder}")
     if recipe is not None:
         baseline = not old.exits and old.drop is None
         overrides = load_recipe(recipe, overrides, baseline=baseline).model_dump()
@@ -229,41 +226,8 @@ def _resume(
     chosen = old.with_changes(changes).recipe
     if state.epoch >= chosen.epochs:
         print(f"{printable(str(folder))} is finished: nothing is left to train", file=sys.stderr)
-    with _watched(folder, chosen) as watch:
+    with watched(folder, chosen) as watch:
         return resume(folder, changes, override, watch)
-
-
-@contextmanager
-def _watched(folder: Path, recipe: "Recipe") -> "Iterator[Watch]":
-    """Shows progress on stderr. If a signal or a lost process stops the run, says how to resume it."""
-    from cnsn_cli.commands.progress import progress
-    from cnsn_cli.training.signals import Stopped
-
-    try:
-        with progress(recipe) as watch:
-            yield watch
-    except ProcessError as error:
-        raise ProcessError(f"{error}{_to_go_on(folder)}") from error
-    except (MemoryError, RuntimeError) as error:
-        if reason := lack(error):
-            raise TrainingError(f"{reason}{_to_go_on(folder)}") from error
-        raise
-    except (KeyboardInterrupt, SystemExit) as stop:
-        if command := _to_go_on(folder):
-            print(f"stopped{command}", file=sys.stderr)
-        if isinstance(stop, Stopped):
-            raise typer.Exit(128 + stop.number) from stop
-        raise
-
-
-def _to_go_on(folder: Path) -> str:
-    """The command that resumes the run in `folder`; empty if there is no state yet."""
-    from cnsn_cli.training.run_folder import STATE
-
-    if not (folder / STATE).exists():
-        return ""
-    program = "torchrun, as before, with -m cnsn_cli" if distributed.launched() else "cnsn"
-    return f"; to go on: {program} train --resume {shlex.quote(printable(str(folder)))}"
 
 
 def report(run: "Run", json: bool) -> None:

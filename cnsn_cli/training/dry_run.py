@@ -21,8 +21,9 @@ from cnsn_cli.training.arguments import Arguments, called_like
 from cnsn_cli.training.meter import finite
 from cnsn_cli.training.recorder import file_sizes
 from cnsn_cli.training.request import decide
-from cnsn_cli.training.run import begun, started
+from cnsn_cli.training.run import begun
 from cnsn_cli.training.run_folder import most_bytes, tried
+from cnsn_cli.training.started import started
 from cnsn_cli.training.trainer import RECALIBRATION_BATCHES, Trainer
 
 LONG_ENOUGH = 3.0  # seconds of steps, and of evaluation, to tell how long the others take

@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cnsn_cli import distributed
 from cnsn_cli.backbones import registry
-from cnsn_cli.choices import Precision, Selection
+from cnsn_cli.choices import Selection
 from cnsn_cli.data.datasets import Dataset
 from cnsn_cli.data.origin import check_recorded
-from cnsn_cli.device import choose_device, emulates_bf16, slowdown_of_bf16
+from cnsn_cli.device import choose_device
 from cnsn_cli.errors import CheckpointError, DataError, TrainingError
 from cnsn_cli.evaluation.accuracy import ModelResult, evaluate
 from cnsn_cli.files.checkpoint import fill
@@ -34,7 +32,7 @@ from cnsn_cli.training.plot import plot
 from cnsn_cli.training.profiling import traced
 from cnsn_cli.training.recorder import Recorder, with_results
 from cnsn_cli.training.request import Request, decide
-from cnsn_cli.training.resume_state import State, differences, environment, open_state, restore
+from cnsn_cli.training.resume_state import OpenState, State, differences, environment, open_state, restore
 from cnsn_cli.training.run_folder import (
     BEST,
     LAST,
@@ -47,7 +45,7 @@ from cnsn_cli.training.run_folder import (
 )
 from cnsn_cli.training.setup import Prepared, prepare
 from cnsn_cli.training.signals import Stopped, listening
-from cnsn_cli.training.step import TrainingStep
+from cnsn_cli.training.started import Started, started
 from cnsn_cli.training.trackers import installed
 from cnsn_cli.training.trackers.tracking import TrackedRun, TrackerFailed, tracked
 
@@ -57,32 +55,6 @@ FIXED = (
     "bn", "step_down", "ema", "batch_size", "accumulate", "optimizer", "val_split", "limit_images",
     "crop_pct",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Started:
-    """Event: everything is ready, and the first step follows.
-
-    `selection` says which images choose the best epoch. `limit_images` is the limit on each split, or None.
-    `skipped` has a line for each image that was left out, with the reason; `notes` say what else was left
-    out. `drawn` names the weights of the classifier that start at random, because the given weights are for
-    another number of classes.
-    """
-
-    train_images: int
-    held_out_images: int
-    steps_per_epoch: int
-    steps_done: int
-    selection: Selection
-    limit_images: int | None
-    device: torch.device
-    skipped: tuple[str, ...]
-    drawn: tuple[str, ...]
-    notes: tuple[str, ...]
-    precision: Precision
-    compiled: bool
-    captured: bool
-    remarks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -169,28 +141,43 @@ def resume(
     if not (folder / STATE).exists():  # locking would make a folder
         raise CheckpointError(f"cannot read {folder / STATE}: No such file or directory")
     with distributed.joined(), collected(), locked(folder), open_state(folder / STATE) as saved:
-        state = saved.state
-        request = state.request.with_changes(changes or {})
-        device = choose_device(request.device)
-        request = request.with_changes({"device": device.type})  # `changes` may say `auto`
-        here = {name: value for name, value in environment(device).items() if name in state.environment}
-        _check_differences(folder, state.request, request, differences(state.environment, here), override)
-        if state.epoch >= request.recipe.epochs and request.recipe.selection == "test":
-            return _finished(folder, state)
+        if saved.state.request.budgets:
+            raise CheckpointError(f"{folder} holds a search: go on with cnsn search --resume {folder}")
+        request = asked_again(folder, saved.state, changes or {}, override)
+        if saved.state.epoch >= request.recipe.epochs and request.recipe.selection == "test":
+            return _finished(folder, saved.state)
         installed.find(request.track)
-        arch = registry.find(request.arch, _provider(folder))
-        found = located(request, state.started_in, changes or ())
-        if "data" not in (changes or ()):
-            check_recorded(found.origin)
-        prepared = prepare(
-            found, arch, lambda record: check_data(folder, state.data, record, override), state.drawn
-        )
-        with stage("restoring the state"):
-            restore(saved, prepared.trainer)
-        request = request.decided(prepared.trainer.training_step.is_compiled)
-        trained = trained_architecture(arch, request.drop)
-        recorder = Recorder(folder, prepared.trainer, request, trained, state, prepared.record)
+        recorder, prepared = going_on(folder, saved, request, changes or {}, override)
         return _run(recorder, prepared, watch)
+
+
+def asked_again(folder: Path, state: State, changes: Mapping[str, Any], override: bool) -> Request:
+    """The request of a saved run, with `changes`. Raises TrainingError if it would not be the same run."""
+    request = state.request.with_changes(changes)
+    device = choose_device(request.device)
+    request = request.with_changes({"device": device.type})  # `changes` may say `auto`
+    here = {name: value for name, value in environment(device).items() if name in state.environment}
+    _check_differences(folder, state.request, request, differences(state.environment, here), override)
+    return request
+
+
+def going_on(
+    folder: Path, saved: OpenState, request: Request, changes: Mapping[str, Any], override: bool
+) -> tuple[Recorder, Prepared]:
+    """Do all that comes before the next step of a saved run, for its request after `changes`."""
+    state = saved.state
+    arch = registry.find(request.arch, _provider(folder))
+    found = located(request, state.started_in, changes)
+    if "data" not in changes:
+        check_recorded(found.origin)
+    prepared = prepare(
+        found, arch, lambda record: check_data(folder, state.data, record, override), state.drawn
+    )
+    with stage("restoring the state"):
+        restore(saved, prepared.trainer)
+    request = request.decided(prepared.trainer.training_step.is_compiled)
+    trained = trained_architecture(arch, request.drop)
+    return Recorder(folder, prepared.trainer, request, trained, state, prepared.record), prepared
 
 
 def _finished(folder: Path, state: State) -> Run:
@@ -232,38 +219,9 @@ def _run(recorder: Recorder, prepared: Prepared, watch: Watch, profile: bool = F
         tell(started(prepared, request))
         if trainer.epoch < trainer.recipe.epochs:
             with _traced(recorder, profile) as trace:
-                _train(recorder, tell, trace)
+                run_steps(recorder, tell, trace)
         distributed.leave()
         return _finish(recorder, prepared.dataset)
-
-
-def started(prepared: Prepared, request: Request) -> Started:
-    """The event that comes before the first step."""
-    trainer, dataset, step = prepared.trainer, prepared.dataset, prepared.trainer.training_step
-    return Started(
-        train_images=len(trainer.train),
-        held_out_images=len(trainer.held_out),
-        steps_per_epoch=trainer.steps_per_epoch,
-        steps_done=trainer.epoch * trainer.steps_per_epoch + trainer.step,
-        selection=trainer.recipe.selection,
-        limit_images=request.limit_images,
-        device=trainer.device,
-        skipped=dataset.skipped,
-        drawn=() if trainer.epoch or trainer.step else prepared.drawn,
-        notes=dataset.notes,
-        precision=step.precision,
-        compiled=step.is_compiled,
-        captured=step.is_captured,
-        remarks=tuple(_remarks(step, trainer.device)),
-    )
-
-
-def _remarks(step: TrainingStep, device: torch.device) -> Iterator[str]:
-    if step.why_not_captured:
-        yield f"a step is not captured as one graph: {step.why_not_captured}"
-    if step.precision == "bf16" and emulates_bf16(device):
-        slower = slowdown_of_bf16(device)
-        yield f"no instructions for bf16 here: a conv takes {slower:.1f} times as long as in fp32"
 
 
 def _traced(recorder: Recorder, profile: bool) -> AbstractContextManager[Callable[[], None]]:
@@ -273,7 +231,8 @@ def _traced(recorder: Recorder, profile: bool) -> AbstractContextManager[Callabl
     return traced(recorder.folder / TRACE, trainer.steps_per_epoch * trainer.recipe.epochs)
 
 
-def _train(recorder: Recorder, watch: Watch, trace: Callable[[], None]) -> None:
+def run_steps(recorder: Recorder, watch: Watch, trace: Callable[[], None] = lambda: None) -> None:
+    """Train what is left, and record it. Raises Stopped after a signal, when all is written."""
     with listening() as signalled, recorder.writing():
         recorder.start()
         for event in recorder.trainer.run():

@@ -7,7 +7,8 @@ import torch
 
 from cnsn_cli import distributed
 from cnsn_cli.training.metrics import Step
-from cnsn_cli.training.run import Started, resume, train
+from cnsn_cli.training.run import resume, train
+from cnsn_cli.training.started import Started
 from tests.conftest import TINY
 from tests.training.test_resume import DROPOUT, assert_same_run
 

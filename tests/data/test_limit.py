@@ -6,7 +6,8 @@ import torch
 from cnsn_cli.data.datasets import load_dataset
 from cnsn_cli.errors import TrainingError
 from cnsn_cli.training.resume_state import read_state
-from cnsn_cli.training.run import Started, resume, train
+from cnsn_cli.training.run import resume, train
+from cnsn_cli.training.started import Started
 from tests.commands.test_cli import one_line
 from tests.conftest import TINY
 from tests.data.test_datasets import write_image

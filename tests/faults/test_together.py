@@ -46,7 +46,7 @@ def names_being_given(calls: list[str]) -> set[int]:
 
 @many(9, 1)
 def test_a_kill_at_any_call(tiny, tmp_path, monkeypatch, figures, count):
-    monkeypatch.setattr(runs, "draw", lambda *folders: None)
+    monkeypatch.setattr(runs, "plot", lambda *folders, **more: None)
     monkeypatch.setattr(recorder, "EPOCHS_APART", 0)
     data, recipe = tiny["network"].parents[1] / "data", load_recipe("quick", CHANGES)
     whole, journal = tmp_path / "whole", tmp_path / "journal"

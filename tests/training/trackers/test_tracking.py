@@ -7,7 +7,8 @@ import pytest
 
 from cnsn_cli import distributed
 from cnsn_cli.training import recorder
-from cnsn_cli.training.run import Epoch, Started, Step, resume, train
+from cnsn_cli.training.run import Epoch, Step, resume, train
+from cnsn_cli.training.started import Started
 from cnsn_cli.training.trackers.tracking import TrackedRun, TrackerFailed, tracked
 from tests.conftest import TINY
 
