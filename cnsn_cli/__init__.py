@@ -14,6 +14,7 @@ The packages build on each other, and a package imports only from lines below it
 
     main                 the command line
     commands             one file for each command: options in, a table or JSON out
+    searching            from budgets to the sub-models that are worth training
     training | deploy    from a request to a run folder | from a network to files for devices
     evaluation           accuracy and predictions, costs, latency
     files                the file format
@@ -45,12 +46,14 @@ if TYPE_CHECKING:
     from cnsn_cli.network.loss import multi_model_loss
     from cnsn_cli.network.model import Model
     from cnsn_cli.network.network import Cnsn
+    from cnsn_cli.searching.search import search
     from cnsn_cli.task import Task
     from cnsn_cli.training.dry_run import dry_run
     from cnsn_cli.training.metrics import Epoch, Step
     from cnsn_cli.training.plot import plot
     from cnsn_cli.training.recipe import Recipe, load_recipe
-    from cnsn_cli.training.run import Started, resume, train
+    from cnsn_cli.training.run import resume, train
+    from cnsn_cli.training.started import Started
 
 _HOMES = {
     "Backbone": "backbones.backbone",
@@ -60,7 +63,7 @@ _HOMES = {
     "Epoch": "training.metrics",
     "Model": "network.model",
     "Recipe": "training.recipe",
-    "Started": "training.run",
+    "Started": "training.started",
     "Step": "training.metrics",
     "Task": "task",
     "bench": "evaluation.latency",
@@ -80,6 +83,7 @@ _HOMES = {
     "predict": "evaluation.prediction",
     "push": "deploy.push",
     "resume": "training.run",
+    "search": "searching.search",
     "train": "training.run",
     "use_plugin": "backbones.plugins",
 }
@@ -113,6 +117,7 @@ __all__ = [
     "predict",
     "push",
     "resume",
+    "search",
     "train",
     "use_plugin",
 ]

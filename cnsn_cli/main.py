@@ -28,6 +28,7 @@ from cnsn_cli.commands.plot import plot
 from cnsn_cli.commands.predict import predict
 from cnsn_cli.commands.push import push
 from cnsn_cli.commands.recipes import recipes
+from cnsn_cli.commands.search import search
 from cnsn_cli.commands.train import TrainCommand, train
 from cnsn_cli.errors import CnsnError, lack
 from cnsn_cli.version import __version__
@@ -36,6 +37,7 @@ CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch sets the variable where the user did 
 
 app = typer.Typer(name="cnsn", no_args_is_help=True, pretty_exceptions_enable=False)
 app.command("train", cls=TrainCommand)(train)
+app.command("search", cls=Command)(search)
 app.command("eval", cls=Command)(evaluate)
 app.command("detach", cls=Command)(detach)
 app.command("export", cls=Command)(export)

@@ -25,6 +25,7 @@ FLOORS = [
     {"files"},
     {"evaluation"},
     {"training", "deploy"},
+    {"searching"},
     {"commands"},
     {"main"},
     {"__main__"},
@@ -58,7 +59,7 @@ ONLY_IN = {
     "safetensors": {"files"},
     "onnx": {"files", "deploy"},
     "onnxruntime": {"files", "deploy"},
-    "matplotlib": {"training", "evaluation"},
+    "matplotlib": {"training", "evaluation", "searching"},
     "yaml": {"deploy"},
     "huggingface_hub": {"files", "deploy"},
     "tensorboard": {"training"},
@@ -137,7 +138,7 @@ def test_public_names():
         "Backbone", "Cnsn", "CnsnError", "DetachPoint", "Epoch", "Model", "Recipe", "Started", "Step", "Task",
         "__version__", "bench", "card", "count_macs", "detach", "detach_points", "dry_run", "evaluate",
         "export", "load", "load_dataset", "load_recipe", "load_test", "multi_model_loss", "plot", "predict",
-        "push", "resume", "train", "use_plugin",
+        "push", "resume", "search", "train", "use_plugin",
     ]  # fmt: skip
     assert all(getattr(cnsn_cli, name) is not None for name in cnsn_cli.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):

@@ -24,7 +24,7 @@ from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = ("options", "trackers", "deploy", "plugins", "python", "RESULTS")
+PAGES = ("options", "trackers", "search", "deploy", "plugins", "python", "RESULTS")
 SHOWN = "".join([README, *((ROOT / "docs" / f"{name}.md").read_text() for name in PAGES)])
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", SHOWN, re.M | re.S)
 
@@ -69,6 +69,15 @@ def test_a_function_of_the_user_follows_a_run_and_the_files_are_used(tmp_path, m
     best = max(lines, key=lambda line: sum(r["accuracy"] for r in line["results"]))
     expected = [f"{r['name']} {r['accuracy']:.2%} {r['loss']:.3f}" for r in best["results"]]
     assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_the_search_from_python(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block("python", "recipe, search"), names)
+    *picks, exits = capsys.readouterr().out.splitlines()
+    assert [int(line.split()[0]) for line in picks] == [1_000_000, 600_000]
+    assert exits == f"exits: {names['found'].exits}"
 
 
 def test_the_notebook_runs_from_end_to_end(tmp_path, monkeypatch, capsys):
@@ -198,7 +207,7 @@ TESTED = (
     "cnsn_cli.dry_run", "def watch", "cnsn_cli.predict", "cnsn_cli.evaluate", "def read_pixels",
     "import onnxruntime", "network = torch.export.load",
     "to_edge_transform_and_lower", "from executorch.runtime", "import openvino", "def twins", "def plain",
-    "def notes",
+    "def notes", "recipe, search",
 )  # fmt: skip
 
 

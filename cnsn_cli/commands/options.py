@@ -18,6 +18,8 @@ from cnsn_cli.files.hub import path_of
 from cnsn_cli.task import LARGEST_IMAGE
 from cnsn_cli.training.arguments import help_of
 
+COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}  # factors of the units of MACs
+
 
 def parse_exits(text: str) -> tuple[int | str, ...]:
     """Parse `2,7,@0.5` to (2, 7, "@0.5"), and the empty string to ()."""
@@ -56,6 +58,12 @@ def parse_widths(text: str) -> tuple[float, ...]:
     return widths
 
 
+def parse_budgets(text: str) -> tuple[int, ...]:
+    """Parse `150M,80M` to (150000000, 80000000): numbers of MACs, in the order that the user gave."""
+    budgets = [round(parse_amount(part.strip(), COUNTS, "150M or 0.15G")) for part in text.split(",")]
+    return tuple(dict.fromkeys(budgets))
+
+
 def parse_amount(text: str, factors: Mapping[str, float], example: str) -> float:
     """Parse `150M` to 150,000,000. `factors` has the factor of each unit in small letters; "" is no unit."""
     number = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -75,13 +83,12 @@ def limits(
     min_accuracy: float | None = None,
 ) -> Budget:
     """The limits that a model must meet, from the texts that the user typed; None is no limit."""
-    counts = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
     seconds = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}
     budget: dict[Quantity, float] = {}
     if max_macs is not None:
-        budget["macs"] = round(parse_amount(max_macs, counts, "150M or 0.15G"))
+        budget["macs"] = round(parse_amount(max_macs, COUNTS, "150M or 0.15G"))
     if max_bytes is not None:
-        budget["bytes"] = round(parse_amount(max_bytes, counts, "8M or 500K"))
+        budget["bytes"] = round(parse_amount(max_bytes, COUNTS, "8M or 500K"))
     if max_latency is not None:
         budget["latency"] = parse_amount(max_latency, seconds, "5ms or 0.005s")
     if min_accuracy is not None:

@@ -101,6 +101,16 @@ def load_dataset(
     return Dataset(train, test.split, task, bad + test.skipped, source.notes + test.notes, sized_by)
 
 
+def first_look(origin: Origin, image_size: int | None = None, in_channels: int = 3) -> Task:
+    """The classes and the format of the images, with at most one image read. Pixels are not normalised.
+
+    Raises DataError.
+    """
+    source = open_source(origin, "train")
+    size = image_size or _default_size(origin.data or "", source)[0]
+    return Task(source.class_names, size, in_channels, (0.0,) * in_channels, (1.0,) * in_channels)
+
+
 def load_test(
     data: str,
     task: Task,

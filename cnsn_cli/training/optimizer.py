@@ -55,6 +55,12 @@ class Optimizer:
         for part in self.parts:
             part.step()
 
+    def start_with_zeros(self) -> None:
+        """Give SGD its momenta now: one kernel takes those of all parameters that have gradients, or none."""
+        for parameter, part in self.part_of.items():
+            if isinstance(part, torch.optim.SGD) and part.defaults["momentum"]:
+                part.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
     @property
     def memory_bytes(self) -> int:
         """The bytes of `memory` after a step, without the counters of steps."""

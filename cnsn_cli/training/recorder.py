@@ -177,7 +177,6 @@ def file_sizes(trainer: Trainer) -> dict[str, int]:
 
 
 def with_results(models: list[ModelRecord], results: Sequence[ModelResult | Result]) -> list[ModelRecord]:
-    return [
-        model.model_copy(update={"accuracy": result.accuracy, "loss": result.loss})
-        for model, result in zip(models, results, strict=True)
-    ]
+    """The records with the results of the models that were evaluated: in a search, the base-model alone."""
+    found = {result.name: {"accuracy": result.accuracy, "loss": result.loss} for result in results}
+    return [model.model_copy(update=found.get(model.name, {})) for model in models]

@@ -18,7 +18,8 @@ from cnsn_cli.files.writer import check_output, create_folder, remove_empty, rem
 BEST, LAST, STATE = "best.safetensors", "last.safetensors", "state.safetensors"
 METRICS, RECIPE, PLOT, TRACE = "metrics.jsonl", "recipe.toml", "plot.png", "trace.json"
 TENSORBOARD = "tensorboard"  # a folder of event files
-FILES = (BEST, LAST, STATE, METRICS, RECIPE, PLOT, TRACE)
+FOUND, FOUND_PICTURE = "search.json", "search.png"  # what a search found
+FILES = (BEST, LAST, STATE, METRICS, RECIPE, PLOT, TRACE, FOUND, FOUND_PICTURE)
 LOCK = ".lock"
 SMALL_FILES = 2**20  # bytes: metrics, recipe and headers
 

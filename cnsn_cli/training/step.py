@@ -67,6 +67,8 @@ class TrainingStep:
         self.compile(False)
         self.loss = _loss(recipe)
         self.optimizer = Optimizer(network, recipe, drawn)
+        if sampled:
+            self.optimizer.start_with_zeros()
         self.average = Average(network, recipe.ema) if recipe.ema else None
         names = [model.name for model in network.models()]
         self.meter = Meter(names[:1] if sampled else names, recipe.batch_size, device)
