@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
+# Files of tests in several processes. The networks in them are so small that a second thread of torch only waits.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help install test long faults cuda gpu-wheels demo docs bench clean
 
@@ -26,7 +28,7 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(TESTS)
 
 long: install
 	$(BIN)/pytest -m long
