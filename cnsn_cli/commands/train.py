@@ -120,7 +120,8 @@ def train(
     recipe: Annotated[
         str,
         typer.Option(
-            help="paper, best, fast, quick (see cnsn recipes) or a TOML file; options below override it."
+            help="paper, best, fast, quick, finetune, photos (see cnsn recipes) or a TOML file; options "
+            "below override it."
         ),
     ] = "paper",
     out: Annotated[

@@ -166,7 +166,7 @@ def load_recipe(
     Raises RecipeError for unknown names and keys, and for values out of range.
 
     Arguments:
-        name: A preset (paper, best, fast, quick) or the path of a TOML file.
+        name: A preset (paper, best, fast, quick, finetune, photos) or the path of a TOML file.
         overrides: Values to replace, by key. Default: none.
         baseline: Use the recipe's `baseline_weight_decay`, if it has one, as `weight_decay`. Default: False.
     """

@@ -164,7 +164,7 @@ TRAIN_TINY = (*TRAIN, "--arch", TINY, "--exits", "1")
         ((*TRAIN_TINY, "--classes", "9"), "digits has 10 classes, not 9"),
         (
             (*TRAIN, "--arch", TINY, "--exits", "1", "--recipe", "best?"),
-            "no recipe 'best?': choose best, fast, paper, quick or",
+            "no recipe 'best?': choose best, fast, finetune, paper, photos, quick or",
         ),
         (
             ("train", "--arch", TINY, "--exits", "1", "--data", "nowhere"),
@@ -296,7 +296,8 @@ FLAGS = {
     "color_jitter": 0.3, "erase": 0.1, "cutout": 3, "mix": "mixup", "mix_alpha": 0.4, "crop_pct": 0.8,
     "val_split": 0.25, "bn": "private", "step_down": "stem", "distill": "chain", "distill_weight": 0.7,
     "temperature": 4.0,
-    "gradient_scale": (0.5, 0.25), "final_scale": (0.1,), "seed": 9,
+    "gradient_scale": (0.5, 0.25), "final_scale": (0.1,), "seed": 9, "accumulate": 2, "optimizer": "muon",
+    "pretrained_lr": 0.5, "betas": (0.8, 0.9), "clip_norm": 2.5, "step_down_init": "fit",
 }  # fmt: skip
 
 
