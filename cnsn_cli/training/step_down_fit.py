@@ -42,7 +42,8 @@ def fit_step_downs(network: Cnsn, train: Split) -> None:
     training = network.training
     network.eval()
     with stage("fitting the step-down convs"):
-        for pixels in train.batches(list(chosen.split(BATCH))):  # type: ignore[no-untyped-call]
+        # Batches of nearly one size: BN needs more than one image.
+        for pixels in train.batches(list(chosen.tensor_split(-(-len(chosen) // BATCH)))):
             images = normalise(pixels, network.task)
             for number, features in _features(network, images, {first for first, _ in fits}):
                 for fit in (fit for first, fit in fits if first == number):

@@ -110,6 +110,12 @@ def test_a_narrow_sub_model_is_fitted_to_the_leading_channels(split):
     torch.testing.assert_close(narrow[0].bias, wide[0].bias[:half])
 
 
+def test_no_batch_has_a_single_image(split):
+    """Of 51 images, batches of 50 would leave one, and BN refuses one value a channel."""
+    few = split.take(torch.arange(51))
+    fit_step_downs(built("torchvision:resnet18", (15,), TASK), few)
+
+
 def test_a_network_without_step_down_convs(split):
     fit_step_downs(built(TINY, ("@0.5",), TASK), split)
     fit_step_downs(built(TINY, (), TASK), split)
