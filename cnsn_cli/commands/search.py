@@ -26,12 +26,18 @@ from cnsn_cli.commands.options import (
 from cnsn_cli.commands.output import print_json, print_table, printable
 from cnsn_cli.commands.watched import watched
 from cnsn_cli.data.origin import Origin
+from cnsn_cli.files.hub import path_of
 from cnsn_cli.stages import stage
 from cnsn_cli.training.arguments import help_of
 
 if TYPE_CHECKING:
     from cnsn_cli.searching.ranking import Found, Pick
 
+PASSED_ON = (
+    "arch", "plugin", "pretrained", "image_column", "label_column", "test_data", "data_dir", "image_size",
+    "skip_bad", "seed",
+)  # fmt: skip
+MOVABLE = {"data", "data_dir", "device"}  # other places for a resumed search
 COLUMNS = ("sub-model", "drops", "width", "MACs", "parameters", "accuracy", "best for")
 
 
@@ -58,13 +64,17 @@ def search(
     epochs: Annotated[int, typer.Option(min=1, help="How long the search trains.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="The seed of weights, order, augmentation, draws.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="The folder of the search.", show_default="runs/<arch>-<data>-<time>")
+        Path | None,
+        typer.Option(help="The folder of the search.", show_default="runs/search-<arch>-<data>-<time>"),
     ] = None,
     force: Force = False,
     inside: Annotated[
         Path | None,
         typer.Option(
-            "--from", help="Train nothing: compare all parts of this network with narrow sub-models."
+            "--from",
+            parser=path_of,
+            metavar="<path>",
+            help="Train nothing: compare all parts of this network with narrow sub-models.",
         ),
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the search in this folder.")] = None,
@@ -74,6 +84,8 @@ def search(
     data_dir: DataDir = Path("data"),
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
+    test_data: Annotated[Path | None, typer.Option(help=help_of("test_data"))] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help=help_of("pretrained"))] = False,
     image_size: ImageSize = None,
     limit_images: Annotated[int | None, typer.Option(min=1, help=help_of("limit_images"))] = None,
     skip_bad: SkipBad = False,
@@ -97,29 +109,49 @@ def search(
         report(search_inside(inside, shares, budgets, origin, device, skip_bad), json)
         return
     if resume is not None:
-        _check(context, "--resume", {"override"})
-        report(_resume(resume, override), json, resume)
+        _check(context, "--resume", {"override", *MOVABLE})
+        changes = {name: str(context.params[name]) for name in MOVABLE & _given(context)}
+        report(_resume(resume, changes, override), json, resume)
         return
-    if arch is None or not budgets:
+    if arch is None or not budgets or override:
         raise typer.BadParameter("give --arch and --max-macs, --from, or --resume")
     options = {
         "data_dir": str(data_dir), "image_column": image_column, "label_column": label_column,
         "image_size": image_size, "limit_images": limit_images, "skip_bad": skip_bad, "device": device,
+        "test_data": test_data and str(test_data), "pretrained": pretrained,
         "force": force, "max_latency": limits(max_latency=max_latency).get("latency"),
     }  # fmt: skip
     folder = out or default_folder(f"search-{arch}", data or DATA)
     found = _search(arch, data or DATA, budgets, folder, recipe, seed, epochs, shares, options)
-    words = ["--arch", arch, "--data", data or DATA, "--recipe", recipe]
-    report(found, json, folder, words)
+    report(found, json, folder, ["--data", data or DATA, "--recipe", recipe, *_words(context)])
 
 
 def _check(context: typer.Context, mode: str, fitting: set[str]) -> None:
     """Raises BadParameter for options that the user gave and that do not go with `mode`."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    given = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
-    if wrong := given - fitting - {"inside", "resume", "json", "plugin"}:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(wrong))
+    own = {"--from": "inside", "--resume": "resume"}.get(mode, "")
+    if wrong := _given(context) - fitting - {own, "json", "plugin"}:
+        options = ", ".join(map(_flag, sorted(wrong)))
         raise typer.BadParameter(f"{mode} cannot be combined with {options}")
+
+
+def _given(context: typer.Context) -> set[str]:
+    """The names of the options that the user gave."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
+def _flag(name: str) -> str:
+    return "--from" if name == "inside" else f"--{name.replace('_', '-')}"
+
+
+def _words(context: typer.Context) -> list[str]:
+    """What `cnsn train` has to be told too, so that it trains what was searched."""
+    words = []
+    for name in (name for name in PASSED_ON if name in _given(context)):
+        value = context.params[name]
+        for each in value if isinstance(value, list | tuple) else [value]:
+            words += [_flag(name)] if each is True else [_flag(name), str(each)]
+    return words
 
 
 def _search(
@@ -138,19 +170,20 @@ def _search(
         from cnsn_cli.training.recipe import load_recipe
 
     chosen = load_recipe(recipe, {"seed": seed})
-    with watched(folder, shortened(chosen, epochs), "search") as watch:
+    short = shortened(chosen, epochs, options["pretrained"])
+    with watched(folder, short, "search") as watch:
         found = registry.find_typed(arch)
         return search(found, data, budgets, folder, chosen, epochs, shares, watch=watch, **options)
 
 
-def _resume(folder: Path, override: bool) -> "Found":
+def _resume(folder: Path, changes: dict[str, Any], override: bool) -> "Found":
     with stage("loading PyTorch"):
         from cnsn_cli.searching.search import resume
         from cnsn_cli.training.resume_state import read_state
         from cnsn_cli.training.run_folder import STATE
 
     with watched(folder, read_state(folder / STATE).request.recipe, "search") as watch:
-        return resume(folder, watch, override)
+        return resume(folder, changes, override, watch)
 
 
 def report(found: "Found", json: bool, folder: Path | None = None, words: list[str] | None = None) -> None:

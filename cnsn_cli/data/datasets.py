@@ -101,12 +101,14 @@ def load_dataset(
     return Dataset(train, test.split, task, bad + test.skipped, source.notes + test.notes, sized_by)
 
 
-def first_look(origin: Origin, image_size: int | None = None, in_channels: int = 3) -> Task:
-    """The classes and the format of the images, with at most one image read. Pixels are not normalised.
+def first_look(
+    origin: Origin, image_size: int | None = None, in_channels: int = 3, skip_bad: bool = False
+) -> Task:
+    """The classes and the format of the images. Pixels are not normalised.
 
-    Raises DataError.
+    One image is read at most, with `skip_bad` all of them. Raises DataError.
     """
-    source = open_source(origin, "train")
+    source, _ = _sound(open_source(origin, "train"), skip_bad)
     size = image_size or _default_size(origin.data or "", source)[0]
     return Task(source.class_names, size, in_channels, (0.0,) * in_channels, (1.0,) * in_channels)
 

@@ -18,6 +18,7 @@ from cnsn_cli.evaluation.costs import ModelCost
 from cnsn_cli.evaluation.latency import latencies
 from cnsn_cli.evaluation.planning import plan
 from cnsn_cli.exits import Exit, written
+from cnsn_cli.network.memory_format import for_few_images
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
 
@@ -60,7 +61,7 @@ def find_candidates(
         notes = (f"depths alone are searched: {error}",)
         models = plan(arch, (), None, task, step_down).models
     for budget in budgets:
-        _check(budget, models)
+        check_budget(budget, models)
     chosen = [model for model in models[1:] if any(serves(model, budget) for budget in budgets)]
     if max_latency is not None:
         chosen, left_out = _fast(arch, task, chosen, step_down, max_latency)
@@ -80,7 +81,7 @@ def _fast(
     exits = [Exit(model.drops, model.width) for model in models]
     wide = arch.build(task)
     narrow = narrow_backbones(arch, wide, exits, task)
-    network = Cnsn(wide, exits, task, step_down=step_down, narrow=narrow)
+    network = for_few_images(Cnsn(wide, exits, task, step_down=step_down, narrow=narrow)).eval()
     seconds = list(latencies(network.models()[1:]).values())
     fast = [model for model, each in zip(models, seconds, strict=True) if each <= most]
     slow = [model.name for model in models if model not in fast]
@@ -93,7 +94,8 @@ def serves(model: ModelCost, budget: int) -> bool:
     return LEAST * budget <= model.macs <= budget
 
 
-def _check(budget: int, models: Sequence[ModelCost]) -> None:
+def check_budget(budget: int, models: Sequence[ModelCost]) -> None:
+    """Raises BudgetError unless a sub-model serves the budget. The first of `models` is the base-model."""
     base, *others = models
     if not others:
         raise BudgetError(f"{base.name} has no sub-models to search")

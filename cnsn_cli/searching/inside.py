@@ -8,6 +8,7 @@
 
 import copy
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -27,7 +28,8 @@ from cnsn_cli.files.hub import path_of
 from cnsn_cli.network.joint_pass import Private
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.network import Cnsn
-from cnsn_cli.searching.ranking import Found, rank
+from cnsn_cli.searching.grid import check_budget
+from cnsn_cli.searching.ranking import Found, rank, word
 
 
 @torch.no_grad()
@@ -42,18 +44,22 @@ def search_inside(
     """Evaluate the sub-models of a network at the widths `shares`, those that were trained and those between.
 
     BN statistics come from training images, accuracies from test images, of the data `given` or of those that
-    the network was trained on. Raises CheckpointError unless the network was trained with widths.
+    the network was trained on. Raises CheckpointError unless the network was trained with widths, BudgetError
+    if no part serves a budget.
     """
     path = path_of(checkpoint)
     network, metadata, _ = open_network(path)
     if not isinstance(network, Cnsn) or not widths(network.exits):
         raise CheckpointError(f"{path} has no narrow sub-models: give a network that was trained with widths")
     grid = place(with_every_part(network, metadata.arch, metadata.provider, shares), choose_device(device))
+    costs = model_costs(grid)
+    for budget in max_macs:
+        check_budget(budget, [replace(cost, name=word(cost)) for cost in costs])
     train, test = (
         load_recorded(split, metadata.task, metadata.origin, given, skip_bad).split
         for split in ("train", "test")
     )
-    return rank(grid.models(), model_costs(grid), train, test, max_macs, "test")
+    return rank(grid.models(), costs, train, test, max_macs, "test")
 
 
 def with_every_part(network: Cnsn, arch: str, provider: str | None, shares: Sequence[float]) -> Cnsn:

@@ -24,7 +24,7 @@ BATCHES = 10  # of training images, for the BN statistics of each candidate
 
 @dataclass(frozen=True)
 class Result:
-    """A model, its cost, and its `accuracy` (0..1) on held-out training images. `name` is a word: `7@0.5`."""
+    """A model, its cost, and its `accuracy` (0..1) on the images of a Found. `name` is a word: `7@0.5`."""
 
     name: str
     drops: int
@@ -83,16 +83,17 @@ def rank(
     with stage(f"evaluating on {images}"):
         right = _right([model.eval() for model in models], held_out)
     results = [
-        Result(_word(cost), cost.drops, cost.width, cost.macs, cost.parameters, cost.bytes, accuracy)
+        Result(word(cost), cost.drops, cost.width, cost.macs, cost.parameters, cost.bytes, accuracy)
         for cost, accuracy in zip(costs, right.double().mean(1).tolist(), strict=True)
     ]
     picks = [_pick(budget, costs, results, right) for budget in budgets]
-    chosen = [cost for cost in costs[1:] if _word(cost) in {pick.best for pick in picks}]
+    chosen = [cost for cost in costs[1:] if word(cost) in {pick.best for pick in picks}]
     exits = legal([Exit(cost.drops, cost.width) for cost in chosen])
     return Found(results, picks, len(held_out), selection, exits)
 
 
-def _word(cost: ModelCost) -> str:
+def word(cost: ModelCost) -> str:
+    """What users call a model: `base`, `7`, `@0.5`, `7@0.5`."""
     exit = Exit(cost.drops, cost.width)
     return "base" if exit == Exit(0) else str(exit)
 

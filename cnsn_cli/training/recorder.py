@@ -26,7 +26,18 @@ from cnsn_cli.training.metrics import Epoch, Line, Result, Step, line_of
 from cnsn_cli.training.places import working_folder
 from cnsn_cli.training.request import Request
 from cnsn_cli.training.resume_state import State, environment, state_tensors, write_state
-from cnsn_cli.training.run_folder import BEST, FILES, LAST, METRICS, RECIPE, STATE, TRACE, check_space
+from cnsn_cli.training.run_folder import (
+    BEST,
+    FILES,
+    FOUND,
+    FOUND_PICTURE,
+    LAST,
+    METRICS,
+    RECIPE,
+    STATE,
+    TRACE,
+    check_space,
+)
 from cnsn_cli.training.trainer import Trainer
 from cnsn_cli.training.writer_thread import WriterThread
 
@@ -124,7 +135,8 @@ class Recorder:
     def _begin(self, tensors: dict[str, Tensor]) -> None:
         write_state(self.folder / STATE, tensors, self._state())
         write_text(self.folder / RECIPE, self.trainer.recipe.to_toml())
-        (self.folder / TRACE).unlink(missing_ok=True)  # it is of another run, or of other steps
+        for name in (TRACE, FOUND, FOUND_PICTURE):  # of another run, or of other steps
+            (self.folder / name).unlink(missing_ok=True)
         if self.metrics:
             write_text(self.folder / METRICS, self.metrics)
 

@@ -97,7 +97,7 @@ def _trainer(
     ways = (request.precision, request.compiled == "on", request.capture and on_cuda)
     sampler = _sampler(network, request.recipe.seed) if request.budgets else None
     trainer = Trainer(network, fitted, held_out, request.recipe, *ways, drawn, sampler)
-    if on_cuda:
+    if on_cuda and sampler is None:  # the steps of a search differ, so they are neither captured nor compiled
         with phase("compiling"):
             rehearse(trainer, undecided=request.compiled == "auto" and not request.deterministic)
     return trainer

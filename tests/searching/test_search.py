@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from cnsn_cli.data.datasets import load_dataset
-from cnsn_cli.errors import CheckpointError
+from cnsn_cli.errors import ArgumentError, CheckpointError
 from cnsn_cli.evaluation.accuracy import evaluate_file
 from cnsn_cli.evaluation.costs import model_costs
 from cnsn_cli.files.checkpoint import load
 from cnsn_cli.network.recalibration import recalibrate
 from cnsn_cli.searching.inside import search_inside, with_every_part
 from cnsn_cli.searching.ranking import rank
-from cnsn_cli.searching.search import resume, search
+from cnsn_cli.searching.search import resume, search, shortened
 from cnsn_cli.training.recipe import load_recipe
 from cnsn_cli.training.resume_state import read_state
 from cnsn_cli.training.run import train
@@ -112,19 +112,35 @@ def test_searches_and_runs_are_not_mixed_up(cnsn, whole, checkpoint):
     assert message == f"{folder} holds a search: go on with cnsn search --resume {folder}"
     message = one_line(cnsn("search", "--resume", checkpoint.parent))
     assert message.endswith(f"holds a training run: go on with cnsn train --resume {checkpoint.parent}")
+    for wrong in (
+        ("--resume", folder, "--from", checkpoint),
+        ("--arch", TINY, "--max-macs", "1M", "--override"),
+    ):
+        assert cnsn("search", *wrong).code == 2
     with pytest.raises(CheckpointError, match="No such file"):
         resume(folder / "nothing")
 
 
 def test_the_command(cnsn, image_folder, tmp_path):
     words = ("--arch", TINY, "--data", image_folder, "--max-macs", "450k,200k", "--recipe", "quick")
-    more = ("--widths", "0.5", "--epochs", 1, "--limit-images", 40, "--out", tmp_path / "out")
+    more = (
+        "--widths",
+        "0.5",
+        "--epochs",
+        1,
+        "--limit-images",
+        40,
+        "--out",
+        tmp_path / "out",
+        "--image-size",
+        32,
+    )
     result = cnsn("search", *words, *more)
     assert result.code == 0, result.err
-    assert "to train these: cnsn train --arch" in result.out
+    assert f"to train these: cnsn train --data {image_folder} " in result.out
     content = json.loads((tmp_path / "out" / "search.json").read_text())
     exits = content["exits"]
-    assert f"--recipe quick --exits {exits}\n" in result.out
+    assert f"--recipe quick --arch {TINY} --image-size 32 --exits {exits}\n" in result.out
     for pick in content["picks"]:
         assert f"{pick['budget']:,} MACs: {pick['best']} " in result.out
     again = json.loads(cnsn("search", "--resume", tmp_path / "out", "--json").out)
@@ -133,6 +149,15 @@ def test_the_command(cnsn, image_folder, tmp_path):
     assert cnsn("search", "--arch", TINY).code == 2
     assert cnsn("search", "--resume", tmp_path, "--arch", TINY).code == 2
     assert "is not an amount" in cnsn("search", "--arch", TINY, "--max-macs", "1M,many").err
+
+
+def test_what_a_search_cannot_be_told(image_folder, recipe, tmp_path):
+    with pytest.raises(ArgumentError, match="max_macs is empty: give at least one budget"):
+        search(TINY, str(image_folder), (), tmp_path)
+    with pytest.raises(ArgumentError, match="a search has no freeze_base: leave it out"):
+        searched(tmp_path, image_folder, recipe, freeze_base="x")
+    assert shortened(load_recipe("finetune"), 3).step_down_init == "random"
+    assert shortened(load_recipe("finetune"), 3, pretrained=True).pretrained_lr == 0.1
 
 
 def test_inside_a_network_with_widths(narrow, image_folder):
@@ -162,3 +187,7 @@ def test_inside_a_network_without_widths(cnsn, checkpoint, narrow):
     assert "450,000 MACs: " in result.out
     assert "accuracy on 16 test images" in result.out
     assert cnsn("search", "--from", narrow, "--arch", TINY).code == 2
+    message = one_line(cnsn("search", "--from", narrow, "--widths", "0.5", "--max-macs", "5"))
+    assert message.startswith(
+        "5 MACs are fewer than any sub-model needs: the smallest sub-model, 2@0.5, takes "
+    )
