@@ -81,7 +81,8 @@ def load_dataset(
         limit_images: the most images of each split, at least one of each class; None: all of them.
         crop_pct: an image is the middle of a picture, with this share of its shorter side.
         keep: hold the training images in memory if they fit; else they are read whenever they are needed.
-        image_column, label_column: the columns of a table, or of Hugging Face; None: they have usual names.
+        image_column: the column of images of a table, or of Hugging Face; None: it has a usual name.
+        label_column: the same for the classes.
         test_data: a table of the test images, if `data` is a table without the column `split`.
 
     The mean and standard deviation of the task come from the training images. Raises DataError if the data

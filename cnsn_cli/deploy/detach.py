@@ -42,7 +42,8 @@ def detach(
         recalibrate: recompute the BN statistics from this number of batches of training images; 0 keeps them.
         data: the data set of these images; None: the one that the network was trained on.
         data_dir: the folder of downloaded data sets.
-        image_column, label_column: the columns of a table; None: the usual ones, or those of the training.
+        image_column: the column of images of a table; None: the usual one, or that of the training.
+        label_column: the same for the classes.
 
     Without `fold_bn` and `recalibrate`, only the bytes of the model are read, and copied unchanged. With
     either, torch is imported and the whole file is read. Raises CheckpointError if there is no such model or

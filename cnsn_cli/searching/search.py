@@ -54,16 +54,17 @@ def search(
 ) -> Found:
     """Find the best sub-models for budgets of MACs; write a run folder with search.json and search.png.
 
-    arch: an architecture, such as `vgg16`.
-    data: a data set, as `train` takes it.
-    max_macs: the budgets, in MACs for one image.
-    out: the folder, which is one of a run.
-    recipe: as it is meant for training; None: `best`. A search shortens it.
-    epochs: how long the search trains.
-    widths: shares of the channels to try beside all of them.
-    max_latency: candidates are at most so slow: seconds for one image, in one thread of this machine.
-    watch: called with every event, as `train` does.
-    options: other arguments of `train`, such as `device`; none of those in NO_OPTIONS.
+    Arguments:
+        arch: an architecture, such as `vgg16`.
+        data: a data set, as `train` takes it.
+        max_macs: the budgets, in MACs for one image.
+        out: the folder, which is one of a run.
+        recipe: as it is meant for training; None: `best`. A search shortens it.
+        epochs: how long the search trains.
+        widths: shares of the channels to try beside all of them.
+        max_latency: candidates are at most so slow: seconds for one image, in one thread of this machine.
+        watch: called with every event, as `train` does.
+        options: other arguments of `train`, such as `device`; none of those in NO_OPTIONS.
 
     A step trains the base-model, the smallest candidate and two drawn ones. Afterwards the BN statistics of
     each candidate are measured again, and held-out training images compare the candidates. Raises BudgetError
