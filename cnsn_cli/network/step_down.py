@@ -66,4 +66,11 @@ def _conv(conv: nn.Conv2d) -> nn.Sequential:
     return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(inplace=True))
 
 
+def last_layers(step_down: nn.Module) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    """The conv that makes the features, and the BN after it."""
+    convs = [module for module in step_down.modules() if isinstance(module, nn.Conv2d)]
+    norms = [module for module in step_down.modules() if isinstance(module, nn.BatchNorm2d)]
+    return convs[-1], norms[-1]
+
+
 STEP_DOWNS: dict[StepDown, Callable[[Shape, Shape], nn.Module]] = {"patch": patch, "stem": stem}

@@ -28,6 +28,7 @@ from cnsn_cli.files.hub import path_of
 from cnsn_cli.network.joint_pass import Private
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.network import Cnsn
+from cnsn_cli.network.step_down import last_layers
 from cnsn_cli.searching.grid import check_budget
 from cnsn_cli.searching.ranking import Found, rank, word
 
@@ -105,9 +106,8 @@ def _grid(trained: Collection[Exit], shares: set[float]) -> tuple[Exit, ...]:
 def narrowed(source: nn.Module | None, pattern: nn.Module) -> nn.Module:
     """A copy of the step-down `source`, whose last conv and BN have the leading channels of `pattern`'s."""
     step_down = copy.deepcopy(cast(nn.Module, source))
-    channels = [module for module in pattern.modules() if isinstance(module, nn.Conv2d)][-1].out_channels
-    conv = [module for module in step_down.modules() if isinstance(module, nn.Conv2d)][-1]
-    norm = [module for module in step_down.modules() if isinstance(module, nn.BatchNorm2d)][-1]
+    channels = last_layers(pattern)[0].out_channels
+    conv, norm = last_layers(step_down)
     conv.out_channels = norm.num_features = channels
     for layer in (conv, norm):
         for key, tensor in {**layer._parameters, **layer._buffers}.items():

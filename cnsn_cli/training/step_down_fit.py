@@ -19,6 +19,7 @@ from cnsn_cli.data.pixels import normalise
 from cnsn_cli.data.split import Split
 from cnsn_cli.network.joint_pass import Private
 from cnsn_cli.network.network import Cnsn
+from cnsn_cli.network.step_down import last_layers
 from cnsn_cli.stages import stage
 
 IMAGES = 500  # training images, at even distances
@@ -77,8 +78,7 @@ class _Fit:
 
     def __init__(self, step_down: nn.Module) -> None:
         self.step_down = step_down
-        self.conv = [module for module in step_down.modules() if isinstance(module, nn.Conv2d)][-1]
-        self.norm = [module for module in step_down.modules() if isinstance(module, nn.BatchNorm2d)][-1]
+        self.conv, self.norm = last_layers(step_down)
         self.sums: _Sums | None = None
 
     def add(self, images: Tensor, features: Tensor) -> None:
