@@ -96,6 +96,19 @@ def limits(
     return budget
 
 
+def given(context: typer.Context) -> set[str]:
+    """The names of the options that the user gave."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
+def refuse(names: set[str], mode: str) -> None:
+    """Raises BadParameter if there are options `names`, which do not go with the option `mode`."""
+    if names:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names))
+        raise typer.BadParameter(f"{mode} cannot be combined with {options}")
+
+
 def model_file(kinds: str) -> Any:
     """An argument that names a file of one of these `kinds`, here or on the Hub."""
     return typer.Argument(help=f"{kinds} Also hf://user/repo/file.", parser=path_of, show_default=False)

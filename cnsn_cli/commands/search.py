@@ -19,9 +19,11 @@ from cnsn_cli.commands.options import (
     LabelColumn,
     Plugin,
     SkipBad,
+    given,
     limits,
     parse_budgets,
     parse_widths,
+    refuse,
 )
 from cnsn_cli.commands.output import print_json, print_table, printable
 from cnsn_cli.commands.watched import watched
@@ -38,6 +40,9 @@ PASSED_ON = (
     "skip_bad", "seed",
 )  # fmt: skip
 MOVABLE = {"data", "data_dir", "device"}  # other places for a resumed search
+ALWAYS = {"json", "plugin"}
+WITH_RESUME = {"resume", "override", *MOVABLE, *ALWAYS}
+WITH_FROM = {"inside", "max_macs", "widths", "image_column", "label_column", "skip_bad", *MOVABLE, *ALWAYS}
 COLUMNS = ("sub-model", "drops", "width", "MACs", "parameters", "accuracy", "best for")
 
 
@@ -100,8 +105,7 @@ def search(
     budgets = parse_budgets(max_macs) if max_macs is not None else ()
     shares = parse_widths(widths) if widths.strip() else ()
     if inside is not None:
-        _check(context, "--from", {"max_macs", "widths", "data", "data_dir", "image_column", "label_column",
-                                   "skip_bad", "device"})  # fmt: skip
+        refuse(given(context) - WITH_FROM, "--from")
         with stage("loading PyTorch"):
             from cnsn_cli.searching.inside import search_inside
 
@@ -109,8 +113,8 @@ def search(
         report(search_inside(inside, shares, budgets, origin, device, skip_bad), json)
         return
     if resume is not None:
-        _check(context, "--resume", {"override", *MOVABLE})
-        changes = {name: str(context.params[name]) for name in MOVABLE & _given(context)}
+        refuse(given(context) - WITH_RESUME, "--resume")
+        changes = {name: str(context.params[name]) for name in MOVABLE & given(context)}
         report(_resume(resume, changes, override), json, resume)
         return
     if arch is None or not budgets or override:
@@ -126,31 +130,14 @@ def search(
     report(found, json, folder, ["--data", data or DATA, "--recipe", recipe, *_words(context)])
 
 
-def _check(context: typer.Context, mode: str, fitting: set[str]) -> None:
-    """Raises BadParameter for options that the user gave and that do not go with `mode`."""
-    own = {"--from": "inside", "--resume": "resume"}.get(mode, "")
-    if wrong := _given(context) - fitting - {own, "json", "plugin"}:
-        options = ", ".join(map(_flag, sorted(wrong)))
-        raise typer.BadParameter(f"{mode} cannot be combined with {options}")
-
-
-def _given(context: typer.Context) -> set[str]:
-    """The names of the options that the user gave."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
-
-
-def _flag(name: str) -> str:
-    return "--from" if name == "inside" else f"--{name.replace('_', '-')}"
-
-
 def _words(context: typer.Context) -> list[str]:
     """What `cnsn train` has to be told too, so that it trains what was searched."""
     words = []
-    for name in (name for name in PASSED_ON if name in _given(context)):
+    for name in (name for name in PASSED_ON if name in given(context)):
         value = context.params[name]
         for each in value if isinstance(value, list | tuple) else [value]:
-            words += [_flag(name)] if each is True else [_flag(name), str(each)]
+            flag = f"--{name.replace('_', '-')}"
+            words += [flag] if each is True else [flag, str(each)]
     return words
 
 

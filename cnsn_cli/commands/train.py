@@ -20,7 +20,7 @@ from cnsn_cli.commands.hyperparameters import (
 )
 from cnsn_cli.commands.listed import option, with_listed
 from cnsn_cli.commands.new_run import DATA, Asked, asked_of
-from cnsn_cli.commands.options import Json, Plugin, parse_exits
+from cnsn_cli.commands.options import Json, Plugin, given, parse_exits, refuse
 from cnsn_cli.commands.output import print_json, print_models, printable
 from cnsn_cli.commands.watched import watched
 from cnsn_cli.errors import CheckpointError
@@ -157,10 +157,11 @@ def train(
             return
         run = _start(asked)
     else:
-        given = _given(context)
+        typed = given(context)
+        refuse(typed & NOT_WITH_RESUME, "--resume")
         own = {"arch": arch, "exits": cuts, "data": data, **options}
-        changes = {name: value for name, value in own.items() if name in given}
-        run = _resume(resume, changes, recipe if "recipe" in given else None, overrides, override)
+        changes = {name: value for name, value in own.items() if name in typed}
+        run = _resume(resume, changes, recipe if "recipe" in typed else None, overrides, override)
     report(run, json)
     if took := [f"{name} {seconds:,.1f} s" for name, seconds in run.phases.items() if seconds >= 0.05]:
         print(f"time: {', '.join(took)}", file=sys.stderr)
@@ -194,16 +195,6 @@ def _try(asked: Asked) -> "Forecast":
 
     with progress(asked.recipe) as watch:
         return dry_run(*asked[:5], watch=watch, **asked.options)
-
-
-def _given(context: typer.Context) -> set[str]:
-    """The names of the options that the user gave. Raises BadParameter for options that --resume excludes."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    given = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
-    if wrong := given & NOT_WITH_RESUME:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(wrong))
-        raise typer.BadParameter(f"--resume cannot be combined with {options}")
-    return given
 
 
 def _resume(
