@@ -19,9 +19,10 @@ from pathlib import Path
 import ablation
 from scipy.stats import spearmanr
 
+from cnsn_cli.searching.grid import LEAST
+
 BUDGETS, WIDTHS = "8M,4.5M,2.2M", "0.5"
 SEARCHED = ("--max-macs", BUDGETS, "--widths", WIDTHS, "--epochs", "3")
-LEAST = 0.6
 
 
 def cnsn(command: str, options: tuple[str, ...], data: Path, out: Path, last: str) -> float:

@@ -59,21 +59,30 @@ def ours(network: Cnsn, changes: dict[str, object], drawn: tuple[str, ...] = ())
 
 
 def by_hand(
-    network: Cnsn, make: Callable[[Cnsn], list[torch.optim.Optimizer]], scale_lr: Callable[..., float]
+    network: Cnsn,
+    make: Callable[[Cnsn], list[torch.optim.Optimizer]],
+    scale_lr: Callable[..., float] = lambda group: 1.0,
+    batches: int = 1,
+    change_gradients: Callable[[Cnsn], None] = lambda network: None,
 ) -> Cnsn:
-    """`network` after STEPS steps of a loop in plain torch."""
+    """`network` after STEPS steps of a loop in plain torch; a step has so many batches."""
     optimizers = make(network.train())
     for number in range(STEPS):
-        chosen = batch(number)
         for optimizer in optimizers:
             optimizer.zero_grad()
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(number) * scale_lr(group)
-        loss, _ = multi_model_loss(network(normalise(PIXELS[chosen], TASK)), LABELS[chosen])
-        loss.backward()
+        for chosen in batch(number, batches * BATCH).split(BATCH):
+            loss, _ = multi_model_loss(network(normalise(PIXELS[chosen], TASK)), LABELS[chosen])
+            (loss / batches).backward()
+        change_gradients(network)
         for optimizer in optimizers:
             optimizer.step()
     return network
+
+
+def plain_sgd(network: Cnsn) -> list[torch.optim.Optimizer]:
+    return [torch.optim.SGD(network.parameters(), lr=LR, momentum=0.9, weight_decay=6e-4)]
 
 
 def assert_alike(ours: nn.Module, theirs: nn.Module, adaptive: bool = False) -> None:
@@ -142,7 +151,7 @@ def muon_and_adamw(network: Cnsn) -> list[torch.optim.Optimizer]:
 def test_adamw():
     network = built(TINY, (1, 4), TASK)
     twin = copy.deepcopy(network)
-    hand = by_hand(twin, lambda network: [adamw(network.parameters())], lambda group: 1.0)
+    hand = by_hand(twin, lambda network: [adamw(network.parameters())])
     assert_alike(
         ours(network, {"optimizer": "adamw", "betas": (0.8, 0.95), "weight_decay": 0.05}), hand, True
     )
@@ -152,7 +161,7 @@ def test_muon():
     network = built(TINY, (1, 4), TASK)
     twin = copy.deepcopy(network)
     settings = {"momentum": 0.8, "nesterov": True, "betas": (0.8, 0.95), "weight_decay": 0.05}
-    hand = by_hand(twin, muon_and_adamw, lambda group: 1.0)
+    hand = by_hand(twin, muon_and_adamw)
     assert_alike(ours(network, {"optimizer": "muon", **settings}), hand, True)
 
 
@@ -199,36 +208,23 @@ def test_muon_without_matrices(cnsn, checkpoint, image_folder, tmp_path):
 def test_an_accumulated_step_averages_the_gradients_of_its_batches():
     """BN normalises each batch, and its statistics see every batch."""
     network = built(TINY, (1, 4), TASK)
-    twin = copy.deepcopy(network).train()
-    optimizer = torch.optim.SGD(twin.parameters(), lr=LR, momentum=0.9, weight_decay=6e-4)
-    for number in range(STEPS):
-        optimizer.zero_grad()
-        optimizer.param_groups[0]["lr"] = learning_rate(number)
-        for chosen in batch(number, 3 * BATCH).split(BATCH):
-            loss, _ = multi_model_loss(twin(normalise(PIXELS[chosen], TASK)), LABELS[chosen])
-            (loss / 3).backward()
-        optimizer.step()
-    assert_alike(ours(network, {"accumulate": 3}), twin)
+    hand = by_hand(copy.deepcopy(network), plain_sgd, batches=3)
+    assert_alike(ours(network, {"accumulate": 3}), hand)
     assert network.units[0][1].state_dict()["num_batches_tracked"] == 3 * STEPS
 
 
 @pytest.mark.parametrize("most", [0.05, 1e6])
 def test_clipped_gradients(most):
     network = built(TINY, (1, 4), TASK)
-    twin = copy.deepcopy(network).train()
-    optimizer = torch.optim.SGD(twin.parameters(), lr=LR, momentum=0.9, weight_decay=6e-4)
-    for number in range(STEPS):
-        optimizer.zero_grad()
-        optimizer.param_groups[0]["lr"] = learning_rate(number)
-        chosen = batch(number)
-        loss, _ = multi_model_loss(twin(normalise(PIXELS[chosen], TASK)), LABELS[chosen])
-        loss.backward()
-        norm = torch.cat([p.grad.flatten() for p in twin.parameters()]).norm()
-        for parameter in twin.parameters():
+
+    def clip(network: Cnsn) -> None:
+        norm = torch.cat([p.grad.flatten() for p in network.parameters()]).norm()
+        for parameter in network.parameters():
             parameter.grad *= min(1.0, most / norm.item())
         assert (norm > most) == (most < 1)
-        optimizer.step()
-    assert_alike(ours(network, {"clip_norm": most}), twin)
+
+    hand = by_hand(copy.deepcopy(network), plain_sgd, change_gradients=clip)
+    assert_alike(ours(network, {"clip_norm": most}), hand)
 
 
 def epochs_and_steps(events: list[object]) -> list[tuple[int, int, int]]:
