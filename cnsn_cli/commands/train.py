@@ -23,7 +23,6 @@ from cnsn_cli.commands.new_run import DATA, Asked, asked_of
 from cnsn_cli.commands.options import Json, Plugin, given, parse_exits, refuse
 from cnsn_cli.commands.output import print_json, print_models, printable
 from cnsn_cli.commands.watched import watched
-from cnsn_cli.errors import CheckpointError
 from cnsn_cli.stages import stage
 from cnsn_cli.training.arguments import TYPED
 
@@ -204,13 +203,12 @@ def _resume(
     with stage("loading PyTorch"):
         from cnsn_cli.training.recipe import load_recipe
         from cnsn_cli.training.resume_state import read_state
-        from cnsn_cli.training.run import resume
+        from cnsn_cli.training.run import check_kind, resume
         from cnsn_cli.training.run_folder import STATE
 
     state = read_state(folder / STATE)
     old = state.request
-    if old.budgets:
-        raise CheckpointError(f"{folder} holds a search: go on with cnsn search --resume {folder}")
+    check_kind(folder, old)
     if recipe is not None:
         baseline = not old.exits and old.drop is None
         overrides = load_recipe(recipe, overrides, baseline=baseline).model_dump()

@@ -28,7 +28,7 @@ from cnsn_cli.training.recipe import Recipe, load_recipe
 from cnsn_cli.training.recorder import Recorder
 from cnsn_cli.training.request import decide
 from cnsn_cli.training.resume_state import open_state
-from cnsn_cli.training.run import Watch, asked_again, begun, going_on, run_steps
+from cnsn_cli.training.run import Watch, asked_again, begun, check_kind, going_on, run_steps
 from cnsn_cli.training.run_folder import FOUND, FOUND_PICTURE, PLOT, STATE, discard_events, locked
 from cnsn_cli.training.setup import Prepared
 from cnsn_cli.training.started import started
@@ -103,8 +103,7 @@ def resume(
     if not (folder / STATE).exists():
         raise CheckpointError(f"cannot read {folder / STATE}: No such file or directory")
     with collected(), locked(folder), open_state(folder / STATE) as saved:
-        if not saved.state.request.budgets:
-            raise CheckpointError(f"{folder} holds a training run: go on with cnsn train --resume {folder}")
+        check_kind(folder, saved.state.request, search=True)
         request = asked_again(folder, saved.state, changes or {}, override)
         return _run(*going_on(folder, saved, request, changes or {}, override), watch)
 

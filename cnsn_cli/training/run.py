@@ -141,14 +141,20 @@ def resume(
     if not (folder / STATE).exists():  # locking would make a folder
         raise CheckpointError(f"cannot read {folder / STATE}: No such file or directory")
     with distributed.joined(), collected(), locked(folder), open_state(folder / STATE) as saved:
-        if saved.state.request.budgets:
-            raise CheckpointError(f"{folder} holds a search: go on with cnsn search --resume {folder}")
+        check_kind(folder, saved.state.request)
         request = asked_again(folder, saved.state, changes or {}, override)
         if saved.state.epoch >= request.recipe.epochs and request.recipe.selection == "test":
             return _finished(folder, saved.state)
         installed.find(request.track)
         recorder, prepared = going_on(folder, saved, request, changes or {}, override)
         return _run(recorder, prepared, watch)
+
+
+def check_kind(folder: Path, request: Request, search: bool = False) -> None:
+    """Raises CheckpointError if the saved run is a search and should be a training run, or the reverse."""
+    if bool(request.budgets) != search:
+        kind, command = ("search", "search") if request.budgets else ("training run", "train")
+        raise CheckpointError(f"{folder} holds a {kind}: go on with cnsn {command} --resume {folder}")
 
 
 def asked_again(folder: Path, state: State, changes: Mapping[str, Any], override: bool) -> Request:
