@@ -102,14 +102,17 @@ def load_dataset(
     return Dataset(train, test.split, task, bad + test.skipped, source.notes + test.notes, sized_by)
 
 
+@without_decoder_warnings()
 def first_look(
     origin: Origin, image_size: int | None = None, in_channels: int = 3, skip_bad: bool = False
 ) -> Task:
     """The classes and the format of the images. Pixels are not normalised.
 
-    One image is read at most, with `skip_bad` all of them. Raises DataError.
+    One image is read at most; with `skip_bad`, those up to the first that can be read. Raises DataError.
     """
-    source, _ = _sound(open_source(origin, "train"), skip_bad)
+    source = open_source(origin, "train")
+    if skip_bad and not image_size:
+        source = _from_first_sound(source)
     size = image_size or _default_size(origin.data or "", source)[0]
     return Task(source.class_names, size, in_channels, (0.0,) * in_channels, (1.0,) * in_channels)
 
@@ -198,6 +201,17 @@ def _sound(source: Source, skip_bad: bool) -> tuple[Source, tuple[str, ...]]:
     with stage(f"trying {counted(len(source.labels), 'image')}"):
         sound, bad = tried(source.read, len(source.labels))
     return take(source, sound), bad
+
+
+def _from_first_sound(source: Source) -> Source:
+    """The images of a source from the first that can be read."""
+    for number in range(len(source.labels)):
+        try:
+            source.read(number)
+        except DataError:
+            continue
+        return take(source, list(range(number, len(source.labels))))
+    return source  # the next reader raises the error of the first image
 
 
 @without_decoder_warnings()

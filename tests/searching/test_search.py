@@ -1,6 +1,7 @@
 """A search from its start to its figures, stopped and resumed, and inside a trained network."""
 
 import json
+import shutil
 from dataclasses import asdict
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from cnsn_cli.data.datasets import load_dataset
-from cnsn_cli.errors import ArgumentError, CheckpointError
+from cnsn_cli.errors import ArgumentError, CheckpointError, DataError
 from cnsn_cli.evaluation.accuracy import evaluate_file
 from cnsn_cli.evaluation.costs import model_costs
 from cnsn_cli.files.checkpoint import load
@@ -19,6 +20,7 @@ from cnsn_cli.searching.search import resume, search, shortened
 from cnsn_cli.training.recipe import load_recipe
 from cnsn_cli.training.resume_state import read_state
 from cnsn_cli.training.run import train
+from cnsn_cli.training.started import Started
 from tests.commands.test_cli import one_line
 from tests.conftest import TINY, built
 from tests.training.test_resume import Stop, stop_at_step
@@ -149,6 +151,21 @@ def test_the_command(cnsn, image_folder, tmp_path):
     assert cnsn("search", "--arch", TINY).code == 2
     assert cnsn("search", "--resume", tmp_path, "--arch", TINY).code == 2
     assert "is not an amount" in cnsn("search", "--arch", TINY, "--max-macs", "1M,many").err
+
+
+def test_the_first_photo_cannot_be_read(whole, image_folder, recipe, tmp_path):
+    """The next photo decides the size of all images, and so the MACs of the candidates."""
+    photos = tmp_path / "photos"
+    shutil.copytree(image_folder, photos)
+    first = photos / "train" / "bright" / "00.png"
+    first.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"00\.png"):
+        searched(tmp_path / "out", photos, recipe)
+    events: list[object] = []
+    found = searched(tmp_path / "out", photos, recipe, skip_bad=True, watch=events.append)
+    (line,) = [line for event in events if isinstance(event, Started) for line in event.skipped]
+    assert str(first) in line
+    assert [result.macs for result in found.results] == [result.macs for result in whole[1].results]
 
 
 def test_what_a_search_cannot_be_told(image_folder, recipe, tmp_path):
