@@ -27,7 +27,7 @@ SEARCHED = ("--max-macs", BUDGETS, "--widths", WIDTHS, "--epochs", "3")
 
 def cnsn(command: str, options: tuple[str, ...], data: Path, out: Path, last: str) -> float:
     """The seconds that a command took, now or in an earlier call of this script."""
-    taken = out.with_suffix(".seconds")
+    taken = out.parent / f"{out.name}.seconds"
     if not (out / last).exists():
         out.mkdir(parents=True, exist_ok=True)
         words = (
@@ -41,7 +41,7 @@ def cnsn(command: str, options: tuple[str, ...], data: Path, out: Path, last: st
             "cpu",
         )
         start = time.perf_counter()
-        with open(out.with_suffix(".log"), "w") as log:
+        with open(out.parent / f"{out.name}.log", "w") as log:
             subprocess.run(
                 [sys.executable, "-m", "cnsn_cli", command, *words, *options, "--out", str(out), "--force"],
                 stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True,

@@ -66,9 +66,9 @@ def search(
         watch: called with every event, as `train` does.
         options: other arguments of `train`, such as `device`; none of those in NO_OPTIONS.
 
-    A step trains the base-model, the smallest candidate and two drawn ones. Afterwards the BN statistics of
-    each candidate are measured again, and held-out training images compare the candidates. Raises BudgetError
-    if a budget has no candidate, and what `train` raises.
+    A step trains the base-model and three candidates that are drawn. Afterwards the BN statistics of each
+    candidate are measured again, and held-out training images compare the candidates. Raises BudgetError if a
+    budget has no candidate, and what `train` raises.
     """
     _check_call(max_macs, options)
     pretrained = bool(options.get("pretrained") or options.get("init"))

@@ -19,7 +19,6 @@ from cnsn_cli.data.datasets import Dataset, load_dataset
 from cnsn_cli.data.origin import NAMED
 from cnsn_cli.data.split import Split
 from cnsn_cli.errors import DataError, ImageSizeError, RecipeError
-from cnsn_cli.evaluation.costs import model_costs
 from cnsn_cli.exits import check_statistics, widths
 from cnsn_cli.files.hub import path_of
 from cnsn_cli.network.memory_format import place
@@ -95,16 +94,12 @@ def _trainer(
 ) -> Trainer:
     on_cuda = request.device == "cuda"
     ways = (request.precision, request.compiled == "on", request.capture and on_cuda)
-    sampler = _sampler(network, request.recipe.seed) if request.budgets else None
+    sampler = Sampler(len(request.exits), request.recipe.seed) if request.budgets else None
     trainer = Trainer(network, fitted, held_out, request.recipe, *ways, drawn, sampler)
     if on_cuda and sampler is None:  # the steps of a search differ, so they are neither captured nor compiled
         with phase("compiling"):
             rehearse(trainer, undecided=request.compiled == "auto" and not request.deterministic)
     return trainer
-
-
-def _sampler(network: Cnsn | Model, seed: int) -> Sampler:
-    return Sampler(tuple(cost.macs for cost in model_costs(network)[1:]), seed)
 
 
 @contextmanager

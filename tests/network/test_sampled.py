@@ -85,13 +85,15 @@ def test_all_models_pass_again_after_all_are_chosen():
     assert all(map(torch.equal, whole(images), everything))
 
 
-def test_the_smallest_trains_in_every_step_and_all_others_in_turn():
-    sampler = Sampler((90, 40, 70, 60, 50), seed=3)
+def test_each_candidate_trains_equally_often():
+    sampler = Sampler(5, seed=3)
     chosen = [sampler.numbers(step) for step in range(400)]
-    assert all(2 in numbers and len(numbers) == 3 for numbers in chosen)
-    for number in (1, 3, 4, 5):  # each is drawn with probability 1 / 2
-        assert 160 < sum(number in numbers for numbers in chosen) < 240
-    assert chosen == [Sampler((90, 40, 70, 60, 50), seed=3).numbers(step) for step in range(400)]
-    assert chosen != [Sampler((90, 40, 70, 60, 50), seed=4).numbers(step) for step in range(400)]
-    assert Sampler((5, 9), 0).numbers(0) == {1, 2}
-    assert Sampler((5,), 0).numbers(0) == {1}
+    assert {len(numbers) for numbers in chosen} == {3}
+    counts = [sum(number in numbers for numbers in chosen) for number in range(1, 6)]
+    assert sum(counts) == 1200
+    for count in counts:  # binomial: 240 +- 9.8
+        assert 200 < count < 280
+    assert chosen == [Sampler(5, seed=3).numbers(step) for step in range(400)]
+    assert chosen != [Sampler(5, seed=4).numbers(step) for step in range(400)]
+    assert Sampler(2, 0).numbers(0) == {1, 2}
+    assert Sampler(1, 0).numbers(0) == {1}
