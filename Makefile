@@ -19,9 +19,10 @@ help:
 
 install: .venv/installed
 
+# pip would compile all of torch, which doubles the time; Python compiles what it imports.
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -e ".[dev]"
+	$(BIN)/pip install --quiet --no-compile -e ".[dev]"
 	touch $@
 
 test: install

@@ -14,6 +14,7 @@ from cnsn_cli.files.checkpoint import load
 from cnsn_cli.task import Task
 
 TASK = Task.plain()
+DEEP = ("resnet101", "resnet110", "resnet152")
 
 
 def test_vgg16_by_hand():
@@ -48,7 +49,13 @@ def test_operations_of_convs_without_bias_by_hand():
     assert (base.macs, base.operations) == (macs, macs + 3 * sum(outputs))
 
 
-@pytest.mark.parametrize("arch", sorted(registry.architectures().keys() - {"torchvision", "timm"}))
+@pytest.mark.parametrize(
+    "arch",
+    [
+        pytest.param(name, marks=pytest.mark.long if name in DEEP else ())
+        for name in sorted(registry.architectures().keys() - {"torchvision", "timm"})
+    ],
+)
 def test_macs_agree_with_the_flop_counter_of_torch(arch):
     network = blank_network(arch, None, TASK).eval()
     costs = model_costs(network)

@@ -225,7 +225,7 @@ def test_it_is_no_way_to_go_on(cnsn, checkpoint):
 def test_signals_leave_nothing(tmp_path, number, code):
     words = (
         "--arch",
-        "vgg16",
+        "vgg16:width=0.5",
         "--exits",
         "1",
         "--data",

@@ -20,12 +20,12 @@ from tests.several import Stop
 from tests.training.test_resume import assert_same_run
 
 EXITS = (1, "@0.5", "4@0.5")
-STEPS = 6  # of two epochs
+STEPS = 4  # of two epochs
 
 
 @pytest.fixture
 def recipe():
-    changes = {"epochs": 2, "batch_size": 16, "lr": 0.02, "crop_padding": 2, "val_split": 0.25, "ema": 0.8}
+    changes = {"epochs": 2, "batch_size": 24, "lr": 0.02, "crop_padding": 2, "val_split": 0.25, "ema": 0.8}
     return load_recipe("quick", {**changes, "distill": "base", "gradient_scale": (0.5,), "nesterov": True})
 
 
