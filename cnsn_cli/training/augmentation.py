@@ -65,7 +65,10 @@ class EpochPlan:
         """Crop and flip uint8 pixels (n, C, H, W) of the samples `indices` (n,)."""
         if self.recipe.pads:
             pixels = crop(pixels, self.offsets[indices], self.recipe.crop_padding)
-        return torch.where(self.flips[indices].view(-1, 1, 1, 1), pixels.flip(3), pixels)
+        # Image i or its mirror image, n + i: torch.where takes five times as long for bytes on a CPU.
+        both = torch.cat((pixels, pixels.flip(3)))
+        samples = torch.arange(len(pixels), device=pixels.device)
+        return both.index_select(0, samples + len(pixels) * self.flips[indices])
 
 
 def plan_epoch(samples: int, recipe: Recipe, epoch: int, device: torch.device) -> EpochPlan:

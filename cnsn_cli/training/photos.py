@@ -45,8 +45,8 @@ class Changed:
             image = read(number, self._view())
             for change in self.changes:
                 image = change(image)
-            pixels: Tensor = self.erase(as_tensor(image))
-            return pixels
+            pixels = as_tensor(image)
+            return self.erase(pixels) if self.recipe.erase else pixels
 
     def _view(self) -> View:
         task = self.task
