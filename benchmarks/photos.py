@@ -4,7 +4,7 @@ torchvision  ImageFolder, v2.RandomResizedCrop(224) + v2.RandomHorizontalFlip + 
 cnsn         --crop resized --flip random: JPEGs decoded at the scale that a crop needs
 
 Both read with two workers, in batches of 32. The script makes 500 photos of 3 megapixels itself: noise with
-the spectrum of photos, saved with quality 90. `decoded smaller` compares what cnsn reads with a full decode
+the spectrum of photos, saved with `--quality`. `decoded smaller` compares what cnsn reads with a full decode
 of the same photo and the same resize, for ten random crops of each of 50 photos and for their middles.
 """
 
@@ -13,6 +13,7 @@ import statistics
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ WIDTH, HEIGHT, SIDE, BATCH, WORKERS = 2048, 1536, 224, 32, 2
 STEEPNESS = 1.25  # amplitudes fall with this power of the frequency
 
 
-def make_photo(path: Path, seed: int) -> None:
+def make_photo(path: Path, seed: int, quality: int) -> None:
     generator = np.random.default_rng(seed)
     down, across = np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH)[None]
     falling = 1 / np.maximum(np.hypot(down, across), 1 / WIDTH) ** STEEPNESS
@@ -46,17 +47,17 @@ def make_photo(path: Path, seed: int) -> None:
         layers.append(layer / layer.std())
     grey, first, second = layers
     pixels = np.stack([grey + 0.3 * first, grey - 0.3 * first, grey + 0.3 * second], -1) * 45 + 120
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=quality)
 
 
-def make_folder(root: Path, photos: int) -> None:
+def make_folder(root: Path, photos: int, quality: int) -> None:
     """`photos` training photos of two classes, and two test photos."""
     paths = [root / "train" / "ab"[number % 2] / f"{number:04}.jpg" for number in range(photos)]
     paths += [root / "test" / name / "0.jpg" for name in "ab"]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(WORKERS) as pool:
-        list(pool.map(make_photo, paths, range(len(paths))))
+        list(pool.map(make_photo, paths, range(len(paths)), repeat(quality)))
 
 
 def usual_epochs(root: Path) -> Iterator[None]:
@@ -103,14 +104,16 @@ def difference(path: Path, whole: Image.Image, view: View) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--photos", type=int, default=500)
+    parser.add_argument("--quality", type=int, default=90, help="of the JPEGs: 90 as cameras, 75 as the web")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--write", action="store_true", help="put the results into RESULTS.md")
     given = parser.parse_args()
 
     split.MOST_WORKERS = WORKERS
+    torch.set_num_threads(1)  # this process only flips: a second thread would wait on the core of a worker
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        make_folder(root, given.photos)
+        make_folder(root, given.photos, given.quality)
         paths = sorted((root / "train").rglob("*.jpg"))
         dataset = load_dataset(str(root), image_size=SIDE, keep=False)
         usual, ours = usual_epochs(root), our_epochs(dataset)
@@ -128,13 +131,14 @@ def main() -> None:
     ]
     decoded = [[name, f"{statistics.mean(all_):.2f}", f"{max(all_):.2f}"] for name, all_ in apart.items()]
     facts = (
-        f"{given.photos} JPEGs of {WIDTH} x {HEIGHT} pixels, {size / 1e6:.2f} MB on average; {SIDE} px, "
+        f"{given.photos} JPEGs of {WIDTH} x {HEIGHT} pixels, quality {given.quality}, {size / 1e6:.2f} MB on "
+        f"average; {SIDE} px, "
         f"batches of {BATCH}, {WORKERS} workers, {given.rounds} rounds"
     )
     columns = ["loader", "images/s (median)", "(fastest)", "x torchvision (median)"]
     smaller = ["decoded smaller", "mean difference of 255", "of the worst image"]
     text = f"{facts}\n\n{markdown(columns, speeds)}\n\n{markdown(smaller, decoded)}"
-    report("photos", text, given.write)
+    report(f"photos, quality {given.quality}", text, given.write)
 
 
 if __name__ == "__main__":
