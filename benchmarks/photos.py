@@ -132,8 +132,7 @@ def main() -> None:
     decoded = [[name, f"{statistics.mean(all_):.2f}", f"{max(all_):.2f}"] for name, all_ in apart.items()]
     facts = (
         f"{given.photos} JPEGs of {WIDTH} x {HEIGHT} pixels, quality {given.quality}, {size / 1e6:.2f} MB on "
-        f"average; {SIDE} px, "
-        f"batches of {BATCH}, {WORKERS} workers, {given.rounds} rounds"
+        f"average; {SIDE} px, batches of {BATCH}, {WORKERS} workers, {given.rounds} rounds"
     )
     columns = ["loader", "images/s (median)", "(fastest)", "x torchvision (median)"]
     smaller = ["decoded smaller", "mean difference of 255", "of the worst image"]
