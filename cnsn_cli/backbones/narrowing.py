@@ -100,10 +100,10 @@ def check_blocks(arch: Architecture, shares: Iterable[float], task: Task) -> Non
     wide network must give the logits of the narrow network.
     """
     shares = tuple(shares)
-    for share in shares:
-        narrowed(arch, share)  # the usual error, before a wide network of 138 M parameters is built
     if not shares:
         return
+    for share in shares:
+        narrowed(arch, share)  # the usual error, before a wide network of 138 M parameters is built
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         wide = arch.build(task)

@@ -16,7 +16,7 @@ from cnsn_cli.choices import SplitName
 from cnsn_cli.data.image_files import read_image, without_decoder_warnings
 from cnsn_cli.data.limit import limited
 from cnsn_cli.data.origin import NAMED, RECORDED, Origin, check_recorded
-from cnsn_cli.data.skipping import tried
+from cnsn_cli.data.skipping import problem, tried
 from cnsn_cli.data.sources import Source, image_source, open_source, take
 from cnsn_cli.data.split import Split, from_files, in_memory
 from cnsn_cli.data.views import Middle, pixels_of
@@ -112,7 +112,7 @@ def first_look(
     """
     source = open_source(origin, "train")
     if skip_bad and not image_size:
-        source = _from_first_sound(source)
+        source = _first_sound(source)
     size = image_size or _default_size(origin.data or "", source)[0]
     return Task(source.class_names, size, in_channels, (0.0,) * in_channels, (1.0,) * in_channels)
 
@@ -203,15 +203,10 @@ def _sound(source: Source, skip_bad: bool) -> tuple[Source, tuple[str, ...]]:
     return take(source, sound), bad
 
 
-def _from_first_sound(source: Source) -> Source:
-    """The images of a source from the first that can be read."""
-    for number in range(len(source.labels)):
-        try:
-            source.read(number)
-        except DataError:
-            continue
-        return take(source, list(range(number, len(source.labels))))
-    return source  # the next reader raises the error of the first image
+def _first_sound(source: Source) -> Source:
+    """The first image that can be read; the first of all, whose error the next reader raises, if none can."""
+    numbers = range(len(source.labels))
+    return take(source, [next((n for n in numbers if problem(source.read, n) is None), 0)])
 
 
 @without_decoder_warnings()

@@ -13,7 +13,7 @@ from cnsn_cli.errors import DataError
 def tried(read: Reader, images: int) -> tuple[list[int], tuple[str, ...]]:
     """The numbers of the images that can be read, and the error of each other image."""
     with decoders() as pool:
-        problems = list(pool.map(partial(_problem, read), range(images)))
+        problems = list(pool.map(partial(problem, read), range(images)))
     sound = [number for number, problem in enumerate(problems) if problem is None]
     bad = tuple(filter(None, problems))
     if not sound:
@@ -21,7 +21,8 @@ def tried(read: Reader, images: int) -> tuple[list[int], tuple[str, ...]]:
     return sound, bad
 
 
-def _problem(read: Reader, number: int) -> str | None:
+def problem(read: Reader, number: int) -> str | None:
+    """Why image `number` cannot be read; None if it can."""
     try:
         read(number)
     except DataError as error:
