@@ -22,8 +22,11 @@ Reader = Callable[
 class View(Protocol):
     """What is seen of one picture."""
 
-    def aim(self, size: Size) -> Size:
-        """Choose a part of a picture of this size. Returns the least size to decode the picture at."""
+    def aim(self, size: Size) -> tuple[Size, Box]:
+        """Choose a part of a picture of this size.
+
+        Returns the least size to decode the picture at, and the part of it that has to be decoded.
+        """
 
     def cut(self, image: Image.Image, whole: Box) -> Image.Image:
         """The chosen part of the picture. `whole` says where its edges are in `image`, which is upright.
@@ -34,15 +37,18 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class Middle:
-    """A square in the middle, with a `share` (0..1) of the shorter side, as `side` x `side` pixels."""
+    """A square in the middle, with a `share` (0..1) of the shorter side, as `side` x `side` pixels.
+
+    The whole picture is decoded: what is evaluated shall not lack any of its rows.
+    """
 
     side: int
     channels: int
     share: float = 1.0
 
-    def aim(self, size: Size) -> Size:
+    def aim(self, size: Size) -> tuple[Size, Box]:
         least = math.ceil(self.side / self.share)
-        return least, least
+        return (least, least), (0, 0, *size)
 
     def cut(self, image: Image.Image, whole: Box) -> Image.Image:
         left, top, right, lower = whole

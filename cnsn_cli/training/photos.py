@@ -71,12 +71,14 @@ class RandomPart:
         self.size: Size = (0, 0)
         self.box = (0, 0, 0, 0)
 
-    def aim(self, size: Size) -> Size:
+    def aim(self, size: Size) -> tuple[Size, Box]:
         width, height = size
         blank = torch.empty((1, height, width), device="meta")  # torchvision asks it for its size
         top, left, rows, columns = v2.RandomResizedCrop.get_params(blank, list(self.scale), list(self.ratio))
         self.size, self.box = size, (left, top, left + columns, top + rows)
-        return math.ceil(width * self.side / columns), math.ceil(height * self.side / rows)
+        least = math.ceil(width * self.side / columns), math.ceil(height * self.side / rows)
+        across, down = columns / self.side, rows / self.side  # `cut` looks so far past the edges
+        return least, (left - across, top - down, left + columns + across, top + rows + down)
 
     def cut(self, image: Image.Image, whole: Box) -> Image.Image:
         across, down = (whole[2] - whole[0]) / self.size[0], (whole[3] - whole[1]) / self.size[1]

@@ -1,5 +1,6 @@
-"""JPEGs are decoded at the scale that is needed, and show what a full decode and the same resize show."""
+"""JPEGs are decoded as far as it is needed, and show what a full decode and the same resize show."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from cnsn_cli.data.datasets import load_dataset, open_images
 from cnsn_cli.data.image_files import read_image
 from cnsn_cli.data.pixels import preprocess, to_pixels
 from cnsn_cli.data.views import Box, Middle, Size, as_tensor, pixels_of, seen
+from cnsn_cli.errors import DataError
 from cnsn_cli.training.photos import RandomPart, drawing
 
 LARGEST_MEAN = 2  # of 255
+END = b"\xff\xd9"  # of a JPEG
 
 
 def textured(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -65,6 +68,76 @@ def test_random_parts(tmp_path, orientation):
         assert difference(found, image.resize((96, 96), Image.Resampling.BILINEAR, part.box)) <= LARGEST_MEAN
         scales.add(min((part.box[2] - part.box[0]) // 96, (part.box[3] - part.box[1]) // 96))
     assert len(scales) > 2
+
+
+class AllRows(RandomPart):
+    """The same part, of a picture that is decoded to its end."""
+
+    def aim(self, size: Size) -> tuple[Size, Box]:
+        least, _ = super().aim(size)
+        return least, (0, 0, *size)
+
+
+def random_part(path: Path, number: int, side: int, kind: type[RandomPart] = RandomPart) -> np.ndarray:
+    with drawing(0, 1, number):
+        return np.asarray(read_image(str(path), kind(side, 3, (0.08, 1.0), (0.75, 1.3333))))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"mode": "CMYK"}, {"mode": "L"}], ids=str)
+def test_rows_after_a_part_change_nothing(tmp_path, orientation, options):
+    path = saved(tmp_path / "x.jpg", (815, 601), orientation, **options)
+    for number, side in product(range(4), (8, 96, 700)):
+        found, expected = random_part(path, number, side), random_part(path, number, side, AllRows)
+        assert np.array_equal(found, expected)
+
+
+class Upper(Middle):
+    """The upper half of a picture."""
+
+    def aim(self, size: Size) -> tuple[Size, Box]:
+        return (64, 64), (0, 0, size[0], size[1] // 2)
+
+    def cut(self, image: Image.Image, whole: Box) -> Image.Image:
+        return image.crop((0, 0, image.width, image.height // 2))
+
+
+def test_rows_after_a_part_are_not_read(tmp_path):
+    """A file without its last third, that ends as it should, shows the upper half of the picture."""
+    path = saved(tmp_path / "x.jpg", (815, 601))
+    expected = np.asarray(read_image(str(path), Upper(64, 3)))
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3] + END)
+    assert np.array_equal(read_image(str(path), Upper(64, 3)), expected)
+    with pytest.raises(DataError, match="lacks some of its rows"):
+        read_image(str(path), Middle(64, 3))
+
+
+@pytest.mark.parametrize(
+    ("share", "end"), [(0.1, END), (0.3, END), (0.3, b""), (0.9, b""), (0.99, b""), (0.9, b"\0\0")]
+)
+def test_a_part_that_may_not_be_in_the_file_is_refused(tmp_path, share, end):
+    """So is each part of a file that was cut short."""
+    path = saved(tmp_path / "x.jpg", (815, 601))
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)] + end)
+    with pytest.raises(DataError, match="lacks some of its rows" if end == END else "truncated"):
+        read_image(str(path), Upper(64, 3))
+
+
+def test_a_file_that_cannot_be_decoded_is_refused(tmp_path):
+    """Its tables of quantisation have become comments."""
+    path = saved(tmp_path / "x.jpg", (815, 601))
+    path.write_bytes(path.read_bytes().replace(b"\xff\xdb", b"\xff\xfe"))
+    with pytest.raises(DataError, match="broken data stream"):
+        read_image(str(path), Upper(64, 3))
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_parts_of_one_colour(tmp_path, value):
+    """Rows in black and in grey look like rows that were not decoded."""
+    Image.new("RGB", (815, 601), (value,) * 3).save(tmp_path / "x.jpg")
+    assert (np.asarray(read_image(str(tmp_path / "x.jpg"), Upper(64, 3))) == value).all()
 
 
 @pytest.mark.parametrize(("mode", "options"), [("L", {}), ("CMYK", {}), ("RGB", {"progressive": True})])
