@@ -16,7 +16,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from cnsn_cli.data.views import Reader
@@ -171,7 +171,7 @@ def _stacked(images: list[Tensor | DataError]) -> Tensor | DataError:
     for image in images:
         if isinstance(image, DataError):
             return image
-    return torch.stack(images)  # type: ignore[arg-type]
+    return default_collate(images)  # type: ignore[no-any-return]  # a worker stacks into shared memory
 
 
 def decoders() -> ThreadPoolExecutor:
