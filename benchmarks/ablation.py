@@ -76,7 +76,7 @@ def subset(data: Path, folder: Path) -> Path:
 def command(options: Sequence[str], seed: int, data: Path, out: Path) -> list[str]:
     recipe = ("--recipe", str(RECIPE), "--seed", str(seed))
     where = ("--data", str(data), "--out", str(out), "--device", "cpu")
-    return [sys.executable, "-m", "cnsn_cli", "train", *options, *recipe, *where]
+    return [sys.executable, "-m", "cnsn_cli", "train", "--precision", "fp32", *options, *recipe, *where]
 
 
 def finished(options: Sequence[str], out: Path) -> bool:

@@ -23,7 +23,7 @@ from cnsn_cli import load_dataset, load_recipe
 from cnsn_cli.backbones import registry
 from cnsn_cli.data.datasets import Dataset
 from cnsn_cli.data.split import MemorySplit
-from cnsn_cli.device import choose_device, default_precision
+from cnsn_cli.device import choose_device
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.training.trainer import Epoch, Trainer
@@ -59,7 +59,8 @@ def our_epochs(dataset: Dataset, width: float, batch: int, device: torch.device)
     network = place(Cnsn(backbone, (2, 7), dataset.task), device)
     recipe = load_recipe("paper", {"batch_size": batch, "epochs": 1000})
     few = dataset.test.take(torch.arange(1))  # keeps the evaluation, which is not compared, short
-    trainer = Trainer(network, dataset.train, few, recipe, default_precision(device), device.type == "cuda")
+    on_cuda = device.type == "cuda"
+    trainer = Trainer(network, dataset.train, few, recipe, "bf16" if on_cuda else "fp32", on_cuda)
     for event in trainer.run():
         if isinstance(event, Epoch):
             yield

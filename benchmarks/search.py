@@ -35,6 +35,8 @@ def cnsn(command: str, options: tuple[str, ...], data: Path, out: Path, last: st
             ablation.ARCH,
             "--recipe",
             str(ablation.RECIPE),
+            "--precision",
+            "fp32",
             "--data",
             str(data),
             "--device",

@@ -1,4 +1,4 @@
-"""The device that computes, and the precision that it computes with.
+"""The device that computes, and the numbers that it can compute with.
 
 Training, networks and evaluation call this module. It does not know networks.
 """
@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnsn_cli.choices import Precision
 from cnsn_cli.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -33,11 +32,6 @@ def choose_device(name: str = "auto") -> "torch.device":
         there = ", ".join(device for device, there in available.items() if there)
         raise DeviceError(f"no device {name!r} here: choose auto, {there}")
     return torch.device(name)
-
-
-def default_precision(device: "torch.device") -> Precision:
-    """bf16 on CUDA, which has hardware for it; fp32 elsewhere."""
-    return "bf16" if device.type == "cuda" else "fp32"
 
 
 def peak_memory(device: "torch.device") -> int:

@@ -84,7 +84,7 @@ def test_bf16_without_instructions_is_told(cnsn, monkeypatch, image_folder, tmp_
     assert "no instructions for bf16 here: a conv takes " in told
     assert " times as long as in fp32" in told
     assert "on cpu in bf16: batches of 16" in told
-    assert "no instructions" not in cnsn("train", *words, tmp_path / "fp32").err
+    assert "no instructions" not in cnsn("train", *words, tmp_path / "fp32", "--precision", "fp32").err
 
 
 def test_whether_bf16_is_emulated_is_what_onednn_says(monkeypatch):

@@ -62,7 +62,8 @@ class Recorder:
     ) -> None:
         self.folder, self.trainer, self.request = folder, trainer, request
         check_space(folder, file_sizes(trainer))
-        metadata = describe(trainer.network, arch, request.data, request.recipe, request.precision)
+        precision = trainer.training_step.precision
+        metadata = describe(trainer.network, arch, request.data, request.recipe, precision)
         self.metadata = metadata.model_copy(
             update={"started_from": request.started_from, **request.origin.columns()}
         )

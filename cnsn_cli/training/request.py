@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from cnsn_cli.choices import Precision, StartedFrom
 from cnsn_cli.data.origin import Origin
-from cnsn_cli.device import choose_device, default_precision
+from cnsn_cli.device import choose_device
 from cnsn_cli.errors import RecipeError, escaped
 from cnsn_cli.exits import Exit, read_exit, read_exits
 from cnsn_cli.files.metadata import first_problem
@@ -49,10 +49,11 @@ def parse_interval(text: str) -> Interval:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Request(Options):
-    """The arguments of `train`, with `device` and `precision` decided for this machine.
+    """The arguments of `train`, with the `device` decided for this machine.
 
-    `compiled` is decided before the first step, and stays so when the run is resumed. `budgets` are numbers
-    of MACs if the run is a search: then `exits` are its candidates, and each step trains some of them.
+    `precision` and `compiled` are decided before the first step, and stay so when the run is resumed.
+    `budgets` are numbers of MACs if the run is a search: then `exits` are its candidates, and each step
+    trains some of them.
     """
 
     arch: str
@@ -60,7 +61,7 @@ class Request(Options):
     data: str
     recipe: Recipe
     device: str = field()
-    precision: Precision = field()
+    precision: Precision | None = field(default=None)
     budgets: tuple[int, ...] = ()
 
     @field_validator("*", mode="before")
@@ -114,9 +115,9 @@ class Request(Options):
         own = {key: value for key, value in changes.items() if key not in settings}
         return _valid({**_values(self), **own, "recipe": self.recipe.with_changes(settings)})
 
-    def decided(self, compiled: bool) -> "Request":
-        """This request, with `compiled` as a run has decided."""
-        return self.with_changes({"compiled": "on" if compiled else "off"})
+    def decided(self, precision: Precision, compiled: bool) -> "Request":
+        """This request, with what a run has decided."""
+        return self.with_changes({"precision": precision, "compiled": "on" if compiled else "off"})
 
     def flat(self) -> dict[str, Any]:
         """All values by name, with the settings of the recipe in place of the recipe."""
@@ -135,7 +136,6 @@ def decide(asked: Arguments, budgets: Sequence[int] = ()) -> Request:
         "budgets": tuple(budgets),
         "arch": asked.arch if isinstance(asked.arch, str) else asked.arch.text,
         "device": device.type,
-        "precision": asked.precision or default_precision(device),
         "compiled": "off" if asked.compiled == "auto" and not _may_compile(asked, device) else asked.compiled,
     }
     return _valid({**_values(asked), **decided})

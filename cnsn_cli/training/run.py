@@ -113,7 +113,7 @@ def begun(
         raise DataError(f"{request.data} has {found} classes, not {asked.classes}: leave out --classes")
     with entered(folder):
         refuse_existing(folder, asked.force)  # again: before the lock another run could still write here
-        request = request.decided(prepared.trainer.training_step.is_compiled)
+        request = _decided(request, prepared)
         trained = trained_architecture(arch, request.drop)
         yield Recorder(folder, prepared.trainer, request, trained, data=prepared.record), prepared
 
@@ -150,6 +150,11 @@ def resume(
         return _run(recorder, prepared, watch)
 
 
+def _decided(request: Request, prepared: Prepared) -> Request:
+    step = prepared.trainer.training_step
+    return request.decided(step.precision, step.is_compiled)
+
+
 def check_kind(folder: Path, request: Request, search: bool = False) -> None:
     """Raises CheckpointError if the saved run is a search and should be a training run, or the reverse."""
     if bool(request.budgets) != search:
@@ -181,7 +186,7 @@ def going_on(
     )
     with stage("restoring the state"):
         restore(saved, prepared.trainer)
-    request = request.decided(prepared.trainer.training_step.is_compiled)
+    request = _decided(request, prepared)
     trained = trained_architecture(arch, request.drop)
     return Recorder(folder, prepared.trainer, request, trained, state, prepared.record), prepared
 

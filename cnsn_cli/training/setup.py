@@ -24,6 +24,7 @@ from cnsn_cli.files.hub import path_of
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
+from cnsn_cli.network.precision import fastest_precision
 from cnsn_cli.phases import phase
 from cnsn_cli.stages import stage
 from cnsn_cli.task import Task
@@ -93,7 +94,8 @@ def _trainer(
     request: Request, network: Cnsn | Model, fitted: Split, held_out: Split, drawn: tuple[str, ...]
 ) -> Trainer:
     on_cuda = request.device == "cuda"
-    ways = (request.precision, request.compiled == "on", request.capture and on_cuda)
+    precision = request.precision or fastest_precision(network, torch.device(request.device))
+    ways = (precision, request.compiled == "on", request.capture and on_cuda)
     sampler = Sampler(len(request.exits), request.recipe.seed) if request.budgets else None
     trainer = Trainer(network, fitted, held_out, request.recipe, *ways, drawn, sampler)
     if on_cuda and sampler is None:  # the steps of a search differ, so they are neither captured nor compiled

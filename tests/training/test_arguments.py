@@ -81,7 +81,7 @@ def test_the_command_line_and_python_ask_for_the_same(cnsn, monkeypatch, words, 
 def test_a_request_is_decided_and_holds_no_paths():
     request = decide(asked(init=Path("weights.safetensors"), data_dir=Path("here")))
     assert (request.init, request.data_dir) == ("weights.safetensors", "here")
-    assert (request.device, request.precision, request.compiled) == ("cpu", "fp32", "off")
+    assert (request.device, request.precision, request.compiled) == ("cpu", None, "off")
     assert {option.name for option in fields(Options)} <= {part.name for part in fields(Request)}
     for changes in ({"device": "mps"}, {"data_dir": Path("here")}):
         assert isinstance(next(iter(request.with_changes(changes).flat()[name] for name in changes)), str)
