@@ -87,7 +87,7 @@ def test_the_phases_of_a_run_are_its_time(image_folder, tmp_path, quick):
 
 
 def test_one_line_at_the_end_says_where_the_time_went(cnsn, image_folder, tmp_path):
-    words = ("--arch", TINY, "--exits", 1, "--data", image_folder, "--recipe", "quick", "--epochs", 1)
+    words = ("--arch", TINY, "--exits", 1, "--data", image_folder, "--recipe", "quick", "--epochs", 10)
     done = cnsn("train", *words, "--batch-size", 8, "--out", tmp_path, "--json")
     (line,) = [line for line in done.err.splitlines() if line.startswith("time: ")]
     told = json.loads(done.out)["phases"]
