@@ -8,6 +8,7 @@ import argparse
 import statistics
 
 import torch
+from step import bare_step
 from timing import interleave, markdown, ratio, report
 
 from cnsn_cli.backbones import registry
@@ -17,11 +18,9 @@ from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.network.precision import fastest_precision
 from cnsn_cli.task import Task
-from cnsn_cli.training.optimizer import Optimizer
-from cnsn_cli.training.recipe import load_recipe
-from cnsn_cli.training.step import forward_pass
 
 CPU, BATCH = torch.device("cpu"), 32
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 ARCHS = (
     "vgg16", "vgg16:width=0.25", "vgg11:width=0.25", "resnet20", "resnet110:width=0.25",
     "torchvision:resnet18", "torchvision:resnext50_32x4d", "torchvision:densenet121",
@@ -37,30 +36,14 @@ def built(arch: str) -> Cnsn:
     return place(Cnsn(backbone, (points[len(points) // 3],), task), CPU).train()
 
 
-def step_of(network: Cnsn, precision: Precision):
-    images, labels = torch.randn(BATCH, *network.task.image_shape), torch.randint(10, (BATCH,))
-    optimizer = Optimizer(network, load_recipe("paper", {"lr": 0.001}))
-
-    def step() -> None:
-        optimizer.zero_grad()
-        total, _, _ = forward_pass(network, images, labels, precision=precision)
-        total.backward()
-        optimizer.step()
-
-    return step
-
-
 def row(arch: str, rounds: int) -> list[str]:
     network = built(arch)
-    times = interleave({precision: step_of(network, precision) for precision in ("fp32", "bf16")}, rounds)
-    medians = [f"{1e3 * statistics.median(times[precision]):.1f}" for precision in ("fp32", "bf16")]
-    fastest = min(times["fp32"]) / min(times["bf16"])
-    return [
-        arch,
-        *medians,
-        f"{ratio(times, 'bf16', 'fp32'):.2f}, {fastest:.2f}",
-        fastest_precision(network, CPU),
-    ]
+    images, labels = torch.randn(BATCH, *network.task.image_shape), torch.randint(10, (BATCH,))
+    steps = {precision: bare_step(network, images, labels, precision) for precision in PRECISIONS}
+    times = interleave(steps, rounds)
+    medians = [f"{1e3 * statistics.median(seconds):.1f}" for seconds in times.values()]
+    faster = f"{ratio(times, 'bf16', 'fp32'):.2f}, {min(times['fp32']) / min(times['bf16']):.2f}"
+    return [arch, *medians, faster, fastest_precision(network, CPU)]
 
 
 def main() -> None:

@@ -57,7 +57,10 @@ def placed(arch: str, device: torch.device, exits: tuple[int, ...] = EXITS) -> C
 
 
 def bare(arch: str, images: Tensor, labels: Tensor, precision: Precision = "fp32", exits=EXITS) -> Step:
-    network = placed(arch, images.device, exits).train()
+    return bare_step(placed(arch, images.device, exits).train(), images, labels, precision)
+
+
+def bare_step(network: Cnsn, images: Tensor, labels: Tensor, precision: Precision) -> Step:
     optimizer = Optimizer(network, load_recipe("paper", {"lr": 0.001}))
 
     def step() -> None:
