@@ -8,12 +8,11 @@ import math
 from contextlib import suppress
 from typing import BinaryIO
 
-import numpy as np
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from cnsn_cli.data.pixels import ON_THEIR_SIDE, RIGHT_TO_LEFT, UPSIDE_DOWN, eight_bits, orientation, upright
-from cnsn_cli.data.truncation import END_OF_JPEG, GREY, check_complete
+from cnsn_cli.data.truncation import END_OF_JPEG, GREY, check_complete, opened_again, row
 from cnsn_cli.data.views import Box, Size, View
 
 JPEGS = ("JPEG", "MPO")
@@ -56,9 +55,7 @@ def _decoded(image: ImageFile, file: BinaryIO, least: Size, rows: int) -> ImageF
     if rows < image.height and _ends_as_it_should(file):
         if _has_first_rows(image, rows):
             return image
-        file.seek(0)
-        image = Image.open(file, formats=[image.format or ""])
-        image.draft(None, least)
+        image = opened_again(image, file, least)
     image.load()
     check_complete(image, file, least)
     return image
@@ -80,6 +77,6 @@ def _has_first_rows(image: ImageFile, rows: int) -> bool:
     image.tile = [(codec, (0, 0, image.width, rows), offset, options)]  # type: ignore[list-item]
     with suppress(OSError):
         image.load()
-    last = np.asarray(image.crop((0, rows - 1, image.width, rows)))
+    last = row(image, rows - 1)
     ends_in_grey = (last[:, -BLOCK:] == GREY).all()  # as a row does whose data end in its middle
     return bool(last.any() and not ends_in_grey)

@@ -6,7 +6,7 @@ that was stopped or that repaired a file: the other rows are then black or grey.
 """
 
 import io
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -31,7 +31,7 @@ def check_complete(image: ImageFile, file: BinaryIO, least: tuple[int, int] | No
 
     `least` is the size that Pillow's `draft` was called with, if it was.
     """
-    last = np.asarray(image.crop((0, image.height - 1, image.width, image.height)))
+    last = row(image, image.height - 1)
     if image.format == "PNG" and (image.info.get("interlace") or not last.any()):
         complete = _same(image, file, least, prefilled=True)
     elif image.format in ("JPEG", "MPO") and (last == GREY).all():
@@ -42,14 +42,25 @@ def check_complete(image: ImageFile, file: BinaryIO, least: tuple[int, int] | No
         raise ValueError(LACKS_ROWS)
 
 
+def row(image: Image.Image, number: int) -> "np.ndarray[Any, Any]":
+    """The pixels of one row of a picture that is decoded: (1, width) or (1, width, channels)."""
+    return np.asarray(image.crop((0, number, image.width, number + 1)))
+
+
+def opened_again(image: ImageFile, file: BinaryIO, least: tuple[int, int] | None) -> ImageFile:
+    """`image`, opened once more from `file` and not decoded yet; `least` is that of `check_complete`."""
+    file.seek(0)
+    again = Image.open(file, formats=[image.format or ""])
+    again.draft(None, least)
+    return again
+
+
 def _same(image: ImageFile, file: BinaryIO, least: tuple[int, int] | None, prefilled: bool = False) -> bool:
     """Whether `file` decodes to `image`; if `prefilled`, into an image whose bits are 1 before."""
-    file.seek(0)
-    with Image.open(file, formats=[image.format or ""]) as again:
-        again.draft(None, least)
+    with opened_again(image, file, least) as again:
         if prefilled:
-            row = Image.new(again.mode, (again.width, 1)).tobytes()
-            again.im = Image.frombytes(again.mode, again.size, b"\xff" * (len(row) * again.height)).im
+            blank = Image.new(again.mode, (again.width, 1)).tobytes()
+            again.im = Image.frombytes(again.mode, again.size, b"\xff" * (len(blank) * again.height)).im
         again.load()
         return np.array_equal(np.asarray(again), np.asarray(image))
 
