@@ -79,8 +79,7 @@ def test_the_command_trains_the_same_network(cnsn, small, checkpoint, monkeypatc
     ((arch, exits, _, recipe, _), options) = called[0]
     assert (arch.text, exits) == (TINY, (1, 4))
     assert recipe.model_dump(mode="json") == metadata_of(checkpoint).recipe
-    assert (options["image_size"], options["in_channels"]) == (32, 3)
-    assert options["precision"] == metadata_of(small).precision
+    assert (options["image_size"], options["in_channels"], options["precision"]) == (32, 3, "fp32")
 
 
 def test_a_folder_to_upload(cnsn, small, tmp_path):
