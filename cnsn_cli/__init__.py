@@ -20,7 +20,8 @@ The packages build on each other, and a package imports only from lines below it
     files                the file format
     network              the base-model with its sub-models: one forward pass, one loss
     data | backbones     from files to batches of pixels | architectures, and where they may be cut
-    ground               in this folder: exits, task, device, distributed > version, errors, choices, stages
+    ground               in this folder: exits, task, device, distributed > version, errors, choices, stages,
+                         phases, memory
 """
 
 from importlib import import_module

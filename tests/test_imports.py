@@ -19,7 +19,7 @@ PACKAGE = ROOT / "cnsn_cli"
 # A room is a package or a ground module. It imports from itself and from the floors listed before its own;
 # rooms on the same floor do not import each other.
 FLOORS = [
-    {"version", "errors", "choices", "stages", "phases"},
+    {"version", "errors", "choices", "stages", "phases", "memory"},
     {"exits", "task", "device", "distributed"},
     {"backbones", "data"},
     {"network"},

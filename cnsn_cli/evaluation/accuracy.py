@@ -21,6 +21,7 @@ from cnsn_cli.device import choose_device
 from cnsn_cli.errors import CheckpointError
 from cnsn_cli.evaluation.costs import ModelCost, file_costs
 from cnsn_cli.files.model_file import Classifier, ModelFile, open_file
+from cnsn_cli.memory import keep_freed_memory
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.network.recalibration import recalibrated
@@ -165,6 +166,7 @@ def confusion(model: Classifier, split: Split) -> list[list[int]]:
 @torch.inference_mode()
 def all_logits(models: Sequence[Classifier], split: Split) -> list[Tensor]:
     """Logits (N, classes) of all images of a split for each model, on the CPU."""
+    keep_freed_memory()
     logits: list[list[Tensor]] = [[] for _ in models]
     for pixels in split.in_order(batch_size(models[0].task)):
         for model, parts in zip(models, logits, strict=True):

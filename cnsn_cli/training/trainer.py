@@ -18,6 +18,7 @@ from cnsn_cli.data.split import Split
 from cnsn_cli.device import fastest_convs
 from cnsn_cli.errors import TrainingError, one_line
 from cnsn_cli.evaluation.accuracy import ModelResult, evaluate, evaluate_models
+from cnsn_cli.memory import keep_freed_memory
 from cnsn_cli.network.model import Model
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.network.recalibration import recalibrate
@@ -60,6 +61,7 @@ class Trainer:
         check_images(recipe, len(train))
         check_shares(recipe.batch_size, len(held_out))
         check_norms(network, recipe.batch_size // distributed.size())
+        keep_freed_memory()
         self.device = next(network.parameters()).device
         self.network = network
         self.train = train.to(self.device)
