@@ -9,15 +9,21 @@ e  the product: `Trainer.run`, with the reading of pixels, augmentation, losses 
 On CUDA e is captured, and also captured and compiled. Rows in bf16 are there where the device has bf16.
 `convs` runs only the convolutions of d in fp32, forward and backward, with the same shapes: the lower bound.
 
+Training with cnsn keeps the memory that it frees (`cnsn_cli/memory.py`), and so do d and convs here. `a kept`
+tells what this alone would give the literal way. On the CPU every row therefore has a process of its own.
+
 A second table compares e with d for two networks of quarter width: what the loop around a step costs.
 """
 
 import argparse
 import statistics
+from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
 
 import torch
 from literal import Step, apart, backward_each, literal, literal_bf16
+from own_process import OwnProcess
 from timing import interleave, markdown, ratio, report
 from torch import Tensor, nn
 
@@ -25,6 +31,7 @@ from cnsn_cli.backbones import registry
 from cnsn_cli.choices import Precision
 from cnsn_cli.data.split import MemorySplit
 from cnsn_cli.device import emulates_bf16
+from cnsn_cli.memory import keep_freed_memory
 from cnsn_cli.network.memory_format import place
 from cnsn_cli.network.network import Cnsn
 from cnsn_cli.task import Task
@@ -37,6 +44,7 @@ from cnsn_cli.training.trainer import Trainer
 EXITS = (2, 7)
 NAMES = {
     "a": "N+1 forward passes, one backward",
+    "a kept": "the same, freed memory kept",
     "a bf16": "the same in bf16",
     "b": "one backward per model",
     "c": "three networks apart",
@@ -61,6 +69,7 @@ def bare(arch: str, images: Tensor, labels: Tensor, precision: Precision = "fp32
 
 
 def bare_step(network: Cnsn, images: Tensor, labels: Tensor, precision: Precision) -> Step:
+    keep_freed_memory()
     optimizer = Optimizer(network, load_recipe("paper", {"lr": 0.001}))
 
     def step() -> None:
@@ -97,6 +106,7 @@ def product(
 
 def bare_convs(width: float, images: Tensor, labels: Tensor) -> Step:
     """A step that runs each conv of cnsn's network on features of its shape; images need no gradient."""
+    keep_freed_memory()
     network = placed(vgg(width), images.device)
     seen: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
 
@@ -122,8 +132,14 @@ def vgg(width: float) -> str:
     return f"vgg16:width={width}"
 
 
+def literal_kept(width: float, images: Tensor, labels: Tensor) -> Step:
+    keep_freed_memory()
+    return literal(width, images, labels)
+
+
 BUILDERS = {
     "a": literal,
+    "a kept": literal_kept,
     "a bf16": literal_bf16,
     "b": backward_each,
     "c": apart,
@@ -164,19 +180,29 @@ def peak_memory(step: Step) -> float:
     return max(accumulate(sizes)) / 2**20
 
 
-def synchronised(step: Step) -> Step:
+def peak_of(step: Step) -> float:
+    return step.ask(peak_memory) if isinstance(step, OwnProcess) else peak_memory(step)
+
+
+def built(key: str, width: float, batch: int) -> Step:
+    return BUILDERS[key](width, *random_batch(batch))
+
+
+def looped(arch: str, exits: tuple[int, ...], loop: bool, batch: int) -> Step:
+    return (product if loop else bare)(arch, *random_batch(batch), exits=exits)
+
+
+def timed(make: Callable[[], Step]) -> Step:
+    """The step to time. On CUDA a step takes so little time that asking another process would count."""
     if not torch.cuda.is_available():
-        return step
+        return OwnProcess(make)
+    step = make()
     return lambda: (step(), torch.cuda.synchronize())
 
 
 def measure(width: float, batch: int, rounds: int) -> str:
-    images, labels = random_batch(batch)
-    steps = {
-        key: synchronised(build(width, images, labels))
-        for key, build in BUILDERS.items()
-        if there(key, images.device)
-    }
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    steps = {key: timed(partial(built, key, width, batch)) for key in BUILDERS if there(key, device)}
     times = interleave(steps, rounds)
     rows = []
     for key in steps:
@@ -184,7 +210,7 @@ def measure(width: float, batch: int, rounds: int) -> str:
         median, best = statistics.median(times[key]), min(times[key])
         speeds = [f"{batch / median:,.1f}", f"{median * 1e3:,.1f}", f"{best * 1e3:,.1f}"]
         ratios = [f"{ratio(times, key, 'a'):.3f}", f"{min(times['a']) / best:.3f}"]
-        memory = "" if key == "convs" else f"{peak_memory(steps[key]):,.0f}"
+        memory = "" if key == "convs" else f"{peak_of(steps[key]):,.0f}"
         rows.append([key, name, *speeds, *ratios, memory])
     columns = [
         "",
@@ -203,12 +229,10 @@ def measure(width: float, batch: int, rounds: int) -> str:
 
 def measure_loop(batch: int, rounds: int) -> str:
     """How much longer a step of the product takes than the bare step."""
-    images, labels = random_batch(batch)
     rows = []
     for arch, exits in LOOPS.items():
         steps = {
-            "bare": synchronised(bare(arch, images, labels, exits=exits)),
-            "loop": synchronised(product(arch, images, labels, exits=exits)),
+            name: timed(partial(looped, arch, exits, name == "loop", batch)) for name in ("bare", "loop")
         }
         times = interleave(steps, rounds)
         medians = [f"{statistics.median(times[key]) * 1e3:.1f}" for key in steps]
