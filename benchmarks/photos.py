@@ -30,7 +30,7 @@ from cnsn_cli.data.datasets import Dataset, load_dataset
 from cnsn_cli.data.image_files import read_image
 from cnsn_cli.data.views import Middle, View
 from cnsn_cli.training.augmentation import plan_epoch
-from cnsn_cli.training.photos import RandomPart, drawing, shown
+from cnsn_cli.training.photos import RandomPart, changed, drawing
 
 WIDTH, HEIGHT, SIDE, BATCH, WORKERS = 2048, 1536, 224, 32, 2
 STEEPNESS = 1.25  # amplitudes fall with this power of the frequency
@@ -76,7 +76,7 @@ def our_epochs(dataset: Dataset) -> Iterator[None]:
     for epoch in range(1, recipe.epochs):
         plan = plan_epoch(len(dataset.train), recipe, epoch, torch.device("cpu"))
         batches = list(plan.order.split(BATCH))
-        photos = shown(dataset.train, recipe, dataset.task, epoch).batches(batches)
+        photos = changed(dataset.train, recipe, dataset.task, epoch).batches(batches)
         for indices, pixels in zip(batches, photos, strict=True):
             plan.augment(pixels, indices)
         yield

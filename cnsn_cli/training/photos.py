@@ -23,10 +23,8 @@ from cnsn_cli.task import Task
 from cnsn_cli.training.recipe import Recipe
 
 
-def shown(train: Split, recipe: Recipe, task: Task, epoch: int) -> Split:
-    """The training images as `recipe` shows them in an epoch, before they are in batches."""
-    if not recipe.photo_augmentation:
-        return train
+def changed(train: Split, recipe: Recipe, task: Task, epoch: int) -> Split:
+    """The training photos as `recipe` changes them in an epoch, before they are in batches."""
     assert isinstance(train, FileSplit)  # `setup` refuses arrays, and leaves files where they are
     return train.made_by(Changed(recipe, task, epoch))
 

@@ -26,7 +26,6 @@ from cnsn_cli.phases import each, phase, taken
 from cnsn_cli.training.augmentation import plan_epoch
 from cnsn_cli.training.meter import finite
 from cnsn_cli.training.metrics import Epoch, Pull, Step
-from cnsn_cli.training.photos import shown
 from cnsn_cli.training.recipe import Recipe
 from cnsn_cli.training.sampling import Sampler
 from cnsn_cli.training.step import TrainingStep
@@ -107,7 +106,7 @@ class Trainer:
         whole = torch.split(plan.order[: steps * self.images_per_step], self.images_per_step)[self.step :]
         batches = [self._own(images) for images in whole]
         checked = time.perf_counter()
-        read = each("reading", shown(self.train, recipe, self.network.task, epoch).batches(batches))
+        read = each("reading", self._shown(epoch).batches(batches))
         for indices, pixels in zip(batches, read, strict=True):
             self._do(indices, pixels)
             if time.perf_counter() - checked > CHECK_EVERY:
@@ -116,6 +115,14 @@ class Trainer:
                 checked = time.perf_counter()
             yield Step(epoch, self.step, steps, self.meter)
         yield self._finish(epoch)
+
+    def _shown(self, epoch: int) -> Split:
+        """The training images as the recipe shows them in an epoch, before they are in batches."""
+        if not self.recipe.photo_augmentation:
+            return self.train
+        from cnsn_cli.training.photos import changed  # its torchvision takes longer to import than torch
+
+        return changed(self.train, self.recipe, self.network.task, epoch)
 
     def _own(self, images: Tensor) -> Tensor:
         """This process's share of each batch of a step, one after the other."""

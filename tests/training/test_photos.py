@@ -18,7 +18,7 @@ from cnsn_cli.errors import RecipeError
 from cnsn_cli.training import run as runs
 from cnsn_cli.training import setup
 from cnsn_cli.training.augmentation import plan_epoch
-from cnsn_cli.training.photos import RandomPart, drawing, shown
+from cnsn_cli.training.photos import RandomPart, changed, drawing
 from cnsn_cli.training.recipe import Recipe, load_recipe
 from cnsn_cli.training.run import resume, train
 from cnsn_cli.training.step import TrainingStep
@@ -57,7 +57,7 @@ def recipe(**changes: object) -> Recipe:
 
 def pixels(dataset: Dataset, epoch: int, numbers: list[list[int]], **changes: object) -> torch.Tensor:
     """The pixels of samples, batch by batch, as they are shown in an epoch."""
-    train = shown(dataset.train, recipe(**changes), dataset.task, epoch)
+    train = changed(dataset.train, recipe(**changes), dataset.task, epoch)
     return torch.cat(list(train.batches([torch.tensor(batch) for batch in numbers])))
 
 
@@ -144,7 +144,7 @@ def test_colours_change_within_their_limits(dataset):
         return Image.new("RGB", (32, 32), (100, 100, 100))
 
     source = FileSplit(grey, None, torch.arange(400), torch.zeros(400))
-    split_ = shown(source, recipe(color_jitter=0.4), dataset.task, 1)
+    split_ = changed(source, recipe(color_jitter=0.4), dataset.task, 1)
     (found,) = split_.batches([torch.arange(400)])
     means = found.float().mean((1, 2, 3))
     assert 60 <= means.min() < 64
@@ -156,11 +156,11 @@ def test_erased_rectangles_have_the_mean_colour(dataset):
         return Image.new("RGB", (32, 32))
 
     source = FileSplit(black, None, torch.arange(1000), torch.zeros(1000))
-    (found,) = shown(source, recipe(erase=0.25), dataset.task, 1).batches([torch.arange(1000)])
-    changed = found.permute(0, 2, 3, 1).amax(3) > 0
+    (found,) = changed(source, recipe(erase=0.25), dataset.task, 1).batches([torch.arange(1000)])
+    erased = found.permute(0, 2, 3, 1).amax(3) > 0
     colour = torch.tensor([round(255 * value) for value in dataset.task.mean])
-    assert (found.permute(0, 2, 3, 1)[changed] == colour).all()
-    shares = changed.float().mean((1, 2))
+    assert (found.permute(0, 2, 3, 1)[erased] == colour).all()
+    shares = erased.float().mean((1, 2))
     assert abs((shares > 0).sum() - 250) < 3 * math.sqrt(1000 * 0.25 * 0.75)
     assert 0.01 < shares[shares > 0].min() < 0.03  # 0.02 to 0.33, in whole pixels
     assert 0.28 < shares.max() < 0.34
