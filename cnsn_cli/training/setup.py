@@ -97,7 +97,8 @@ def _trainer(
     precision = request.precision or fastest_precision(network, torch.device(request.device))
     ways = (precision, request.compiled == "on", request.capture and on_cuda)
     sampler = Sampler(len(request.exits), request.recipe.seed) if request.budgets else None
-    trainer = Trainer(network, fitted, held_out, request.recipe, *ways, drawn, sampler)
+    with phase("building"):  # torch's optimizers import its compiler, which takes seconds
+        trainer = Trainer(network, fitted, held_out, request.recipe, *ways, drawn, sampler)
     if on_cuda and sampler is None:  # the steps of a search differ, so they are neither captured nor compiled
         with phase("compiling"):
             rehearse(trainer, undecided=request.compiled == "auto" and not request.deterministic)
