@@ -6,6 +6,7 @@ names of classes and no networks.
 
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from cnsn_cli.errors import DataError, ProcessError
 from cnsn_cli.stages import counted, stage
 
 MOST_WORKERS = 8
+# A worker that is not forked imports torch in every epoch: elsewhere, and by default from Python 3.14 on.
+START = "fork" if sys.platform == "linux" else None
 Read = Callable[[int], Tensor]
 Make = Callable[[Reader, int], Tensor]  # reads a picture by its number, and makes its pixels
 
@@ -90,10 +93,12 @@ class FileSplit:
     def batches(self, indices: list[Tensor]) -> Iterator[Tensor]:
         for get_ready in before_workers:
             get_ready()
+        workers = min(_cores(), MOST_WORKERS)
         loader = DataLoader(
             _Files(partial(self.make, self.read)),
             batch_sampler=[self.samples[batch.cpu()].tolist() for batch in indices],
-            num_workers=min(_cores(), MOST_WORKERS),
+            num_workers=workers,
+            multiprocessing_context=START if workers else None,
             collate_fn=_stacked,
             generator=torch.Generator(),  # else it draws from the generator that dropout uses
             pin_memory=self.labels.device.type == "cuda",

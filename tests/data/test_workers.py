@@ -3,11 +3,14 @@
 import multiprocessing
 import os
 import signal
+import sys
 
 import pytest
+import torch
 
 from cnsn_cli.data import datasets, sources
 from cnsn_cli.data.image_files import read_image
+from cnsn_cli.data.split import FileSplit
 from tests.conftest import TINY
 
 
@@ -25,6 +28,19 @@ def deadly(monkeypatch):
         monkeypatch.setattr(sources, "read_image", read)
 
     return install
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems spawn")
+def test_workers_are_forked_whatever_the_start_method_is():
+    """A spawned worker would import torch in every epoch; and nobody could send it this function."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        split = FileSplit(None, lambda read, number: torch.tensor([number]), torch.arange(8), torch.zeros(8))
+        (batch,) = split.batches([torch.arange(8)])
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert batch.flatten().tolist() == list(range(8))
 
 
 @pytest.mark.parametrize(
