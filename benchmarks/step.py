@@ -156,6 +156,8 @@ def there(key: str, device: torch.device) -> bool:
     """Whether the row `key` makes sense on `device`."""
     if "compiled" in key:
         return device.type == "cuda"
+    if "kept" in key:
+        return device.type == "cpu"  # torch always keeps the memory of a GPU
     return "bf16" not in key or not emulates_bf16(device)
 
 
