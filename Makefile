@@ -14,7 +14,7 @@ help:
 	@echo "make faults install into .venv, then test a million broken files and every fault of a disk (an hour)"
 	@echo "make cuda   install into .venv, then run the tests that need CUDA"
 	@echo "make gpu-wheels  fill gpu-wheels/, from which benchmarks/gpu.sh installs on a machine without a network"
-	@echo "make bench  install into .venv, then time steps, start-up and inference (10 minutes)"
+	@echo "make bench  install into .venv, then time steps, start-up and inference (10 minutes, 13 GB of memory)"
 	@echo "make clean  remove .venv, $(DEMO) and site"
 
 install: .venv/installed

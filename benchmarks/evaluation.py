@@ -12,9 +12,9 @@ import statistics
 from functools import partial
 
 import torch
-from own_process import OwnProcess, Step
+from own_process import OwnProcess
 from step import placed, vgg
-from timing import interleave, markdown, report
+from timing import Step, interleave, markdown, report
 
 from cnsn_cli.data.pixels import batch_size
 from cnsn_cli.data.split import MemorySplit

@@ -3,14 +3,12 @@
 `step.py` and `epoch.py` time them beside cnsn.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
+from timing import Step
 from torch import Tensor, nn
 
 CUTS = {"base": 0, "k=2": 2, "k=7": 7}
-Step = Callable[[], object]
 
 
 def plain_vgg16(width: float) -> tuple[nn.ModuleList, nn.Module]:

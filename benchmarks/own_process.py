@@ -6,7 +6,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
-Step = Callable[[], object]
+from timing import Step
+
 Answer = TypeVar("Answer")
 
 

@@ -6,13 +6,14 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cnsn_cli.evaluation.latency import interleave as interleave
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 Times = dict[str, list[float]]
+Step = Callable[[], object]
 
 
 def ratio(times: Times, name: str, reference: str) -> float:
