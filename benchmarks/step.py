@@ -57,6 +57,7 @@ NAMES = {
     "convs": "bare convolutions of cnsn",
 }
 LOOPS = {"vgg16:width=0.25": EXITS, "resnet110:width=0.25": (37, 73)}
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 IMAGES = 20_000  # of the product: enough steps that no epoch ends while it is timed
 
 
@@ -153,23 +154,22 @@ BUILDERS = {
 }
 
 
-def there(key: str, device: torch.device) -> bool:
-    """Whether the row `key` makes sense on `device`."""
+def there(key: str) -> bool:
+    """Whether the row `key` makes sense on this device."""
     if "compiled" in key:
-        return device.type == "cuda"
+        return DEVICE.type == "cuda"
     if "kept" in key:
-        return device.type == "cpu"  # torch always keeps the memory of a GPU
-    return "bf16" not in key or not emulates_bf16(device)
+        return DEVICE.type == "cpu"  # torch always keeps the memory of a GPU
+    return "bf16" not in key or not emulates_bf16(DEVICE)
 
 
 def random_batch(batch: int) -> tuple[Tensor, Tensor]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.randn(batch, 3, 32, 32, device=device), torch.randint(10, (batch,), device=device)
+    return torch.randn(batch, 3, 32, 32, device=DEVICE), torch.randint(10, (batch,), device=DEVICE)
 
 
 def peak_memory(step: Step) -> float:
     """The peak memory in MiB of the tensors that one step allocates."""
-    if torch.cuda.is_available():
+    if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step()
@@ -191,21 +191,20 @@ def built(key: str, width: float, batch: int) -> Step:
     return BUILDERS[key](width, *random_batch(batch))
 
 
-def looped(arch: str, exits: tuple[int, ...], loop: bool, batch: int) -> Step:
-    return (product if loop else bare)(arch, *random_batch(batch), exits=exits)
+def built_for(arch: str, exits: tuple[int, ...], build: Callable[..., Step], batch: int) -> Step:
+    return build(arch, *random_batch(batch), exits=exits)
 
 
 def timed(make: Callable[[], Step]) -> Step:
     """The step to time. On CUDA a step takes so little time that asking another process would count."""
-    if not torch.cuda.is_available():
+    if DEVICE.type == "cpu":
         return OwnProcess(make)
     step = make()
     return lambda: (step(), torch.cuda.synchronize())
 
 
 def measure(width: float, batch: int, rounds: int) -> str:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    steps = {key: timed(partial(built, key, width, batch)) for key in BUILDERS if there(key, device)}
+    steps = {key: timed(partial(built, key, width, batch)) for key in BUILDERS if there(key)}
     times = interleave(steps, rounds)
     rows = []
     for key in steps:
@@ -234,8 +233,9 @@ def measure_loop(batch: int, rounds: int) -> str:
     """How much longer a step of the product takes than the bare step."""
     rows = []
     for arch, exits in LOOPS.items():
+        variants = {"bare": bare, "loop": product}
         steps = {
-            name: timed(partial(looped, arch, exits, name == "loop", batch)) for name in ("bare", "loop")
+            name: timed(partial(built_for, arch, exits, build, batch)) for name, build in variants.items()
         }
         times = interleave(steps, rounds)
         medians = [f"{statistics.median(times[key]) * 1e3:.1f}" for key in steps]
@@ -249,7 +249,7 @@ def measure_loop(batch: int, rounds: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    batches = [32, 128, 512] if torch.cuda.is_available() else [32, 128]
+    batches = [32, 128, 512] if DEVICE.type == "cuda" else [32, 128]
     parser.add_argument("--batch", type=int, nargs="+", default=batches)
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=15)
