@@ -19,7 +19,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # as in glibc's malloc.h
 def keep_freed_memory() -> None:
     """From now until it ends, this process keeps the memory that it frees, as torch does on CUDA.
 
-    Other C libraries than glibc stay as they are. `benchmarks/RESULTS.md`, section "step", tells the gain.
+    Other C libraries than glibc stay as they are. `benchmarks/RESULTS.md`, sections "step" and "evaluation",
+    tells the gain.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):

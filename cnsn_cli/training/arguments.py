@@ -91,7 +91,7 @@ class Options:
     precision: Precision | None = field(
         default=None,
         metadata=about(
-            "The number format of convs in a training step. A CPU with instructions for bf16 is up to 1.6 "
+            "The number format of convs in a training step. A CPU with instructions for bf16 is up to 1.5 "
             "times as fast with it, except for depthwise convs.",
             default="bf16 where it is faster",
         ),

@@ -120,7 +120,7 @@ class Trainer:
         """The training images as the recipe shows them in an epoch, before they are in batches."""
         if not self.recipe.photo_augmentation:
             return self.train
-        from cnsn_cli.training.photos import changed  # its torchvision takes longer to import than torch
+        from cnsn_cli.training.photos import changed  # imports torchvision, for a third of a second
 
         return changed(self.train, self.recipe, self.network.task, epoch)
 
